@@ -1,0 +1,1 @@
+//! The nouns of Swift and the bytes they become: pure, synchronous, no tokio.

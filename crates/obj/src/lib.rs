@@ -1,0 +1,1 @@
+//! The object tier: DiskFile, object server, SSYNC and the object daemons.

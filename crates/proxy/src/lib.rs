@@ -1,0 +1,1 @@
+//! The proxy: controllers and the filters of its pipeline.

@@ -1,0 +1,1 @@
+//! Rings: who stores a partition.
