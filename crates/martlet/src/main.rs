@@ -1,1 +1,3 @@
+//! The `martlet` binary.
+
 fn main() {}
