@@ -1,1 +1,3 @@
 //! What makes a process a Swift service.
+
+pub mod http;
