@@ -1,1 +1,3 @@
 //! The object tier: DiskFile, object server, SSYNC and the object daemons.
+
+pub mod ssync;
