@@ -1,12 +1,18 @@
 //! The nouns of Swift and the bytes they become: pure, synchronous, no tokio.
 
 pub mod clock;
+pub mod config;
+pub mod constraints;
 pub mod digest;
 pub mod hash;
 pub mod headers;
+pub mod policy;
 pub mod quote;
 pub mod timestamp;
 
 pub use clock::Clock;
+pub use config::{Conf, ConfigError, Paste, Section, SwiftConf};
+pub use constraints::Constraints;
 pub use hash::{HashConf, ObjHash, Suffix};
+pub use policy::{Policies, PolicyIndex, PolicyKind, StoragePolicy};
 pub use timestamp::Timestamp;

@@ -397,7 +397,8 @@ impl CivilTime {
     }
 
     fn to_unix(&self) -> Option<u64> {
-        let leap = self.year % 4 == 0 && (self.year % 100 != 0 || self.year % 400 == 0);
+        let leap =
+            self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
         let month_days = match self.month {
             4 | 6 | 9 | 11 => 30,
             2 if leap => 29,

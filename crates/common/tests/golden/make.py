@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Writes the golden files of this folder with Python Swift 2.38.3 (run it in a venv that holds swift)."""
+import json
 import os
 import pickle
 import random
@@ -101,7 +102,53 @@ def pickles():
         f.write(py2)
 
 
+def ini():
+    cases = {
+        'plain': '[DEFAULT]\na = 1\n[s]\nb=2\nc : 3\nd = x = y : z\n  e =  spaced value  \nf:=g\n',
+        'comments': '# c\n; d\n[s]  # trailing\na = 1 # not a comment\nb = 2 ; nor this\n  # indented\nc = 3\n',
+        'continued': '[s]\na = one\n two\n\n three\n# gone\n  four\n\n\nb = x\n\ty\nc =\n  1\n  2\n',
+        'indented': '[s]\n  a = 1\n  b = 2\n    more = 3\nc = 4\n [t]\n d = 5\n',
+        'case': '[S]\nAbc = 1\nabc = 2\n[s]\nABC = 3\n',
+        'interpolated': '[DEFAULT]\nroot = /srv\n[s]\na = %(root)s/x\nb = %(a)s/y%%\nc = 1%\nd = 100%%\n',
+        'interpolation_missing': '[s]\na = %(none)s\n',
+        'interpolation_bad': '[s]\na = %(b)d\nb = 1\n',
+        'interpolation_percent': '[s]\na = %(b)s 1%\nb = 1\n',
+        'interpolation_loop': '[s]\na = %(b)s\nb = %(a)s\n',
+        'interpolation_empty': '[s]\na = %()s\n',
+        'no_section': 'a = 1\n[s]\n',
+        'no_value': '[s]\na\n',
+        'no_name': '[s]\n= 1\n',
+        'twice_option': '[s]\na = 1\na = 2\n',
+        'twice_section': '[s]\na = 1\n[s]\nb = 2\n',
+        'twice_default': '[DEFAULT]\na = 1\n[s]\n[DEFAULT]\nb = 2\n',
+        'empty': '',
+        'empty_value': '[s]\na =\nb:\nc = \n\nd = 1\n',
+        'brackets': '[a]b]\nx = 1\n[c] ]\n y = 2\n[]\n',
+        'brackets_ok': '[a]b]\nx = 1\n[c] tail\ny = 2\n',
+        'unicode': '[s]\na = \u00e9\u2603\n\u00e4 = 1\n',
+        'crlf': '[s]\r\na = 1\r\n 2\r\n',
+        'set': '[app:x]\nuse = egg:swift#x\nset log_level = DEBUG\nset a=b\n',
+        'default_continued': '[DEFAULT]\n  a = 1\n    2\n[s]\nb = %(a)s\n',
+        'form_feed': '[s]\na = 1\x0c2\nb = 3\x1c4\nc = 5\x85 6\n',
+    }
+    folder = os.path.join(HERE, 'ini')
+    os.makedirs(folder, exist_ok=True)
+    for name, text in cases.items():
+        path = os.path.join(folder, name + '.conf')
+        with open(path, 'w', newline='') as f:
+            f.write(text)
+        try:
+            conf = utils.readconf(path)
+            conf = {k: v for k, v in conf.items() if k not in ('log_name', '__file__')}
+        except Exception:
+            conf = {'error': True}
+        with open(os.path.join(folder, name + '.json'), 'w') as f:
+            json.dump(conf, f)
+            f.write('\n')
+
+
 timestamps()
+ini()
 hash_paths()
 quoted()
 pickles()
