@@ -1,1 +1,6 @@
-//! Whole clusters under test.
+//! Whole clusters under test and under load, with real Swift on the other end. Never shipped.
+
+pub mod cluster;
+pub mod load;
+pub mod peer;
+pub mod syslog;

@@ -1,0 +1,295 @@
+//! `cargo xtask bench`: Martlet and real Swift in turn, on the same configuration files, under the same load.
+//!
+//! For each peer a fresh folder of devices, one server (or one cluster of separate processes behind a proxy), and rows of
+//! PUT, GET, HEAD, DELETE at two sizes and three concurrencies. Printed: requests a second, and the CPU seconds that all
+//! server processes used for 1,000 requests, which is what to compare: machines are shared and wall time is noise. A row
+//! in which any request failed is refused. The peers take turns row by row as far as their data allows (PUT to DELETE of
+//! one size and concurrency), so that a slow minute of the machine hits both.
+//!
+//! Servers run with one worker, log to a socket that drops what it reads, and fsync as Swift does.
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use common::clock::Clock;
+use probe::cluster::{Cluster, SERVERS, listening};
+use probe::load::{self, Outcome, Until, Work};
+use probe::peer::{self, Peer, Process};
+use probe::syslog::Syslog;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+#[derive(Parser)]
+struct Cli {
+    /// What to measure
+    #[arg(value_delimiter = ',', default_value = "object,proxy,idle")]
+    tables: Vec<String>,
+    /// Seconds of load for a cell
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
+    concurrency: Vec<usize>,
+    #[arg(long, value_delimiter = ',', default_value = "4096,1048576")]
+    sizes: Vec<usize>,
+    /// Where devices and configuration go: a real disk, or the fsyncs cost nothing
+    #[arg(long, default_value = "target/bench")]
+    dir: PathBuf,
+    /// Only Martlet's side (for profiling)
+    #[arg(long)]
+    alone: bool,
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    println!(
+        "peer: Python Swift 2.38.3, one worker a server, same configuration files, same load; CPU is user + system of all servers"
+    );
+    for table in &cli.tables {
+        let dir = cli.dir.join(format!("{table}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let dir = dir.canonicalize().with_context(|| format!("cannot resolve {}", dir.display()))?;
+        match table.as_str() {
+            "object" => runtime.block_on(object_table(&cli, &dir))?,
+            "proxy" => runtime.block_on(proxy_table(&cli, &dir))?,
+            "idle" => idle_table(&cli, &dir)?,
+            other => bail!("{other}: expected object, proxy or idle"),
+        }
+        // Never delete during a run: freed inodes slow ext4 down for a minute.
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// One side of a table: where it listens, whose CPU counts, and how a request's head is written.
+struct Side {
+    peer: Peer,
+    addr: SocketAddr,
+    servers: Servers,
+    head: Head,
+}
+
+/// Verb, size of the body, number of the object, tag of the row: the request's head.
+type Head = Box<dyn Fn(&str, usize, usize, &str) -> String>;
+
+enum Servers {
+    One(Process),
+    Cluster { cluster: Box<Cluster>, _memcached: Process },
+}
+
+impl Servers {
+    /// Whose CPU counts. Python's proxy also needs its memcached, but that is not Swift: it does not count.
+    fn pids(&self) -> Vec<u32> {
+        match self {
+            Servers::One(process) => vec![process.pid()],
+            Servers::Cluster { cluster, .. } => cluster.pids(),
+        }
+    }
+}
+
+const VERBS: [&str; 4] = ["PUT", "GET", "HEAD", "DELETE"];
+
+struct Cell {
+    outcome: Outcome,
+    cpu: f64,
+}
+
+impl Cell {
+    fn rate(&self) -> f64 {
+        self.outcome.requests as f64 / self.outcome.seconds
+    }
+
+    /// CPU seconds for 1,000 requests.
+    fn cost(&self) -> f64 {
+        self.cpu * 1000.0 / self.outcome.requests as f64
+    }
+}
+
+async fn object_table(cli: &Cli, dir: &Path) -> Result<()> {
+    println!("\nobject server, one device, fsync on");
+    let sides = peers(cli).into_iter().map(|peer| object_side(peer, dir)).collect::<Result<Vec<_>>>()?;
+    rows(cli, &sides).await
+}
+
+fn peers(cli: &Cli) -> Vec<Peer> {
+    if cli.alone { vec![Peer::Martlet] } else { vec![Peer::Martlet, Peer::Python] }
+}
+
+fn object_side(peer: Peer, dir: &Path) -> Result<Side> {
+    let dir = dir.join(peer.name());
+    let port = peer::free_ports(1)?[0];
+    std::fs::create_dir_all(dir.join("devices/sda")).context("cannot create the device")?;
+    Syslog::listen(&dir.join("log"))?;
+    let swift_conf =
+        "[swift-hash]\nswift_hash_path_suffix = bench\n[storage-policy:0]\nname = gold\ndefault = yes\n";
+    std::fs::write(dir.join("swift.conf"), swift_conf).context("cannot write swift.conf")?;
+    let conf = format!(
+        "[DEFAULT]\nswift_dir = {dir}\ndevices = {dir}/devices\nmount_check = false\nbind_ip = 127.0.0.1\nbind_port = {port}\n\
+         workers = 1\nlog_address = {dir}/log\nuser = {user}\n[pipeline:main]\npipeline = object-server\n\
+         [app:object-server]\nuse = egg:swift#object\n",
+        dir = dir.display(),
+        user = user()
+    );
+    let path = dir.join("object-server.conf");
+    std::fs::write(&path, conf).context("cannot write object-server.conf")?;
+    let mut command = Command::new(peer.program(&dir, "swift-object-server")?);
+    let server = Process::spawn(peer.name(), command.arg(&path).stdin(Stdio::null()).stdout(Stdio::null()))?;
+    let addr = listening(&path)?;
+    peer::wait_for(addr)?;
+    let clock = Clock::system();
+    let head = move |verb: &str, size: usize, n: usize, tag: &str| {
+        let length = if verb == "PUT" { size } else { 0 };
+        format!(
+            "{verb} /sda/{}/AUTH_bench/c/{tag}-{n} HTTP/1.1\r\nHost: bench\r\nX-Timestamp: {}\r\n\
+             Content-Type: application/octet-stream\r\nContent-Length: {length}\r\n\r\n",
+            n % 64,
+            clock.now().internal()
+        )
+    };
+    Ok(Side { peer, addr, servers: Servers::One(server), head: Box::new(head) })
+}
+
+fn user() -> String {
+    std::env::var("USER").unwrap_or_else(|_| "root".into())
+}
+
+async fn proxy_table(cli: &Cli, dir: &Path) -> Result<()> {
+    println!(
+        "\nproxy, four storage nodes of separate processes, three replicas, fsync on; CPU of all servers together"
+    );
+    let mut sides = Vec::new();
+    for peer in peers(cli) {
+        sides.push(proxy_side(peer, dir).await?);
+    }
+    rows(cli, &sides).await
+}
+
+async fn proxy_side(peer: Peer, dir: &Path) -> Result<Side> {
+    let dir = dir.join(peer.name());
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let cluster = start_cluster(peer, &dir)?;
+    let memcached = cluster.memcached()?;
+    let addr = listening(&cluster.confs("proxy-server")?[0])?;
+    cluster.client(&dir, &["post", "bench"])?;
+    let auth = cluster.client(&dir, &["auth"])?;
+    let token =
+        auth.lines().find_map(|l| l.strip_prefix("export OS_AUTH_TOKEN=")).context("no token")?.to_string();
+    let head = move |verb: &str, size: usize, n: usize, tag: &str| {
+        let length = if verb == "PUT" { size } else { 0 };
+        format!(
+            "{verb} /v1/AUTH_test/bench/{tag}-{n} HTTP/1.1\r\nHost: bench\r\nX-Auth-Token: {token}\r\n\
+             Content-Length: {length}\r\n\r\n"
+        )
+    };
+    let servers = Servers::Cluster { cluster: Box::new(cluster), _memcached: memcached };
+    Ok(Side { peer, addr, servers, head: Box::new(head) })
+}
+
+fn start_cluster(peer: Peer, dir: &Path) -> Result<Cluster> {
+    let mut cluster = Cluster::prepare(dir)?;
+    for server in SERVERS {
+        cluster.start(peer, server)?;
+    }
+    Ok(cluster)
+}
+
+/// A cluster that nobody uses: memory and CPU a minute. Ours is `up` in one process with all its daemons.
+fn idle_table(cli: &Cli, dir: &Path) -> Result<()> {
+    println!("\nidle for a minute: CPU seconds and resident memory");
+    let ports = peer::free_ports(1)?;
+    let mut up = Command::new(peer::martlet()?);
+    up.args(["up", "--data"]).arg(dir.join("up")).args(["--port", &ports[0].to_string()]);
+    up.args(["--base-port", &probe::cluster::base_port().to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let process = Process::spawn("martlet up", &mut up)?;
+    peer::wait_for(SocketAddr::from(([127, 0, 0, 1], ports[0])))?;
+    idle("martlet up: 13 servers and all daemons, one process", &[process.pid()]);
+    drop(process);
+    for peer in peers(cli) {
+        let dir = dir.join(peer.name());
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let cluster = start_cluster(peer, &dir)?;
+        idle(&format!("{}: 13 servers without daemons, separate processes", peer.name()), &cluster.pids());
+    }
+    Ok(())
+}
+
+fn idle(what: &str, pids: &[u32]) {
+    // Start-up work must not count.
+    std::thread::sleep(Duration::from_secs(10));
+    let before = load::cpu_seconds(pids);
+    std::thread::sleep(Duration::from_secs(60));
+    let cpu = load::cpu_seconds(pids) - before;
+    println!("{cpu:8.2} s {:8.1} MB  {what}", load::resident_bytes(pids) as f64 / 1e6);
+}
+
+async fn rows(cli: &Cli, sides: &[Side]) -> Result<()> {
+    println!(
+        "{:>8} {:>7} {:>5}  {}",
+        "verb", "bytes", "conc", "req/s and CPU s/1000: martlet | python | ratio of CPU"
+    );
+    for &size in &cli.sizes {
+        let body = vec![0x5a_u8; size];
+        for &concurrency in &cli.concurrency {
+            let mut cells: Vec<Vec<Cell>> = Vec::new();
+            for side in sides {
+                cells.push(side_rows(cli, side, &body, concurrency).await?);
+            }
+            for (i, verb) in VERBS.iter().enumerate() {
+                let ours = &cells[0][i];
+                let mut line =
+                    format!("{verb:>8} {size:>7} {concurrency:>5}  {:9.0} {:8.3}", ours.rate(), ours.cost());
+                if let Some(python) = cells.get(1).map(|c| &c[i]) {
+                    line += &format!(
+                        " | {:7.0} {:8.3} | {:6.1}",
+                        python.rate(),
+                        python.cost(),
+                        python.cost() / ours.cost()
+                    );
+                }
+                println!("{line}");
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn side_rows(cli: &Cli, side: &Side, body: &[u8], concurrency: usize) -> Result<Vec<Cell>> {
+    let limit = Duration::from_secs_f64(cli.seconds);
+    let tag = format!("{}-{concurrency}", body.len());
+    let mut cells = Vec::new();
+    let mut stored = 0;
+    for verb in VERBS {
+        let (until, expect) = match verb {
+            "PUT" => (Until::Elapsed(limit), 201),
+            "DELETE" => (Until::Count(stored), 204),
+            _ => (Until::Around(stored, limit), 200),
+        };
+        let work = Work {
+            addr: side.addr,
+            head: &|n| (side.head)(verb, body.len(), n, &tag),
+            body: if verb == "PUT" { body } else { b"" },
+            answer_has_body: verb != "HEAD",
+            expect,
+            concurrency,
+            until,
+        };
+        let before = load::cpu_seconds(&side.servers.pids());
+        let outcome = load::run(work).await.with_context(|| format!("{} {verb}", side.peer.name()))?;
+        let cpu = load::cpu_seconds(&side.servers.pids()) - before;
+        ensure!(
+            outcome.failures == 0,
+            "{} {verb}: {} of {} failed",
+            side.peer.name(),
+            outcome.failures,
+            outcome.requests
+        );
+        if verb == "PUT" {
+            stored = outcome.requests;
+        }
+        cells.push(Cell { outcome, cpu });
+    }
+    Ok(cells)
+}
