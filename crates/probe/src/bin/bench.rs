@@ -226,10 +226,7 @@ fn idle(what: &str, pids: &[u32]) {
 }
 
 async fn rows(cli: &Cli, sides: &[Side]) -> Result<()> {
-    println!(
-        "{:>8} {:>7} {:>5}  {}",
-        "verb", "bytes", "conc", "req/s and CPU s/1000: martlet | python | ratio of CPU"
-    );
+    println!("    verb   bytes  conc  req/s and CPU s/1000: martlet | python | ratio of CPU");
     for &size in &cli.sizes {
         let body = vec![0x5a_u8; size];
         for &concurrency in &cli.concurrency {
