@@ -1,3 +1,34 @@
 //! What makes a process a Swift service.
+//!
+//! `http` is the wire; `pipeline` builds the apps of a server from its configuration and `server` runs them; `daemon`
+//! runs what works in the background. Each gets a `context`: clock, logs, metrics, rings, disk pools.
 
+pub mod access_log;
+pub mod context;
+pub mod daemon;
+pub mod disk_pool;
+pub mod healthcheck;
 pub mod http;
+pub mod log_format;
+pub mod logs;
+pub mod memcached;
+pub mod metrics;
+pub mod pipeline;
+pub mod recon;
+pub mod rng;
+pub mod statsd;
+pub mod trans_id;
+
+pub use context::{Context, Process};
+pub use daemon::{Daemon, DaemonArgs, Mode, Progress, Shutdown};
+pub use disk_pool::DiskPools;
+pub use logs::Logger;
+pub use memcached::Cache;
+pub use metrics::Metrics;
+pub use pipeline::{Registry, load_app};
+pub use rng::Rng;
+pub use statsd::Statsd;
+pub use trans_id::gen_trans_id;
+
+/// The version of Swift that a service says it is.
+pub const VERSION: &str = "2.38.3";

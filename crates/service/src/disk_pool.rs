@@ -1,0 +1,265 @@
+//! Threads per device, so that a slow device slows only itself.
+//!
+//! A job is one boxed closure that runs to its end on a thread of its device, even when nobody waits for it any
+//! longer: a client that goes away never leaves half of a rename behind. A device has at most `threads` threads and
+//! [`QUEUE_LIMIT`] waiting jobs; a caller beyond that waits its turn without holding a thread. Threads are made when
+//! a job finds none idle and end after [`IDLE`] without work, so that a quiet device costs nothing.
+//!
+//! In simulation ([`DiskPools::inline`]) the job runs at once on the caller's own thread.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// Jobs of one device which may wait for a thread.
+pub const QUEUE_LIMIT: usize = 1024;
+/// Threads of one device unless `threads_per_disk` says otherwise.
+pub const DEFAULT_THREADS: usize = 8;
+/// A thread without work ends after this long.
+pub const IDLE: Duration = Duration::from_secs(5);
+/// Deep enough for SQLite and directory walks; pages are only touched when used.
+const STACK_BYTES: usize = 512 * 1024;
+
+/// The threads of all devices of one server or daemon. Clones share them.
+#[derive(Clone)]
+pub struct DiskPools(Arc<Inner>);
+
+enum Inner {
+    Inline,
+    Threads { threads: usize, idle: Duration, devices: RwLock<HashMap<String, Arc<Device>>> },
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Device {
+    name: String,
+    threads: usize,
+    idle: Duration,
+    /// Running and waiting jobs: the bound of the queue.
+    slots: Arc<Semaphore>,
+    queue: Mutex<Queue>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<(Job, OwnedSemaphorePermit)>,
+    alive: usize,
+    idle: usize,
+}
+
+impl DiskPools {
+    pub fn new(threads: usize) -> Self {
+        Self::with_idle(threads, IDLE)
+    }
+
+    fn with_idle(threads: usize, idle: Duration) -> Self {
+        DiskPools(Arc::new(Inner::Threads { threads: threads.max(1), idle, devices: RwLock::default() }))
+    }
+
+    /// Runs each job at once on the calling thread.
+    pub fn inline() -> Self {
+        DiskPools(Arc::new(Inner::Inline))
+    }
+
+    /// Runs `job` on a thread of `device` and returns its value. A panic of the job continues in the caller. The job
+    /// is queued by the first poll of the returned future and runs even if that future is dropped afterwards.
+    pub fn run<T, F>(&self, device: &str, job: F) -> impl Future<Output = T> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let device = match &*self.0 {
+            Inner::Inline => None,
+            Inner::Threads { .. } => Some(self.device(device)),
+        };
+        async move {
+            let Some(device) = device else { return job() };
+            let slot =
+                Arc::clone(&device.slots).acquire_owned().await.expect("the semaphore is never closed");
+            let (tx, rx) = oneshot::channel();
+            let job = Box::new(move || {
+                // The receiver may be gone; the work is done all the same.
+                let _ = tx.send(catch_unwind(AssertUnwindSafe(job)));
+            });
+            device.push(job, slot);
+            match rx.await.expect("a queued job always answers") {
+                Ok(value) => value,
+                Err(panic) => resume_unwind(panic),
+            }
+        }
+    }
+
+    /// Threads alive at this moment, over all devices.
+    pub fn threads_alive(&self) -> usize {
+        match &*self.0 {
+            Inner::Inline => 0,
+            Inner::Threads { devices, .. } => devices.read().values().map(|d| d.queue.lock().alive).sum(),
+        }
+    }
+
+    fn device(&self, name: &str) -> Arc<Device> {
+        let Inner::Threads { threads, idle, devices } = &*self.0 else {
+            unreachable!("an inline pool has no devices")
+        };
+        if let Some(device) = devices.read().get(name) {
+            return Arc::clone(device);
+        }
+        let mut devices = devices.write();
+        let device = devices.entry(name.to_owned()).or_insert_with(|| {
+            Arc::new(Device {
+                name: name.to_owned(),
+                threads: *threads,
+                idle: *idle,
+                slots: Arc::new(Semaphore::new(QUEUE_LIMIT + *threads)),
+                queue: Mutex::default(),
+                work: Condvar::new(),
+            })
+        });
+        Arc::clone(device)
+    }
+}
+
+impl Device {
+    fn push(self: &Arc<Self>, job: Job, slot: OwnedSemaphorePermit) {
+        let mut queue = self.queue.lock();
+        queue.jobs.push_back((job, slot));
+        if queue.idle > 0 {
+            drop(queue);
+            self.work.notify_one();
+            return;
+        }
+        if queue.alive >= self.threads {
+            return;
+        }
+        queue.alive += 1;
+        drop(queue);
+        let device = Arc::clone(self);
+        let spawned = std::thread::Builder::new()
+            .name(format!("disk-{}", self.name))
+            .stack_size(STACK_BYTES)
+            .spawn(move || device.work());
+        if spawned.is_err() {
+            self.spawn_failed();
+        }
+    }
+
+    /// No thread to be had from the system. Another thread of this device takes the job; with none alive the
+    /// submitting thread does it, so that a job is never lost.
+    fn spawn_failed(&self) {
+        let mut queue = self.queue.lock();
+        queue.alive -= 1;
+        if queue.alive > 0 {
+            return;
+        }
+        let jobs = std::mem::take(&mut queue.jobs);
+        drop(queue);
+        for (job, slot) in jobs {
+            job();
+            drop(slot);
+        }
+    }
+
+    fn work(&self) {
+        let mut queue = self.queue.lock();
+        loop {
+            if let Some((job, slot)) = queue.jobs.pop_front() {
+                drop(queue);
+                job();
+                drop(slot);
+                queue = self.queue.lock();
+                continue;
+            }
+            queue.idle += 1;
+            let timed_out = self.work.wait_for(&mut queue, self.idle).timed_out();
+            queue.idle -= 1;
+            if timed_out && queue.jobs.is_empty() {
+                queue.alive -= 1;
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn returns_the_value_of_the_job() {
+        let pools = DiskPools::new(2);
+        assert_eq!(pools.run("sda1", || 6 * 7).await, 42);
+        assert_eq!(DiskPools::inline().run("sda1", || 6 * 7).await, 42);
+    }
+
+    #[tokio::test]
+    async fn a_stuck_device_does_not_hold_up_another() {
+        let pools = DiskPools::new(1);
+        let (release, stuck) = mpsc::channel::<()>();
+        let slow = tokio::spawn(pools.run("slow", move || stuck.recv()));
+        assert_eq!(pools.run("fast", || 1).await, 1);
+        release.send(()).unwrap();
+        slow.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_device_never_has_more_threads_than_allowed() {
+        let pools = DiskPools::new(3);
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let jobs: Vec<_> = (0..10)
+            .map(|_| {
+                let gate = Arc::clone(&gate);
+                tokio::spawn(pools.run("sda1", move || gate.lock().recv()))
+            })
+            .collect();
+        for _ in 0..10 {
+            release.send(()).unwrap();
+        }
+        for job in jobs {
+            job.await.unwrap().unwrap();
+        }
+        assert!(pools.threads_alive() <= 3);
+    }
+
+    #[tokio::test]
+    async fn a_job_runs_to_its_end_when_its_caller_goes_away() {
+        let pools = DiskPools::new(1);
+        let (started_tx, started) = oneshot::channel::<()>();
+        let (release, gate) = mpsc::channel::<()>();
+        let (done_tx, done) = oneshot::channel();
+        let caller = tokio::spawn(pools.run("sda1", move || {
+            started_tx.send(()).unwrap();
+            gate.recv().unwrap();
+            done_tx.send("renamed").unwrap();
+        }));
+        started.await.unwrap();
+        caller.abort();
+        release.send(()).unwrap();
+        assert_eq!(done.await.unwrap(), "renamed");
+    }
+
+    #[tokio::test]
+    async fn a_panicking_job_panics_its_caller_and_leaves_the_device_usable() {
+        let pools = DiskPools::new(1);
+        let crashed = tokio::spawn(pools.run("sda1", || panic!("bad pickle"))).await;
+        assert!(crashed.unwrap_err().is_panic());
+        assert_eq!(pools.run("sda1", || 2).await, 2);
+    }
+
+    #[tokio::test]
+    async fn idle_threads_end() {
+        let pools = DiskPools::with_idle(4, Duration::from_millis(1));
+        pools.run("sda1", || ()).await;
+        while pools.threads_alive() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(pools.run("sda1", || 3).await, 3);
+    }
+}

@@ -1,0 +1,476 @@
+//! Swift's log lines: `name: message (txn: tx...) (client_ip: ...)`, on syslog and, when interactive, on stderr.
+//!
+//! A line is one datagram `<priority>name: message\0` to `log_address` (default /dev/log) or, with `log_udp_host`
+//! or without such a socket, by UDP. A newline in a message is written `#012`. Datagrams are sent without blocking:
+//! a syslog daemon that stands still costs lines (they are counted), never requests.
+//!
+//! A [`Logger`] is a cheap clone: `with_txn` and `with_prefix` make one that marks its lines. `log_custom_handlers`
+//! names Python code and is not supported.
+
+use std::fmt::{self, Display, Write as _};
+use std::io::Write as _;
+use std::net::{ToSocketAddrs, UdpSocket};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::config::{ConfigError, Section};
+use parking_lot::Mutex;
+
+const SYSLOG_UDP_PORT: u16 = 514;
+/// A lost syslog socket is opened again at most this often.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// In syslog's order of urgency; NOTICE is Swift's level between INFO and WARNING.
+#[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    Debug,
+    Info,
+    Notice,
+    Warning,
+    Error,
+    Critical,
+}
+
+impl Level {
+    fn syslog_severity(self) -> u8 {
+        match self {
+            Level::Debug => 7,
+            Level::Info => 6,
+            Level::Notice => 5,
+            Level::Warning => 4,
+            Level::Error => 3,
+            Level::Critical => 2,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Debug => "DEBUG",
+            Level::Info => "INFO",
+            Level::Notice => "NOTICE",
+            Level::Warning => "WARNING",
+            Level::Error => "ERROR",
+            Level::Critical => "CRITICAL",
+        }
+    }
+
+    /// Swift: logs.get_swift_logger takes a level that it does not know for INFO.
+    fn from_option(name: &str) -> Level {
+        match name.to_ascii_uppercase().as_str() {
+            "DEBUG" | "NOTSET" => Level::Debug,
+            "WARNING" | "WARN" => Level::Warning,
+            "ERROR" => Level::Error,
+            "CRITICAL" | "FATAL" => Level::Critical,
+            _ => Level::Info,
+        }
+    }
+}
+
+/// Receives every line that passes the level: `up` shows them, tests look at them.
+pub trait Sink: Send + Sync {
+    fn line(&self, level: Level, line: &str);
+}
+
+#[derive(Clone)]
+pub struct Logger {
+    shared: Arc<Shared>,
+    name: Arc<str>,
+    prefix: Arc<str>,
+    txn: Option<Arc<str>>,
+    client_ip: Option<Arc<str>>,
+}
+
+struct Shared {
+    level: Level,
+    max_line_length: usize,
+    sinks: Vec<Arc<dyn Sink>>,
+}
+
+impl Logger {
+    /// A logger as the options `log_*` of `section` say. `name` is used unless `log_name` is set.
+    pub fn from_section(section: &Section, name: &str, console: bool) -> Result<Logger, ConfigError> {
+        let mut sinks: Vec<Arc<dyn Sink>> = vec![Arc::new(Syslog::from_section(section)?)];
+        if console {
+            sinks.push(Arc::new(Stderr));
+        }
+        Self::with_sinks(section, name, sinks)
+    }
+
+    /// The same, into the given sinks.
+    pub fn with_sinks(
+        section: &Section,
+        name: &str,
+        sinks: Vec<Arc<dyn Sink>>,
+    ) -> Result<Logger, ConfigError> {
+        let shared = Shared {
+            level: Level::from_option(&section.str("log_level", "INFO")),
+            max_line_length: section.int("log_max_line_length", 0usize)?,
+            sinks,
+        };
+        Ok(Self::build(shared, &section.str("log_name", name)))
+    }
+
+    /// Every line into one sink: for tests and for programs without a configuration.
+    pub fn to_sink(name: &str, level: Level, sink: Arc<dyn Sink>) -> Logger {
+        Self::build(Shared { level, max_line_length: 0, sinks: vec![sink] }, name)
+    }
+
+    pub fn to_stderr(name: &str) -> Logger {
+        Self::to_sink(name, Level::Info, Arc::new(Stderr))
+    }
+
+    /// A logger and the lines which it has written: for tests.
+    pub fn memory() -> (Logger, Lines) {
+        let lines = Lines::default();
+        (Self::to_sink("test", Level::Debug, Arc::new(lines.clone())), lines)
+    }
+
+    fn build(shared: Shared, name: &str) -> Logger {
+        Logger { shared: Arc::new(shared), name: name.into(), prefix: "".into(), txn: None, client_ip: None }
+    }
+
+    /// The `server` of the lines: `object-server`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Marks the lines with a transaction.
+    pub fn with_txn(&self, trans_id: &str) -> Logger {
+        let txn = (!trans_id.is_empty()).then(|| trans_id.into());
+        Logger { txn, ..self.clone() }
+    }
+
+    /// Marks the lines (other than INFO) with the address of a client.
+    pub fn with_client_ip(&self, client_ip: &str) -> Logger {
+        let client_ip = (!client_ip.is_empty()).then(|| client_ip.into());
+        Logger { client_ip, ..self.clone() }
+    }
+
+    /// Puts `prefix` before every message.
+    pub fn with_prefix(&self, prefix: &str) -> Logger {
+        Logger { prefix: prefix.into(), ..self.clone() }
+    }
+
+    /// Whether a line of `level` would be written; lets a caller spare the work of making it.
+    pub fn enabled(&self, level: Level) -> bool {
+        level >= self.shared.level
+    }
+
+    pub fn debug(&self, message: impl Display) {
+        self.log(Level::Debug, message);
+    }
+
+    pub fn info(&self, message: impl Display) {
+        self.log(Level::Info, message);
+    }
+
+    pub fn notice(&self, message: impl Display) {
+        self.log(Level::Notice, message);
+    }
+
+    pub fn warning(&self, message: impl Display) {
+        self.log(Level::Warning, message);
+    }
+
+    pub fn error(&self, message: impl Display) {
+        self.log(Level::Error, message);
+    }
+
+    pub fn critical(&self, message: impl Display) {
+        self.log(Level::Critical, message);
+    }
+
+    pub fn log(&self, level: Level, message: impl Display) {
+        if !self.enabled(level) {
+            return;
+        }
+        let line = self.format(level, message);
+        for sink in &self.shared.sinks {
+            sink.line(level, &line);
+        }
+    }
+
+    fn format(&self, level: Level, message: impl Display) -> String {
+        let mut line = String::with_capacity(128);
+        // Writing to a String cannot fail.
+        let _ = write!(line, "{}: {}{message}", self.name, self.prefix);
+        if line.contains('\n') {
+            line = line.replace('\n', "#012");
+        }
+        if let Some(txn) = &self.txn
+            && !line.contains(&**txn)
+        {
+            let _ = write!(line, " (txn: {txn})");
+        }
+        if let Some(client_ip) = &self.client_ip
+            && level != Level::Info
+            && !line.contains(&**client_ip)
+        {
+            let _ = write!(line, " (client_ip: {client_ip})");
+        }
+        shorten(line, self.shared.max_line_length)
+    }
+}
+
+impl fmt::Debug for Logger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Logger").field("name", &self.name).field("txn", &self.txn).finish()
+    }
+}
+
+/// Cuts the middle out of a line of more than `max` characters; 0 keeps every line.
+fn shorten(line: String, max: usize) -> String {
+    if max == 0 || line.chars().count() <= max {
+        return line;
+    }
+    let chars: Vec<char> = line.chars().collect();
+    if max < 7 {
+        return chars[..max].iter().collect();
+    }
+    let half = (max - 5) / 2;
+    let head: String = chars[..half].iter().collect();
+    let tail: String = chars[chars.len() - half..].iter().collect();
+    format!("{head} ... {tail}")
+}
+
+/// Lines kept in memory.
+#[derive(Clone, Default)]
+pub struct Lines(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl Lines {
+    pub fn all(&self) -> Vec<(Level, String)> {
+        self.0.lock().clone()
+    }
+
+    /// The lines of at least `level`.
+    pub fn at_least(&self, level: Level) -> Vec<String> {
+        self.0.lock().iter().filter(|(l, _)| *l >= level).map(|(_, line)| line.clone()).collect()
+    }
+
+    pub fn contains(&self, text: &str) -> bool {
+        self.0.lock().iter().any(|(_, line)| line.contains(text))
+    }
+}
+
+impl Sink for Lines {
+    fn line(&self, level: Level, line: &str) {
+        self.0.lock().push((level, line.to_owned()));
+    }
+}
+
+/// `swift-init` and a person at a terminal read the lines here.
+pub struct Stderr;
+
+impl Sink for Stderr {
+    fn line(&self, _level: Level, line: &str) {
+        // Nobody is left to tell when stderr is gone.
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    }
+}
+
+/// The syslog daemon at a local socket or at a UDP address.
+pub struct Syslog {
+    facility: u8,
+    target: Target,
+    socket: Mutex<SocketState>,
+    dropped: AtomicU64,
+}
+
+enum Target {
+    Local(PathBuf),
+    Udp(String, u16),
+}
+
+enum Socket {
+    Local(UnixDatagram),
+    Udp(UdpSocket),
+}
+
+#[derive(Default)]
+struct SocketState {
+    socket: Option<Socket>,
+    failed_at: Option<Instant>,
+}
+
+impl Syslog {
+    fn from_section(section: &Section) -> Result<Syslog, ConfigError> {
+        let facility = facility_number(&section.str("log_facility", "LOG_LOCAL0"));
+        let address = PathBuf::from(section.str("log_address", "/dev/log"));
+        let port = section.int("log_udp_port", SYSLOG_UDP_PORT)?;
+        let target = match section.get("log_udp_host").filter(|host| !host.is_empty()) {
+            Some(host) => Target::Udp(host.to_owned(), port),
+            None if is_socket(&address) => Target::Local(address),
+            None => Target::Udp("localhost".to_owned(), SYSLOG_UDP_PORT),
+        };
+        Ok(Syslog { facility, target, socket: Mutex::default(), dropped: AtomicU64::new(0) })
+    }
+
+    /// Lines which could not be delivered.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn open(&self) -> std::io::Result<Socket> {
+        match &self.target {
+            Target::Local(path) => {
+                let socket = UnixDatagram::unbound()?;
+                socket.connect(path)?;
+                socket.set_nonblocking(true)?;
+                Ok(Socket::Local(socket))
+            }
+            Target::Udp(host, port) => {
+                let address = (host.as_str(), *port)
+                    .to_socket_addrs()?
+                    .next()
+                    .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
+                let local = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                let socket = UdpSocket::bind(local)?;
+                socket.connect(address)?;
+                socket.set_nonblocking(true)?;
+                Ok(Socket::Udp(socket))
+            }
+        }
+    }
+
+    fn send(&self, datagram: &[u8]) -> bool {
+        let mut state = self.socket.lock();
+        if state.socket.is_none() {
+            if state.failed_at.is_some_and(|at| at.elapsed() < RECONNECT) {
+                return false;
+            }
+            match self.open() {
+                Ok(socket) => *state = SocketState { socket: Some(socket), failed_at: None },
+                Err(_) => {
+                    state.failed_at = Some(Instant::now());
+                    return false;
+                }
+            }
+        }
+        let sent = match &state.socket {
+            Some(Socket::Local(socket)) => socket.send(datagram),
+            // A refused datagram only says that nobody listened to the one before.
+            Some(Socket::Udp(socket)) => socket.send(datagram).or_else(|_| socket.send(datagram)),
+            None => return false,
+        };
+        match sent {
+            Ok(_) => true,
+            Err(err) => {
+                if err.kind() != std::io::ErrorKind::WouldBlock {
+                    *state = SocketState { socket: None, failed_at: Some(Instant::now()) };
+                }
+                false
+            }
+        }
+    }
+}
+
+impl Sink for Syslog {
+    fn line(&self, level: Level, line: &str) {
+        let priority = (self.facility << 3) | level.syslog_severity();
+        let datagram = format!("<{priority}>{line}\0");
+        if !self.send(datagram.as_bytes()) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    path.metadata().is_ok_and(|m| m.file_type().is_socket())
+}
+
+/// Swift: logs.get_swift_logger takes a facility that it does not know for LOG_LOCAL0.
+fn facility_number(name: &str) -> u8 {
+    const LOCAL0: u8 = 16;
+    const NAMES: [&str; 12] = [
+        "KERN", "USER", "MAIL", "DAEMON", "AUTH", "SYSLOG", "LPR", "NEWS", "UUCP", "CRON", "AUTHPRIV", "FTP",
+    ];
+    let Some(name) = name.strip_prefix("LOG_") else { return LOCAL0 };
+    if let Some(local) = name.strip_prefix("LOCAL").and_then(|n| n.parse::<u8>().ok()).filter(|n| *n < 8) {
+        return LOCAL0 + local;
+    }
+    NAMES.iter().position(|n| *n == name).map_or(LOCAL0, |n| n as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::config::Conf;
+
+    fn section(text: &str) -> Section {
+        Conf::parse(&format!("[s]\n{text}"), "test.conf").unwrap().section("s").unwrap()
+    }
+
+    #[test]
+    fn a_line_names_server_transaction_and_client_once() {
+        let (logger, lines) = Logger::memory();
+        let logger = logger.with_txn("tx1").with_client_ip("10.0.0.1");
+        logger.info("served");
+        logger.error("failed\nbadly");
+        logger.error("tx1 from 10.0.0.1 failed");
+        logger.with_prefix("ssync: ").notice("done");
+        let lines: Vec<String> = lines.all().into_iter().map(|(_, line)| line).collect();
+        assert_eq!(
+            lines,
+            [
+                "test: served (txn: tx1)",
+                "test: failed#012badly (txn: tx1) (client_ip: 10.0.0.1)",
+                "test: tx1 from 10.0.0.1 failed",
+                "test: ssync: done (txn: tx1) (client_ip: 10.0.0.1)",
+            ]
+        );
+    }
+
+    #[test]
+    fn lines_below_the_level_are_not_written() {
+        let lines = Lines::default();
+        let conf = section("log_level = warning\nlog_name = swift\n");
+        let logger = Logger::with_sinks(&conf, "object-server", vec![Arc::new(lines.clone())]).unwrap();
+        logger.notice("no");
+        logger.warning("yes");
+        assert_eq!(lines.all(), [(Level::Warning, "swift: yes".to_owned())]);
+        assert!(!logger.enabled(Level::Notice));
+    }
+
+    #[test]
+    fn long_lines_lose_their_middle() {
+        assert_eq!(shorten("0123456789".into(), 0), "0123456789");
+        assert_eq!(shorten("0123456789".into(), 9), "01 ... 89");
+        assert_eq!(shorten("0123456789".into(), 5), "01234");
+    }
+
+    #[test]
+    fn a_datagram_carries_facility_and_severity_as_swifts_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let conf = section(&format!("log_address = {}\nlog_facility = LOG_LOCAL2\n", path.display()));
+        let logger = Logger::from_section(&conf, "object-server", false).unwrap();
+        logger.notice("Started child 2 from parent 1");
+        let mut buffer = [0; 256];
+        let n = daemon.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..n], b"<149>object-server: Started child 2 from parent 1\0");
+    }
+
+    #[test]
+    fn lines_go_by_udp_when_a_host_is_given() {
+        let daemon = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = daemon.local_addr().unwrap().port();
+        let conf = section(&format!("log_udp_host = 127.0.0.1\nlog_udp_port = {port}\n"));
+        Logger::from_section(&conf, "proxy-server", false).unwrap().error("ouch");
+        let mut buffer = [0; 256];
+        let n = daemon.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..n], b"<131>proxy-server: ouch\0");
+    }
+
+    #[test]
+    fn facilities_are_known_by_name() {
+        assert_eq!(facility_number("LOG_LOCAL0"), 16);
+        assert_eq!(facility_number("LOG_LOCAL7"), 23);
+        assert_eq!(facility_number("LOG_DAEMON"), 3);
+        assert_eq!(facility_number("nonsense"), 16);
+    }
+}

@@ -1,0 +1,675 @@
+//! The cache which proxies share: Swift's memcached client, and an embedded cache for a single process.
+//!
+//! So that Python proxies and ours share one cache: a key is sent as the hex MD5 of its name, a value as JSON with
+//! flag 2, and the server of a key is found on a consistent ring of the MD5s of `server-0` ... `server-49`. A server
+//! with more than `error_suppression_limit` errors within `error_suppression_interval` seconds is left alone for
+//! that interval. Each server has at most `memcache_max_connections` connections, made when needed.
+//!
+//! Values are `serde_json::Value`. Values which Python pickled (flag 1) are a miss, as in Swift. TLS to memcached
+//! (`tls_enabled`) is refused when the configuration is read.
+//!
+//! The embedded cache (`embedded_cache = true` in the filter's section, an option that Python Swift ignores) holds
+//! [`LOCAL_MAX_ITEMS`] items; past that the items with the least time to live go first.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::clock::Clock;
+use common::config::{Conf, ConfigError, Section};
+use common::digest;
+use parking_lot::Mutex;
+use serde_json::Value;
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufStream};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use crate::logs::Logger;
+use crate::statsd::Statsd;
+
+const DEFAULT_PORT: u16 = 11211;
+const JSON_FLAG: u32 = 2;
+const PICKLE_FLAG: u32 = 1;
+const NODE_WEIGHT: usize = 50;
+/// A longer time to live is sent as the moment of its end, since memcached takes it so.
+const MAX_DELTA: u64 = 30 * 24 * 60 * 60;
+/// memcached's own limit for one item; a longer answer is taken for garbage.
+const MAX_VALUE_BYTES: usize = 128 * 1024 * 1024;
+/// Items of the embedded cache.
+pub const LOCAL_MAX_ITEMS: usize = 100_000;
+
+/// How often the operations' timings are sampled.
+const RATE_HIGH: f64 = 0.1;
+const RATE_MEDIUM: f64 = 0.01;
+const RATE_LOW: f64 = 0.001;
+
+#[derive(Debug, Error)]
+pub enum CacheError {
+    #[error("No memcached connections succeeded.")]
+    NoServer,
+    #[error("the value of the key is no number")]
+    NotANumber,
+}
+
+/// A cache of JSON values; clones share it.
+#[derive(Clone)]
+pub struct Cache(Backend);
+
+#[derive(Clone)]
+enum Backend {
+    Ring(Arc<MemcacheRing>),
+    Local(Arc<LocalCache>),
+}
+
+impl Cache {
+    /// As the section `filter:cache` says, with `memcache.conf` of `swift_dir` for what it leaves open.
+    pub fn from_section(
+        section: &Section,
+        swift_dir: &Path,
+        clock: &Clock,
+        logger: &Logger,
+        statsd: &Statsd,
+    ) -> Result<Cache, ConfigError> {
+        if section.bool("embedded_cache", false)? {
+            return Ok(Self::local(clock));
+        }
+        let options = RingOptions::from_section(section, swift_dir)?;
+        let ring = MemcacheRing::new(options, clock.clone(), logger.clone(), statsd.clone());
+        Ok(Cache(Backend::Ring(Arc::new(ring))))
+    }
+
+    /// A cache inside this process.
+    pub fn local(clock: &Clock) -> Cache {
+        Cache(Backend::Local(Arc::new(LocalCache { clock: clock.clone(), items: Mutex::default() })))
+    }
+
+    /// The value of `key`; errors are misses.
+    pub async fn get(&self, key: &str) -> Option<Value> {
+        self.try_get(key).await.ok().flatten()
+    }
+
+    /// The value of `key`, or the error as such.
+    pub async fn try_get(&self, key: &str) -> Result<Option<Value>, CacheError> {
+        match &self.0 {
+            Backend::Ring(ring) => ring.get(key).await,
+            Backend::Local(local) => Ok(local.get(key)),
+        }
+    }
+
+    /// Stores `value` for `ttl` seconds; 0 is without end. Errors are only logged.
+    pub async fn set(&self, key: &str, value: &Value, ttl: u64) {
+        let _ = self.try_set(key, value, ttl).await;
+    }
+
+    pub async fn try_set(&self, key: &str, value: &Value, ttl: u64) -> Result<(), CacheError> {
+        match &self.0 {
+            Backend::Ring(ring) => ring.set(key, JSON_FLAG, value.to_string().as_bytes(), ttl).await,
+            Backend::Local(local) => {
+                local.set(key, value.clone(), ttl);
+                Ok(())
+            }
+        }
+    }
+
+    /// Adds `delta` to a counter, which begins at `delta` (0 for a negative one); the sum is never below 0.
+    pub async fn incr(&self, key: &str, delta: i64, ttl: u64) -> Result<u64, CacheError> {
+        match &self.0 {
+            Backend::Ring(ring) => ring.incr(key, delta, ttl).await,
+            Backend::Local(local) => local.incr(key, delta, ttl),
+        }
+    }
+
+    pub async fn decr(&self, key: &str, delta: i64, ttl: u64) -> Result<u64, CacheError> {
+        self.incr(key, -delta, ttl).await
+    }
+
+    pub async fn delete(&self, key: &str) {
+        match &self.0 {
+            Backend::Ring(ring) => ring.delete(key, key).await,
+            Backend::Local(local) => local.delete(key),
+        }
+    }
+
+    /// Stores all items on the server of `server_key`.
+    pub async fn set_multi(&self, items: &[(String, Value)], server_key: &str, ttl: u64) {
+        match &self.0 {
+            Backend::Ring(ring) => ring.set_multi(items, server_key, ttl).await,
+            Backend::Local(local) => items.iter().for_each(|(key, value)| local.set(key, value.clone(), ttl)),
+        }
+    }
+
+    /// The values of `keys` on the server of `server_key`; errors are misses.
+    pub async fn get_multi(&self, keys: &[&str], server_key: &str) -> Vec<Option<Value>> {
+        match &self.0 {
+            Backend::Ring(ring) => ring.get_multi(keys, server_key).await,
+            Backend::Local(local) => keys.iter().map(|key| local.get(key)).collect(),
+        }
+    }
+}
+
+/// Where the items of this process live.
+struct LocalCache {
+    clock: Clock,
+    items: Mutex<LocalItems>,
+}
+
+#[derive(Default)]
+struct LocalItems {
+    values: HashMap<String, (Value, u64)>,
+    /// (end of life in ms, key); the first to go.
+    by_end: BTreeSet<(u64, String)>,
+}
+
+impl LocalItems {
+    fn remove(&mut self, key: &str) -> Option<(Value, u64)> {
+        let (key, (value, end)) = self.values.remove_entry(key)?;
+        self.by_end.remove(&(end, key));
+        Some((value, end))
+    }
+
+    fn insert(&mut self, key: &str, value: Value, end: u64) {
+        self.remove(key);
+        if self.values.len() >= LOCAL_MAX_ITEMS
+            && let Some((_, oldest)) = self.by_end.pop_first()
+        {
+            self.values.remove(&oldest);
+        }
+        self.values.insert(key.to_owned(), (value, end));
+        self.by_end.insert((end, key.to_owned()));
+    }
+
+    fn live(&mut self, key: &str, now: u64) -> Option<&(Value, u64)> {
+        if self.values.get(key).is_some_and(|(_, end)| *end <= now) {
+            self.remove(key);
+        }
+        self.values.get(key)
+    }
+}
+
+impl LocalCache {
+    fn now(&self) -> u64 {
+        (self.clock.unix_secs() * 1000.0) as u64
+    }
+
+    fn end(&self, ttl: u64) -> u64 {
+        if ttl == 0 { u64::MAX } else { self.now().saturating_add(ttl.saturating_mul(1000)) }
+    }
+
+    fn get(&self, key: &str) -> Option<Value> {
+        self.items.lock().live(key, self.now()).map(|(value, _)| value.clone())
+    }
+
+    fn set(&self, key: &str, value: Value, ttl: u64) {
+        self.items.lock().insert(key, value, self.end(ttl));
+    }
+
+    fn incr(&self, key: &str, delta: i64, ttl: u64) -> Result<u64, CacheError> {
+        let mut items = self.items.lock();
+        let (value, end) = match items.live(key, self.now()) {
+            Some((value, end)) => {
+                let old = value.as_u64().ok_or(CacheError::NotANumber)?;
+                (old.saturating_add_signed(delta), *end)
+            }
+            None => (u64::try_from(delta).unwrap_or(0), self.end(ttl)),
+        };
+        items.insert(key, value.into(), end);
+        Ok(value)
+    }
+
+    fn delete(&self, key: &str) {
+        self.items.lock().remove(key);
+    }
+}
+
+struct RingOptions {
+    servers: Vec<String>,
+    max_connections: usize,
+    connect_timeout: Duration,
+    pool_timeout: Duration,
+    io_timeout: Duration,
+    tries: usize,
+    error_limit: f64,
+    error_interval: f64,
+    item_size_warning_threshold: i64,
+}
+
+impl RingOptions {
+    /// Swift: `memcache.conf` is the base, the filter's own section goes before it.
+    fn from_section(section: &Section, swift_dir: &Path) -> Result<RingOptions, ConfigError> {
+        let path = swift_dir.join("memcache.conf");
+        let base = if path.exists() { Conf::load(&path)?.section("memcache") } else { None };
+        let pick = |option: &str| match (section.get(option), &base) {
+            (None, Some(base)) if base.get(option).is_some() => base.clone(),
+            _ => section.clone(),
+        };
+        if pick("tls_enabled").bool("tls_enabled", false)? {
+            return Err(section.error("tls_enabled", "false: TLS to memcached is not supported"));
+        }
+        let servers = pick("memcache_servers").list("memcache_servers", "127.0.0.1:11211");
+        let max_connections =
+            match pick("memcache_max_connections").int("memcache_max_connections", 0usize)? {
+                0 => section.int("max_connections", 0usize)?,
+                n => n,
+            };
+        Ok(RingOptions {
+            servers,
+            max_connections: if max_connections == 0 { 2 } else { max_connections },
+            connect_timeout: pick("connect_timeout").secs("connect_timeout", 0.3)?,
+            pool_timeout: pick("pool_timeout").secs("pool_timeout", 1.0)?,
+            io_timeout: pick("io_timeout").secs("io_timeout", 2.0)?,
+            tries: pick("tries").int("tries", 3usize)?,
+            error_limit: pick("error_suppression_limit").float("error_suppression_limit", 10.0)?,
+            error_interval: pick("error_suppression_interval").float("error_suppression_interval", 60.0)?,
+            item_size_warning_threshold: pick("item_size_warning_threshold")
+                .int("item_size_warning_threshold", -1i64)?,
+        })
+    }
+}
+
+/// The servers and the ring of their places.
+pub struct MemcacheRing {
+    /// MD5 hex of `server-n` to the index of the server.
+    places: BTreeMap<String, usize>,
+    servers: Vec<Server>,
+    options: RingOptions,
+    clock: Clock,
+    logger: Logger,
+    statsd: Statsd,
+}
+
+struct Server {
+    name: String,
+    address: (String, u16),
+    connections: Arc<Semaphore>,
+    idle: Mutex<Vec<Connection>>,
+    errors: Mutex<Errors>,
+}
+
+#[derive(Default)]
+struct Errors {
+    at: VecDeque<f64>,
+    limited_until: f64,
+}
+
+type Connection = BufStream<TcpStream>;
+
+/// Why an attempt with one server failed.
+#[derive(Debug, Error)]
+enum AttemptError {
+    #[error("Timeout")]
+    Timeout,
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}")]
+    Protocol(String),
+    /// The counter went away between two commands: no fault of the server.
+    #[error("expired")]
+    Expired,
+}
+
+fn hash_key(key: &str) -> String {
+    digest::hex(&digest::md5(key.as_bytes()))
+}
+
+impl MemcacheRing {
+    fn new(options: RingOptions, clock: Clock, logger: Logger, statsd: Statsd) -> Self {
+        let mut names = options.servers.clone();
+        names.sort_unstable();
+        names.dedup();
+        let mut places = BTreeMap::new();
+        for (index, name) in names.iter().enumerate() {
+            for n in 0..NODE_WEIGHT {
+                places.insert(hash_key(&format!("{name}-{n}")), index);
+            }
+        }
+        let servers = names.into_iter().map(|name| Server::new(name, options.max_connections)).collect();
+        MemcacheRing { places, servers, options, clock, logger, statsd }
+    }
+
+    /// The servers to try for a key, in order.
+    ///
+    /// Swift: memcached._get_conns goes on from `bisect` by one more place before it looks at the first.
+    fn servers_of(&self, hash_key: &str) -> Vec<&Server> {
+        let above =
+            self.places.range::<str, _>((std::ops::Bound::Excluded(hash_key), std::ops::Bound::Unbounded));
+        let around = above.chain(self.places.iter()).skip(1);
+        let mut chosen: Vec<usize> = Vec::new();
+        let tries = self.options.tries.min(self.servers.len());
+        for (_, index) in around.take(2 * self.places.len()) {
+            if chosen.len() == tries {
+                break;
+            }
+            if !chosen.contains(index) {
+                chosen.push(*index);
+            }
+        }
+        chosen.into_iter().map(|index| &self.servers[index]).collect()
+    }
+
+    fn expiry(&self, ttl: u64) -> u64 {
+        if ttl > MAX_DELTA { ttl + self.clock.unix_secs() as u64 } else { ttl }
+    }
+
+    /// Runs `exchange` with the servers of `server_key` in turn until one succeeds.
+    async fn with_server<T>(
+        &self,
+        command: Command<'_>,
+        exchange: impl AsyncFn(&mut Connection) -> Result<T, AttemptError>,
+    ) -> Result<T, CacheError> {
+        let start = Instant::now();
+        let result = self.attempt_all(&command, exchange).await;
+        let metric = format!("memcached.{}.timing", command.method);
+        self.statsd.timing_sampled(&metric, start.elapsed(), Some(command.sample_rate));
+        result
+    }
+
+    async fn attempt_all<T>(
+        &self,
+        command: &Command<'_>,
+        exchange: impl AsyncFn(&mut Connection) -> Result<T, AttemptError>,
+    ) -> Result<T, CacheError> {
+        let mut any_connected = false;
+        for server in self.servers_of(&hash_key(command.key)) {
+            if server.errors.lock().limited_until > self.clock.unix_secs() {
+                continue;
+            }
+            let start = Instant::now();
+            let (mut connection, permit) = match self.checkout(server).await {
+                Ok(taken) => taken,
+                Err((action, err)) => {
+                    self.failed(server, command, action, &err, start);
+                    continue;
+                }
+            };
+            any_connected = true;
+            let exchanged = timeout(self.options.io_timeout, exchange(&mut connection)).await;
+            match exchanged.unwrap_or(Err(AttemptError::Timeout)) {
+                Ok(value) => {
+                    server.idle.lock().push(connection);
+                    drop(permit);
+                    return Ok(value);
+                }
+                Err(err) => self.failed(server, command, "talking", &err, start),
+            }
+        }
+        if !any_connected {
+            self.logger.error(format_args!(
+                "Error connecting to memcached: ALL: with key_prefix {}, method {}: No more memcached servers to try",
+                command.key_prefix(),
+                command.method
+            ));
+        }
+        Err(CacheError::NoServer)
+    }
+
+    async fn checkout(
+        &self,
+        server: &Server,
+    ) -> Result<(Connection, OwnedSemaphorePermit), (&'static str, AttemptError)> {
+        let getting = "getting a connection";
+        let permit = timeout(self.options.pool_timeout, Arc::clone(&server.connections).acquire_owned())
+            .await
+            .map_err(|_| (getting, AttemptError::Timeout))?
+            .map_err(|err| (getting, AttemptError::Protocol(err.to_string())))?;
+        if let Some(connection) = server.idle.lock().pop() {
+            return Ok((connection, permit));
+        }
+        let (host, port) = &server.address;
+        let connect = TcpStream::connect((host.as_str(), *port));
+        let stream = timeout(self.options.connect_timeout, connect)
+            .await
+            .map_err(|_| ("connecting", AttemptError::Timeout))?
+            .map_err(|err| ("connecting", err.into()))?;
+        stream.set_nodelay(true).map_err(|err| ("connecting", err.into()))?;
+        Ok((BufStream::new(stream), permit))
+    }
+
+    fn failed(
+        &self,
+        server: &Server,
+        command: &Command<'_>,
+        action: &str,
+        err: &AttemptError,
+        start: Instant,
+    ) {
+        let spent = start.elapsed();
+        let (name, prefix, method) = (&server.name, command.key_prefix(), command.method);
+        let kind = if let AttemptError::Timeout = err {
+            self.logger.error(format_args!(
+                "Timeout {action} to memcached: {name}: with key_prefix {prefix}, method {method}, \
+                 time_spent {}",
+                spent.as_secs_f64()
+            ));
+            "timeout"
+        } else {
+            self.logger.error(format_args!(
+                "Error {action} to memcached: {name}: with key_prefix {prefix}, method {method}, \
+                 time_spent {}, {err}",
+                spent.as_secs_f64()
+            ));
+            "conn_err"
+        };
+        self.statsd.timing(&format!("memcached.{method}.{kind}.timing"), spent);
+        if matches!(err, AttemptError::Expired) || self.options.error_interval <= 0.0 {
+            return;
+        }
+        if server.count_error(self.clock.unix_secs(), self.options.error_limit, self.options.error_interval) {
+            self.logger.error(format_args!("Error limiting server {name}"));
+        }
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Value>, CacheError> {
+        let hashed = hash_key(key);
+        let values = self
+            .with_server(Command { method: "get", key, sample_rate: RATE_MEDIUM }, async |connection| {
+                write(connection, format!("get {hashed}\r\n").as_bytes()).await?;
+                read_values(connection).await
+            })
+            .await?;
+        Ok(values.into_iter().find(|(key, _)| *key == hashed).and_then(|(_, value)| value))
+    }
+
+    async fn get_multi(&self, keys: &[&str], server_key: &str) -> Vec<Option<Value>> {
+        let hashed: Vec<String> = keys.iter().map(|key| hash_key(key)).collect();
+        let command = Command { method: "get_multi", key: server_key, sample_rate: RATE_HIGH };
+        let values = self
+            .with_server(command, async |connection| {
+                write(connection, format!("get {}\r\n", hashed.join(" ")).as_bytes()).await?;
+                read_values(connection).await
+            })
+            .await
+            .unwrap_or_default();
+        let mut values: HashMap<String, Option<Value>> = values.into_iter().collect();
+        hashed.iter().map(|key| values.remove(key).flatten()).collect()
+    }
+
+    async fn set(&self, key: &str, flags: u32, value: &[u8], ttl: u64) -> Result<(), CacheError> {
+        let threshold = self.options.item_size_warning_threshold;
+        if threshold >= 0 && value.len() as i64 >= threshold {
+            self.logger.warning(format_args!(
+                "Item size larger than warning threshold: {} >= {threshold}",
+                value.len()
+            ));
+        }
+        let message = set_message(&hash_key(key), flags, self.expiry(ttl), value);
+        self.with_server(Command { method: "set", key, sample_rate: RATE_HIGH }, async |connection| {
+            write(connection, &message).await?;
+            match read_line(connection).await?.as_str() {
+                "STORED" => Ok(()),
+                other => Err(AttemptError::Protocol(format!("failed set: {other}"))),
+            }
+        })
+        .await
+    }
+
+    async fn set_multi(&self, items: &[(String, Value)], server_key: &str, ttl: u64) {
+        let mut message = Vec::new();
+        for (key, value) in items {
+            let value = value.to_string();
+            message.extend(set_message(&hash_key(key), JSON_FLAG, self.expiry(ttl), value.as_bytes()));
+        }
+        let command = Command { method: "set_multi", key: server_key, sample_rate: RATE_HIGH };
+        // Errors are logged where they happen.
+        let _ = self
+            .with_server(command, async |connection| {
+                write(connection, &message).await?;
+                for _ in items {
+                    read_line(connection).await?;
+                }
+                Ok(())
+            })
+            .await;
+    }
+
+    async fn incr(&self, key: &str, delta: i64, ttl: u64) -> Result<u64, CacheError> {
+        let method = if delta >= 0 { "incr" } else { "decr" };
+        let hashed = hash_key(key);
+        let step = format!("{method} {hashed} {}\r\n", delta.unsigned_abs());
+        let first = if delta >= 0 { delta.to_string() } else { "0".to_owned() };
+        let add = format!("add {hashed} 0 {} {}\r\n{first}\r\n", self.expiry(ttl), first.len());
+        self.with_server(Command { method, key, sample_rate: RATE_LOW }, async |connection| {
+            write(connection, step.as_bytes()).await?;
+            if let Some(sum) = read_sum(connection).await? {
+                return Ok(sum);
+            }
+            write(connection, add.as_bytes()).await?;
+            if !read_line(connection).await?.eq_ignore_ascii_case("NOT_STORED") {
+                return Ok(u64::try_from(delta).unwrap_or(0));
+            }
+            write(connection, step.as_bytes()).await?;
+            read_sum(connection).await?.ok_or(AttemptError::Expired)
+        })
+        .await
+    }
+
+    async fn delete(&self, key: &str, server_key: &str) {
+        let message = format!("delete {}\r\n", hash_key(key));
+        let command = Command { method: "delete", key: server_key, sample_rate: RATE_HIGH };
+        // Errors are logged where they happen.
+        let _ = self
+            .with_server(command, async |connection| {
+                write(connection, message.as_bytes()).await?;
+                read_line(connection).await
+            })
+            .await;
+    }
+}
+
+/// One call of the client: what to name in logs and metrics, and which key finds the server.
+struct Command<'a> {
+    method: &'static str,
+    key: &'a str,
+    sample_rate: f64,
+}
+
+impl Command<'_> {
+    /// The part of the key that is no user's name.
+    fn key_prefix(&self) -> &str {
+        self.key.rsplit_once('/').map_or(self.key, |(prefix, _)| prefix)
+    }
+}
+
+impl Server {
+    fn new(name: String, max_connections: usize) -> Server {
+        let address = parse_address(&name);
+        Server {
+            name,
+            address,
+            connections: Arc::new(Semaphore::new(max_connections)),
+            idle: Mutex::default(),
+            errors: Mutex::default(),
+        }
+    }
+
+    /// Notes an error at `now`; true when the server is left alone from now on.
+    fn count_error(&self, now: f64, limit: f64, interval: f64) -> bool {
+        let mut errors = self.errors.lock();
+        errors.at.push_back(now);
+        while errors.at.front().is_some_and(|at| *at <= now - interval) {
+            errors.at.pop_front();
+        }
+        let limited = errors.at.len() as f64 > limit;
+        if limited {
+            errors.limited_until = now + interval;
+            errors.at.clear();
+        }
+        limited
+    }
+}
+
+/// `host`, `host:port`, `[v6]`, `[v6]:port` or a bare IPv6 address.
+fn parse_address(text: &str) -> (String, u16) {
+    if let Some((host, rest)) = text.strip_prefix('[').and_then(|t| t.split_once(']')) {
+        let port = rest.strip_prefix(':').and_then(|p| p.parse().ok()).unwrap_or(DEFAULT_PORT);
+        return (host.to_owned(), port);
+    }
+    match text.split_once(':') {
+        Some((host, port)) if !port.contains(':') => (host.to_owned(), port.parse().unwrap_or(DEFAULT_PORT)),
+        _ => (text.to_owned(), DEFAULT_PORT),
+    }
+}
+
+fn set_message(key: &str, flags: u32, expiry: u64, value: &[u8]) -> Vec<u8> {
+    let head = format!("set {key} {flags} {expiry} {}\r\n", value.len());
+    [head.as_bytes(), value, b"\r\n"].concat()
+}
+
+async fn write(connection: &mut Connection, bytes: &[u8]) -> Result<(), AttemptError> {
+    connection.write_all(bytes).await?;
+    Ok(connection.flush().await?)
+}
+
+async fn read_line(connection: &mut Connection) -> Result<String, AttemptError> {
+    const MAX_LINE: u64 = 2048;
+    let mut line = Vec::new();
+    connection.take(MAX_LINE).read_until(b'\n', &mut line).await?;
+    if line.last() != Some(&b'\n') {
+        return Err(AttemptError::Protocol("incomplete read".to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&line).trim().to_owned())
+}
+
+async fn read_sum(connection: &mut Connection) -> Result<Option<u64>, AttemptError> {
+    let line = read_line(connection).await?;
+    if line.eq_ignore_ascii_case("NOT_FOUND") {
+        return Ok(None);
+    }
+    line.parse().map(Some).map_err(|_| AttemptError::Protocol(line))
+}
+
+/// The lines `VALUE key flags bytes`, each with its data, up to `END`.
+async fn read_values(connection: &mut Connection) -> Result<Vec<(String, Option<Value>)>, AttemptError> {
+    let mut values = Vec::new();
+    loop {
+        let line = read_line(connection).await?;
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        match words[..] {
+            ["END"] => return Ok(values),
+            ["VALUE", key, flags, size, ..] => {
+                let bad = || AttemptError::Protocol(line.clone());
+                let flags: u32 = flags.parse().map_err(|_| bad())?;
+                let size: usize = size.parse().ok().filter(|n| *n <= MAX_VALUE_BYTES).ok_or_else(bad)?;
+                let mut data = vec![0; size];
+                connection.read_exact(&mut data).await?;
+                read_line(connection).await?;
+                values.push((key.to_owned(), decode(flags, data)?));
+            }
+            _ => return Err(AttemptError::Protocol(line)),
+        }
+    }
+}
+
+fn decode(flags: u32, data: Vec<u8>) -> Result<Option<Value>, AttemptError> {
+    if flags & PICKLE_FLAG != 0 {
+        return Ok(None);
+    }
+    if flags & JSON_FLAG != 0 {
+        return serde_json::from_slice(&data)
+            .map(Some)
+            .map_err(|err| AttemptError::Protocol(err.to_string()));
+    }
+    Ok(Some(Value::String(String::from_utf8_lossy(&data).into_owned())))
+}

@@ -1,0 +1,259 @@
+//! Swift's statsd client: counters and timings by UDP, one datagram each.
+//!
+//! `log_statsd_host`, `log_statsd_port`, `log_statsd_metric_prefix`, `log_statsd_default_sample_rate` and
+//! `log_statsd_sample_rate_factor` are Swift's; a metric is named `[base_prefix.][tail_prefix.]metric`, the tail being
+//! the name of the service (`object-server.GET.timing`). Without a host nothing is done at all. A datagram that
+//! cannot be sent at once is lost, as statsd accepts. A host name is looked up on a thread of its own, at the start and
+//! then at most once a minute while metrics are sent.
+//!
+//! The labeled client (`statsd_label_mode`) is not implemented.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::config::{ConfigError, Section};
+use parking_lot::Mutex;
+
+use crate::rng::Rng;
+
+const LOOK_UP_AGAIN: Duration = Duration::from_secs(60);
+
+/// Clones share one socket.
+#[derive(Clone)]
+pub struct Statsd {
+    client: Option<Arc<Client>>,
+    prefix: Arc<str>,
+}
+
+struct Client {
+    host: String,
+    port: u16,
+    base_prefix: String,
+    default_sample_rate: f64,
+    sample_rate_factor: f64,
+    rng: Rng,
+    target: Arc<Mutex<Resolved>>,
+    socket_v4: Option<UdpSocket>,
+    socket_v6: Option<UdpSocket>,
+}
+
+#[derive(Default)]
+struct Resolved {
+    address: Option<SocketAddr>,
+    asked: Option<Instant>,
+}
+
+impl Statsd {
+    /// Sends nothing.
+    pub fn disabled() -> Self {
+        Statsd { client: None, prefix: "".into() }
+    }
+
+    /// As the `log_statsd_*` options say, metrics named below `tail_prefix`.
+    pub fn from_section(section: &Section, tail_prefix: &str, rng: &Rng) -> Result<Self, ConfigError> {
+        Self::from_options(section, "log_statsd_", tail_prefix, rng)
+    }
+
+    /// The same for options with other names: `access_log_statsd_` of the proxy's access log.
+    pub fn from_options(
+        section: &Section,
+        options: &str,
+        tail_prefix: &str,
+        rng: &Rng,
+    ) -> Result<Self, ConfigError> {
+        let host = section.str(&format!("{options}host"), "");
+        let port = section.int(&format!("{options}port"), 8125u16)?;
+        let base_prefix = section.str(&format!("{options}metric_prefix"), "");
+        let default_sample_rate = section.float(&format!("{options}default_sample_rate"), 1.0)?;
+        let sample_rate_factor = section.float(&format!("{options}sample_rate_factor"), 1.0)?;
+        if host.is_empty() || !section.bool("statsd_emit_legacy", true)? {
+            return Ok(Self::disabled());
+        }
+        let client = Client {
+            host,
+            port,
+            base_prefix,
+            default_sample_rate,
+            sample_rate_factor,
+            rng: rng.clone(),
+            target: Arc::default(),
+            socket_v4: datagram_socket("0.0.0.0:0"),
+            socket_v6: datagram_socket("[::]:0"),
+        };
+        client.target();
+        Ok(Statsd { client: Some(Arc::new(client)), prefix: "".into() }.with_prefix(tail_prefix))
+    }
+
+    /// The same client, metrics named below another `tail_prefix`.
+    pub fn with_prefix(&self, tail_prefix: &str) -> Self {
+        let base = self.client.as_ref().map_or("", |client| &client.base_prefix);
+        let parts: Vec<&str> = [base, tail_prefix].into_iter().filter(|part| !part.is_empty()).collect();
+        let prefix = if parts.is_empty() { String::new() } else { parts.join(".") + "." };
+        Statsd { client: self.client.clone(), prefix: prefix.into() }
+    }
+
+    pub fn is_enabled(&self) -> bool {
+        self.client.is_some()
+    }
+
+    pub fn increment(&self, metric: &str) {
+        self.update_stats(metric, 1);
+    }
+
+    pub fn decrement(&self, metric: &str) {
+        self.update_stats(metric, -1);
+    }
+
+    pub fn update_stats(&self, metric: &str, value: i64) {
+        self.send(metric, value, "c", None);
+    }
+
+    pub fn update_stats_sampled(&self, metric: &str, value: i64, sample_rate: f64) {
+        self.send(metric, value, "c", Some(sample_rate));
+    }
+
+    pub fn timing(&self, metric: &str, took: Duration) {
+        self.timing_sampled(metric, took, None);
+    }
+
+    pub fn timing_since(&self, metric: &str, start: Instant) {
+        self.timing_sampled(metric, start.elapsed(), None);
+    }
+
+    /// `sample_rate` None is the configured default rate.
+    pub fn timing_sampled(&self, metric: &str, took: Duration, sample_rate: Option<f64>) {
+        if self.client.is_some() {
+            self.send(metric, format_ms(took.as_secs_f64() * 1000.0), "ms", sample_rate);
+        }
+    }
+
+    /// Milliseconds per kB, as Swift's `transfer_rate`.
+    pub fn transfer_rate(&self, metric: &str, took: Duration, bytes: u64, sample_rate: Option<f64>) {
+        if bytes > 0 && self.client.is_some() {
+            let value = took.as_secs_f64() * 1000.0 / bytes as f64 * 1000.0;
+            self.send(metric, format_ms(value), "ms", sample_rate);
+        }
+    }
+
+    fn send(&self, metric: &str, value: impl std::fmt::Display, kind: &str, sample_rate: Option<f64>) {
+        let Some(client) = &self.client else { return };
+        let rate = sample_rate.unwrap_or(client.default_sample_rate) * client.sample_rate_factor;
+        if rate < 1.0 && client.rng.next_f64() >= rate {
+            return;
+        }
+        let mut line = format!("{}{metric}:{value}|{kind}", self.prefix);
+        if rate < 1.0 {
+            line.push_str(&format!("|@{rate:?}"));
+        }
+        client.send(line.as_bytes());
+    }
+}
+
+impl Client {
+    fn send(&self, datagram: &[u8]) {
+        let Some(target) = self.target() else { return };
+        let socket = if target.is_ipv4() { &self.socket_v4 } else { &self.socket_v6 };
+        if let Some(socket) = socket {
+            // A lost metric is a lost metric.
+            let _ = socket.send_to(datagram, target);
+        }
+    }
+
+    fn target(&self) -> Option<SocketAddr> {
+        let mut target = self.target.lock();
+        if let (None, Ok(ip)) = (target.address, self.host.parse::<IpAddr>()) {
+            target.address = Some(SocketAddr::new(ip, self.port));
+        }
+        let is_name = self.host.parse::<IpAddr>().is_err();
+        if is_name && target.asked.is_none_or(|at| at.elapsed() >= LOOK_UP_AGAIN) {
+            target.asked = Some(Instant::now());
+            self.look_up();
+        }
+        target.address
+    }
+
+    /// Swift: statsd_client prefers IPv4.
+    fn look_up(&self) {
+        let (host, port, target) = (self.host.clone(), self.port, Arc::clone(&self.target));
+        let looked_up = move || {
+            let addresses: Vec<_> = (host.as_str(), port).to_socket_addrs().into_iter().flatten().collect();
+            let best = addresses.iter().find(|a| a.is_ipv4()).or(addresses.first()).copied();
+            if best.is_some() {
+                target.lock().address = best;
+            }
+        };
+        // Without a thread the next minute tries again.
+        let _ = std::thread::Builder::new().name("statsd-dns".to_owned()).spawn(looked_up);
+    }
+}
+
+fn datagram_socket(local: &str) -> Option<UdpSocket> {
+    let socket = UdpSocket::bind(local).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    Some(socket)
+}
+
+/// As Python prints `round(ms, 4)`.
+fn format_ms(ms: f64) -> String {
+    format!("{:?}", (ms * 10_000.0).round() / 10_000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::config::Conf;
+
+    fn daemon(options: &str) -> (Statsd, UdpSocket) {
+        let daemon = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = daemon.local_addr().unwrap().port();
+        let text = format!("[s]\nlog_statsd_host = 127.0.0.1\nlog_statsd_port = {port}\n{options}");
+        let section = Conf::parse(&text, "test.conf").unwrap().section("s").unwrap();
+        (Statsd::from_section(&section, "object-server", &Rng::seeded(1)).unwrap(), daemon)
+    }
+
+    fn received(daemon: &UdpSocket) -> String {
+        let mut buffer = [0; 512];
+        let n = daemon.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..n].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn metrics_carry_prefix_value_and_kind() {
+        let (statsd, daemon) = daemon("log_statsd_metric_prefix = sto1\n");
+        statsd.increment("async_pendings");
+        assert_eq!(received(&daemon), "sto1.object-server.async_pendings:1|c");
+        statsd.decrement("x");
+        assert_eq!(received(&daemon), "sto1.object-server.x:-1|c");
+        statsd.timing("GET.timing", Duration::from_nanos(12_345_678));
+        assert_eq!(received(&daemon), "sto1.object-server.GET.timing:12.3457|ms");
+        statsd.with_prefix("").timing("GET.timing", Duration::from_millis(5));
+        assert_eq!(received(&daemon), "sto1.GET.timing:5.0|ms");
+        statsd.transfer_rate("rate", Duration::from_millis(5), 2000, None);
+        assert_eq!(received(&daemon), "sto1.object-server.rate:2.5|ms");
+    }
+
+    #[test]
+    fn a_sample_rate_is_said_and_kept() {
+        let (statsd, daemon) = daemon("log_statsd_sample_rate_factor = 0.5\n");
+        daemon.set_nonblocking(true).unwrap();
+        let mut count = 0;
+        let mut buffer = [0; 512];
+        for _ in 0..1000 {
+            statsd.timing_sampled("HEAD.timing", Duration::from_millis(1), Some(0.8));
+            while let Ok(n) = daemon.recv(&mut buffer) {
+                assert_eq!(&buffer[..n], b"object-server.HEAD.timing:1.0|ms|@0.4");
+                count += 1;
+            }
+        }
+        assert!((300..500).contains(&count), "{count} of 1000 at a rate of 0.4");
+    }
+
+    #[test]
+    fn without_a_host_nothing_is_sent() {
+        let section = Conf::parse("[s]\n", "test.conf").unwrap().section("s").unwrap();
+        let statsd = Statsd::from_section(&section, "object-server", &Rng::seeded(1)).unwrap();
+        assert!(!statsd.is_enabled());
+        statsd.increment("nothing");
+    }
+}
