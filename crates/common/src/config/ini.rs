@@ -174,7 +174,7 @@ impl Ini {
         }
         let mut out = String::with_capacity(value.len());
         self.interpolate_some(values, value, 1, &mut out)
-            .map_err(|problem| ConfigError::in_option(&self.file, section, option, value, problem))?;
+            .map_err(|problem| ConfigError::in_option(&self.file, section, option, Some(value), problem))?;
         Ok(out)
     }
 
@@ -267,9 +267,11 @@ impl Reader<'_> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         for (number, line) in text.lines().enumerate() {
             self.line(line).map_err(|problem| {
-                let mut error = ConfigError::in_file(self.file, problem).at_line(number + 1);
-                error.section = self.section.clone();
-                error
+                let error = ConfigError::in_file(self.file, problem).at_line(number + 1);
+                match &self.section {
+                    Some(section) => error.of_section(section),
+                    None => error,
+                }
             })?;
         }
         for options in self.ini.sections.values_mut().chain([&mut self.ini.defaults]) {

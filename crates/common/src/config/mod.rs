@@ -23,25 +23,21 @@ pub use swift_conf::SwiftConf;
 
 /// What is wrong with a configuration, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    pub file: String,
-    pub line: Option<usize>,
-    pub section: Option<String>,
-    pub option: Option<String>,
-    pub value: Option<String>,
-    pub problem: String,
+pub struct ConfigError(Box<Detail>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Detail {
+    file: String,
+    line: Option<usize>,
+    section: Option<String>,
+    option: Option<String>,
+    value: Option<String>,
+    problem: String,
 }
 
 impl ConfigError {
     pub fn in_file(file: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self {
-            file: file.into(),
-            line: None,
-            section: None,
-            option: None,
-            value: None,
-            problem: problem.into(),
-        }
+        Self(Box::new(Detail { file: file.into(), problem: problem.into(), ..Detail::default() }))
     }
 
     pub fn in_section(
@@ -49,25 +45,32 @@ impl ConfigError {
         section: impl Into<String>,
         problem: impl Into<String>,
     ) -> Self {
-        Self { section: Some(section.into()), ..Self::in_file(file, problem) }
+        Self::in_file(file, problem).of_section(section)
     }
 
     pub fn in_option(
         file: impl Into<String>,
         section: impl Into<String>,
         option: impl Into<String>,
-        value: impl Into<String>,
+        value: Option<&str>,
         problem: impl Into<String>,
     ) -> Self {
-        Self {
-            option: Some(option.into()),
-            value: Some(value.into()),
-            ..Self::in_section(file, section, problem)
-        }
+        Self::in_section(file, section, problem).of_option(option, value)
     }
 
     fn at_line(mut self, line: usize) -> Self {
-        self.line = Some(line);
+        self.0.line = Some(line);
+        self
+    }
+
+    fn of_section(mut self, section: impl Into<String>) -> Self {
+        self.0.section = Some(section.into());
+        self
+    }
+
+    fn of_option(mut self, option: impl Into<String>, value: Option<&str>) -> Self {
+        self.0.option = Some(option.into());
+        self.0.value = value.map(str::to_owned);
         self
     }
 }
@@ -75,24 +78,25 @@ impl ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let one_line = |s: &str| s.replace('\n', "\\n");
-        f.write_str(&self.file)?;
-        if let Some(line) = self.line {
+        let Detail { file, line, section, option, value, problem } = &*self.0;
+        f.write_str(file)?;
+        if let Some(line) = line {
             write!(f, ":{line}")?;
         }
         f.write_str(":")?;
-        if let Some(section) = &self.section {
+        if let Some(section) = section {
             write!(f, " [{}]", one_line(section))?;
         }
-        if let Some(option) = &self.option {
+        if let Some(option) = option {
             write!(f, " {}", one_line(option))?;
-            if let Some(value) = &self.value {
+            if let Some(value) = value {
                 write!(f, " = {}", one_line(value))?;
             }
         }
-        if self.section.is_some() || self.option.is_some() {
+        if section.is_some() || option.is_some() {
             f.write_str(":")?;
         }
-        write!(f, " {}", one_line(&self.problem))
+        write!(f, " {}", one_line(problem))
     }
 }
 
@@ -208,7 +212,7 @@ mod tests {
 
     #[test]
     fn errors_stay_on_one_line() {
-        let error = ConfigError::in_option("f", "s", "o", "a\nb", "expected\nthis");
+        let error = ConfigError::in_option("f", "s", "o", Some("a\nb"), "expected\nthis");
         assert_eq!(error.to_string(), "f: [s] o = a\\nb: expected\\nthis");
     }
 }

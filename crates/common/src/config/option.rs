@@ -228,8 +228,8 @@ impl Section {
 
     /// An error over the value of `option`, for checks that no reader here makes.
     pub fn error(&self, option: &str, problem: impl Into<String>) -> ConfigError {
-        let value = self.0.values.get(option).cloned();
-        ConfigError { value, ..ConfigError::in_option(&self.0.file, &self.0.name, option, "", problem) }
+        let value = self.0.values.get(option).map(String::as_str);
+        ConfigError::in_option(&self.0.file, &self.0.name, option, value, problem)
     }
 
     fn note(&self, option: &str) {

@@ -76,9 +76,14 @@ fn read_policies(ini: &Ini) -> Result<Policies, ConfigError> {
         (&s[POLICY_PREFIX.len()..], options.iter().map(|(k, v)| (k.as_str(), v.as_str())))
     });
     Policies::from_sections(options).map_err(|e| {
-        let section = e.index.as_ref().map(|index| format!("{POLICY_PREFIX}{index}"));
-        let (option, value) = e.option.clone().map_or((None, None), |(o, v)| (Some(o), Some(v)));
-        ConfigError { section, option, value, ..ConfigError::in_file(ini.file(), e.problem) }
+        let mut error = ConfigError::in_file(ini.file(), e.problem);
+        if let Some(index) = e.index {
+            error = error.of_section(format!("{POLICY_PREFIX}{index}"));
+        }
+        match e.option {
+            Some((option, value)) => error.of_option(option, Some(&value)),
+            None => error,
+        }
     })
 }
 
@@ -90,9 +95,9 @@ fn read_constraints(ini: &Ini) -> Result<Constraints, ConfigError> {
     }
     for name in Constraints::NAMES {
         if let Some(value) = ini.get(SECTION, name, Interpolation::Basic)? {
-            constraints
-                .set(name, &value)
-                .map_err(|problem| ConfigError::in_option(ini.file(), SECTION, *name, &value, problem))?;
+            constraints.set(name, &value).map_err(|problem| {
+                ConfigError::in_option(ini.file(), SECTION, *name, Some(&value), problem)
+            })?;
         }
     }
     Ok(constraints)
