@@ -6,6 +6,7 @@ pub mod constraints;
 pub mod digest;
 pub mod hash;
 pub mod headers;
+pub mod pickle;
 pub mod policy;
 pub mod quote;
 pub mod timestamp;

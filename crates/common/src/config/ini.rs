@@ -174,7 +174,7 @@ impl Ini {
         }
         let mut out = String::with_capacity(value.len());
         self.interpolate_some(values, value, 1, &mut out)
-            .map_err(|problem| ConfigError::in_option(&self.file, section, option, Some(value), problem))?;
+            .map_err(|problem| ConfigError::in_option(&self.file, section, option, value, problem))?;
         Ok(out)
     }
 

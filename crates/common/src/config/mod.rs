@@ -52,10 +52,10 @@ impl ConfigError {
         file: impl Into<String>,
         section: impl Into<String>,
         option: impl Into<String>,
-        value: Option<&str>,
+        value: impl Into<String>,
         problem: impl Into<String>,
     ) -> Self {
-        Self::in_section(file, section, problem).of_option(option, value)
+        Self::in_section(file, section, problem).of_option(option, Some(value))
     }
 
     fn at_line(mut self, line: usize) -> Self {
@@ -68,9 +68,9 @@ impl ConfigError {
         self
     }
 
-    fn of_option(mut self, option: impl Into<String>, value: Option<&str>) -> Self {
+    fn of_option(mut self, option: impl Into<String>, value: Option<impl Into<String>>) -> Self {
         self.0.option = Some(option.into());
-        self.0.value = value.map(str::to_owned);
+        self.0.value = value.map(Into::into);
         self
     }
 }
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn errors_stay_on_one_line() {
-        let error = ConfigError::in_option("f", "s", "o", Some("a\nb"), "expected\nthis");
+        let error = ConfigError::in_option("f", "s", "o", "a\nb", "expected\nthis");
         assert_eq!(error.to_string(), "f: [s] o = a\\nb: expected\\nthis");
     }
 }

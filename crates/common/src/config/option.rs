@@ -229,7 +229,7 @@ impl Section {
     /// An error over the value of `option`, for checks that no reader here makes.
     pub fn error(&self, option: &str, problem: impl Into<String>) -> ConfigError {
         let value = self.0.values.get(option).map(String::as_str);
-        ConfigError::in_option(&self.0.file, &self.0.name, option, value, problem)
+        ConfigError::in_section(&self.0.file, &self.0.name, problem).of_option(option, value)
     }
 
     fn note(&self, option: &str) {

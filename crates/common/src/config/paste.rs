@@ -101,7 +101,7 @@ impl Loader {
         globals.extend(local.set);
         if let Some((option, value)) = local.own.iter().find(|(o, _)| *o != "pipeline") {
             let problem = "a pipeline takes no option but \"pipeline\" and \"set ...\"";
-            return Err(ConfigError::in_option(self.ini.file(), &section, option, Some(value), problem));
+            return Err(ConfigError::in_option(self.ini.file(), &section, option, value, problem));
         }
         let names = local.own.get("pipeline").map(String::as_str).unwrap_or_default();
         let mut names: Vec<&str> = names.split_whitespace().collect();
@@ -176,7 +176,7 @@ impl Loader {
     ) -> Result<(String, Options, BTreeSet<String>), ConfigError> {
         if depth >= MAX_USE_DEPTH {
             let problem = "expected sections that use one another to end at a factory";
-            return Err(ConfigError::in_option(self.ini.file(), section, "use", Some(uses), problem));
+            return Err(ConfigError::in_option(self.ini.file(), section, "use", uses, problem));
         }
         let used = if let Some(reference) = uses.strip_prefix("config:") {
             let (path, name) = reference.split_once('#').unwrap_or((reference, "main"));
@@ -219,7 +219,7 @@ impl Loader {
             } else if let Some(name) = option.strip_prefix("get ") {
                 let global = globals.get(&value).ok_or_else(|| {
                     let problem = "expected the name of an option of [DEFAULT]";
-                    ConfigError::in_option(self.ini.file(), section, &option, Some(&value), problem)
+                    ConfigError::in_option(self.ini.file(), section, &option, &value, problem)
                 })?;
                 local.own.insert(name.trim().to_owned(), global.clone());
             } else if self.ini.is_own_default(&option) {

@@ -81,7 +81,7 @@ fn read_policies(ini: &Ini) -> Result<Policies, ConfigError> {
             error = error.of_section(format!("{POLICY_PREFIX}{index}"));
         }
         match e.option {
-            Some((option, value)) => error.of_option(option, Some(&value)),
+            Some((option, value)) => error.of_option(option, Some(value)),
             None => error,
         }
     })
@@ -95,9 +95,9 @@ fn read_constraints(ini: &Ini) -> Result<Constraints, ConfigError> {
     }
     for name in Constraints::NAMES {
         if let Some(value) = ini.get(SECTION, name, Interpolation::Basic)? {
-            constraints.set(name, &value).map_err(|problem| {
-                ConfigError::in_option(ini.file(), SECTION, *name, Some(&value), problem)
-            })?;
+            constraints
+                .set(name, &value)
+                .map_err(|problem| ConfigError::in_option(ini.file(), SECTION, *name, &value, problem))?;
         }
     }
     Ok(constraints)

@@ -97,7 +97,7 @@ def pickles():
     for name, value in cases.items():
         with open(os.path.join(HERE, name + '.pickle'), 'wb') as f:
             f.write(pickle.dumps(value, 2))
-    py2 = b"\x80\x02}q\x01(U\x04nameq\x02U\x08/a/c/\xc3\xa9q\x03U\x01xq\x04U\x02\xc3\xa9q\x05u."
+    py2 = b"\x80\x02}q\x01(U\x04nameq\x02U\x07/a/c/\xc3\xa9q\x03U\x01xq\x04U\x02\xc3\xa9q\x05u."
     with open(os.path.join(HERE, 'metadata_py2.pickle'), 'wb') as f:
         f.write(py2)
 
