@@ -673,3 +673,225 @@ fn decode(flags: u32, data: Vec<u8>) -> Result<Option<Value>, AttemptError> {
     }
     Ok(Some(Value::String(String::from_utf8_lossy(&data).into_owned())))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::timestamp::Timestamp;
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    fn ring(servers: &str, more: &[(&str, &str)]) -> (Cache, crate::logs::Lines, Clock) {
+        let (logger, lines) = Logger::memory();
+        let clock = Clock::manual(Timestamp::from_secs_f64(1_700_000_000.0));
+        let pairs = [("memcache_servers", servers)].into_iter().chain(more.iter().copied());
+        let section = Section::from_pairs("filter:cache", pairs);
+        let cache =
+            Cache::from_section(&section, Path::new("/nonexistent"), &clock, &logger, &Statsd::disabled());
+        (cache.unwrap(), lines, clock)
+    }
+
+    fn inner(cache: &Cache) -> &MemcacheRing {
+        match &cache.0 {
+            Backend::Ring(ring) => ring,
+            Backend::Local(_) => panic!("not a ring"),
+        }
+    }
+
+    /// A memcached of which only the commands are that the client uses; returns its address and what it stored.
+    async fn fake_server() -> (String, Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let items = Arc::new(Mutex::new(HashMap::new()));
+        let shared = Arc::clone(&items);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(BufStream::new(stream), Arc::clone(&shared)));
+            }
+        });
+        (address, items)
+    }
+
+    async fn serve(mut stream: Connection, items: Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>) {
+        while let Ok(line) = read_line(&mut stream).await {
+            let words: Vec<&str> = line.split(' ').collect();
+            let answer = match words[..] {
+                ["set" | "add", key, flags, _, size] => {
+                    let mut data = vec![0; size.parse::<usize>().unwrap() + 2];
+                    stream.read_exact(&mut data).await.unwrap();
+                    data.truncate(data.len() - 2);
+                    let known = items.lock().contains_key(key);
+                    if words[0] == "add" && known {
+                        "NOT_STORED\r\n".into()
+                    } else {
+                        items.lock().insert(key.to_owned(), (flags.to_owned(), data));
+                        "STORED\r\n".into()
+                    }
+                }
+                ["get", ..] => {
+                    let mut answer = Vec::new();
+                    for key in &words[1..] {
+                        if let Some((flags, data)) = items.lock().get(*key) {
+                            answer.extend(format!("VALUE {key} {flags} {}\r\n", data.len()).into_bytes());
+                            answer.extend([data, &b"\r\n"[..]].concat());
+                        }
+                    }
+                    answer.extend(b"END\r\n");
+                    String::from_utf8(answer).unwrap()
+                }
+                ["incr" | "decr", key, delta] => match items.lock().get_mut(key) {
+                    Some((_, data)) => {
+                        let old: u64 = String::from_utf8(data.clone()).unwrap().parse().unwrap();
+                        let delta: u64 = delta.parse().unwrap();
+                        let sum = if words[0] == "incr" { old + delta } else { old.saturating_sub(delta) };
+                        *data = sum.to_string().into_bytes();
+                        format!("{sum}\r\n")
+                    }
+                    None => "NOT_FOUND\r\n".into(),
+                },
+                ["delete", key] => {
+                    items.lock().remove(key);
+                    "DELETED\r\n".into()
+                }
+                _ => "ERROR\r\n".into(),
+            };
+            write(&mut stream, answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    // Made by swift.common.memcached.MemcacheRing(servers)._get_conns, as indexes into these servers.
+    #[test]
+    fn servers_are_chosen_as_by_swift() {
+        let servers = ["10.0.0.1:11211", "10.0.0.2:11211", "cache3:11311", "[fe80::1]:11211"];
+        let (cache, ..) = ring(&servers.join(","), &[]);
+        for (key, expected) in [
+            ("account/AUTH_test", [0, 2, 3]),
+            ("container/AUTH_test/c", [2, 1, 3]),
+            ("nvratelimit/é", [2, 1, 3]),
+            ("AUTH_/auth/AUTH_tk123", [1, 0, 3]),
+            ("a", [1, 2, 3]),
+            ("b", [3, 1, 0]),
+            ("shard-updating-v2/a/c", [3, 1, 0]),
+        ] {
+            let chosen: Vec<&str> =
+                inner(&cache).servers_of(&hash_key(key)).iter().map(|s| s.name.as_str()).collect();
+            assert_eq!(chosen, expected.map(|index: usize| servers[index]), "{key}");
+        }
+    }
+
+    #[tokio::test]
+    async fn values_are_json_under_the_md5_of_their_key() {
+        let (address, items) = fake_server().await;
+        let (cache, lines, _) = ring(&address, &[]);
+        cache.set("account/AUTH_test", &json!({"status": 200, "name": "ü"}), 60).await;
+        assert_eq!(cache.get("account/AUTH_test").await, Some(json!({"status": 200, "name": "ü"})));
+        let (flags, _) = items.lock()["05fad1c218a819c6507731ef4698a285"].clone();
+        assert_eq!(flags, "2");
+        assert_eq!(cache.get("other").await, None);
+        cache.delete("account/AUTH_test").await;
+        assert_eq!(cache.get("account/AUTH_test").await, None);
+        assert!(lines.all().is_empty(), "{:?}", lines.all());
+    }
+
+    #[tokio::test]
+    async fn pickled_values_are_misses() {
+        let (address, items) = fake_server().await;
+        let (cache, ..) = ring(&address, &[]);
+        items.lock().insert(hash_key("k"), ("1".into(), b"(lp0\n.".to_vec()));
+        assert_eq!(cache.try_get("k").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn counters_begin_at_their_first_step_and_never_go_below_zero() {
+        let (address, _) = fake_server().await;
+        let clock = Clock::manual(Timestamp::from_secs_f64(1_700_000_000.0));
+        for cache in [ring(&address, &[]).0, Cache::local(&clock)] {
+            assert_eq!(cache.incr("n", 5, 60).await.unwrap(), 5);
+            assert_eq!(cache.incr("n", 2, 60).await.unwrap(), 7);
+            assert_eq!(cache.decr("n", 9, 60).await.unwrap(), 0);
+            assert_eq!(cache.decr("m", 9, 60).await.unwrap(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn many_items_go_to_the_server_of_one_key() {
+        let (address, _) = fake_server().await;
+        let clock = Clock::manual(Timestamp::from_secs_f64(1_700_000_000.0));
+        for cache in [ring(&address, &[]).0, Cache::local(&clock)] {
+            cache.set_multi(&[("a".into(), json!(1)), ("b".into(), json!("x"))], "a", 60).await;
+            assert_eq!(
+                cache.get_multi(&["b", "c", "a"], "a").await,
+                [Some(json!("x")), None, Some(json!(1))]
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_fails_is_left_alone_for_a_while() {
+        let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+        let (cache, lines, clock) = ring(&dead, &[("error_suppression_limit", "2")]);
+        for _ in 0..3 {
+            assert!(cache.try_get("k").await.is_err());
+        }
+        assert!(lines.contains(&format!("Error limiting server {dead}")));
+        let before = lines.all().len();
+        assert!(cache.try_get("k").await.is_err());
+        assert!(lines.all()[before..].iter().all(|(_, line)| line.contains("No more memcached servers")));
+        clock.advance(Duration::from_secs(61));
+        assert!(cache.try_get("k").await.is_err());
+        assert!(lines.all().last().unwrap().1.contains("No more memcached servers"));
+        assert!(
+            lines.all()[before + 1..]
+                .iter()
+                .any(|(_, line)| line.contains("Error connecting to memcached: 127"))
+        );
+    }
+
+    #[tokio::test]
+    async fn local_items_end_with_their_time_to_live() {
+        let clock = Clock::manual(Timestamp::from_secs_f64(1_700_000_000.0));
+        let cache = Cache::local(&clock);
+        cache.set("short", &json!(1), 10).await;
+        cache.set("forever", &json!(2), 0).await;
+        clock.advance(Duration::from_secs(9));
+        assert_eq!(cache.get("short").await, Some(json!(1)));
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(cache.get("short").await, None);
+        assert_eq!(cache.get("forever").await, Some(json!(2)));
+        cache.delete("forever").await;
+        assert_eq!(cache.get("forever").await, None);
+    }
+
+    #[tokio::test]
+    async fn the_embedded_cache_is_bounded() {
+        let clock = Clock::manual(Timestamp::from_secs_f64(1_700_000_000.0));
+        let cache = Cache::local(&clock);
+        cache.set("kept", &json!(0), 1000).await;
+        for n in 0..LOCAL_MAX_ITEMS {
+            cache.set(&format!("k{n}"), &json!(n), 10).await;
+        }
+        assert_eq!(cache.get("kept").await, Some(json!(0)));
+        let Backend::Local(local) = &cache.0 else { panic!("not local") };
+        assert_eq!(local.items.lock().values.len(), LOCAL_MAX_ITEMS);
+    }
+
+    #[test]
+    fn addresses_are_read_as_by_swift() {
+        for (text, host, port) in [
+            ("127.0.0.1", "127.0.0.1", 11211),
+            ("cache1:11311", "cache1", 11311),
+            ("[fe80::1]:11311", "fe80::1", 11311),
+            ("[fe80::1]", "fe80::1", 11211),
+            ("fe80::1", "fe80::1", 11211),
+        ] {
+            assert_eq!(parse_address(text), (host.to_owned(), port), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_time_to_live_is_sent_as_its_end() {
+        let (cache, ..) = ring("127.0.0.1", &[]);
+        assert_eq!(inner(&cache).expiry(60), 60);
+        assert_eq!(inner(&cache).expiry(MAX_DELTA + 1), 1_700_000_000 + MAX_DELTA + 1);
+    }
+}

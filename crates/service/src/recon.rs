@@ -377,3 +377,122 @@ fn python_json(value: &Value) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{Method, app_fn};
+    use std::fs;
+
+    struct Machine {
+        dir: tempfile::TempDir,
+        app: SharedApp,
+    }
+
+    fn machine() -> Machine {
+        let dir = tempfile::tempdir().unwrap();
+        for sub in ["devices/sda1", "devices/sdb1", "cache", "swift"] {
+            fs::create_dir_all(dir.path().join(sub)).unwrap();
+        }
+        fs::write(dir.path().join("devices/sdb1/.ismount"), "").unwrap();
+        let text = |sub: &str| dir.path().join(sub).display().to_string();
+        let options =
+            [("devices", text("devices")), ("recon_cache_path", text("cache")), ("swift_dir", text("swift"))];
+        let section = Section::from_pairs("filter:recon", options.iter().map(|(k, v)| (*k, v.as_str())));
+        let ctx = Context::builder("object-server").logger(Logger::memory().0).build();
+        let app = filter(&section, &ctx, app_fn(|_| async { Response::text(200, "app") })).unwrap();
+        Machine { dir, app }
+    }
+
+    impl Machine {
+        async fn get(&self, path: &str) -> (u16, String) {
+            let response = self.app.call(Request::new(Method::Get, path)).await;
+            (response.status.0, String::from_utf8(response.body.as_bytes().unwrap().to_vec()).unwrap())
+        }
+
+        async fn json(&self, path: &str) -> Value {
+            let (status, body) = self.get(path).await;
+            assert_eq!(status, 200, "{path}: {body}");
+            serde_json::from_str(&body).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn other_paths_reach_the_app_and_unknown_checks_are_404() {
+        let machine = machine();
+        assert_eq!(machine.get("/sda1/1/a").await, (200, "app".to_owned()));
+        assert_eq!(machine.get("/recon/nonsense").await, (404, "Invalid path: /recon/nonsense".to_owned()));
+        assert_eq!(machine.get("/recon/updater/account").await.0, 404);
+        assert_eq!(machine.get("/recon/").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn what_daemons_left_in_the_cache_is_told() {
+        let machine = machine();
+        fs::write(machine.dir.path().join("cache/object.recon"), r#"{"replication_time": 0.5, "x": 1}"#)
+            .unwrap();
+        let expected = "{\"replication_time\": 0.5, \"replication_stats\": null, \"replication_last\": null, \
+                        \"object_replication_time\": null, \"object_replication_last\": null}";
+        for path in ["/recon/replication/object", "/recon/replication"] {
+            assert_eq!(machine.get(path).await, (200, expected.to_owned()));
+        }
+        let nothing = json!({"async_pending": null, "async_pending_last": null});
+        assert_eq!(machine.json("/recon/async").await, nothing);
+        fs::write(machine.dir.path().join("cache/container.recon"), "junk").unwrap();
+        assert_eq!(machine.json("/recon/updater/container").await, json!({"container_updater_sweep": null}));
+        assert_eq!(machine.json("/recon/relinker").await, json!({"devices": null, "workers": null}));
+    }
+
+    #[tokio::test]
+    async fn devices_are_told_with_their_mounts() {
+        let machine = machine();
+        let devices = machine.dir.path().join("devices").display().to_string();
+        assert_eq!(machine.json("/recon/devices").await, json!({ devices: ["sda1", "sdb1"] }));
+        assert_eq!(machine.json("/recon/unmounted").await, json!([{"device": "sda1", "mounted": false}]));
+        let usage = machine.json("/recon/diskusage").await;
+        let unknown = json!({"device": "sda1", "mounted": false, "size": "", "used": "", "avail": ""});
+        assert_eq!(usage[0], unknown);
+        assert_eq!((&usage[1]["device"], &usage[1]["mounted"]), (&json!("sdb1"), &json!(true)));
+        assert!(usage[1]["size"].as_u64().unwrap() >= usage[1]["used"].as_u64().unwrap());
+    }
+
+    #[tokio::test]
+    async fn quarantined_objects_are_counted_by_policy() {
+        let machine = machine();
+        for sub in [
+            "sda1/quarantined/objects/h1",
+            "sda1/quarantined/objects-1/h2",
+            "sdb1/quarantined/objects-1/h3",
+            "sdb1/quarantined/containers/c1",
+        ] {
+            fs::create_dir_all(machine.dir.path().join("devices").join(sub)).unwrap();
+        }
+        assert_eq!(
+            machine.json("/recon/quarantined").await,
+            json!({"objects": 3, "containers": 1, "accounts": 0,
+                   "policies": {"0": {"objects": 1}, "1": {"objects": 2}}})
+        );
+    }
+
+    #[tokio::test]
+    async fn rings_and_swift_conf_are_told_by_their_md5() {
+        let machine = machine();
+        let swift = machine.dir.path().join("swift");
+        fs::write(swift.join("account.ring.gz"), "ring").unwrap();
+        let ring = swift.join("account.ring.gz").display().to_string();
+        assert_eq!(digest::hex(&digest::md5(b"ring")), machine.json("/recon/ringmd5").await[&ring]);
+        let conf = swift.join("swift.conf").display().to_string();
+        assert_eq!(machine.json("/recon/swiftconfmd5").await, json!({ conf: null }));
+    }
+
+    #[tokio::test]
+    async fn the_machine_tells_of_itself() {
+        let machine = machine();
+        assert_eq!(machine.get("/recon/version").await.1, "{\"version\": \"2.38.3\"}");
+        assert!(machine.json("/recon/mem").await["MemTotal"].as_str().unwrap().ends_with("kB"));
+        assert!(machine.json("/recon/load").await["1m"].is_f64());
+        assert!(machine.json("/recon/mounted").await[0]["path"].is_string());
+        assert!(machine.json("/recon/sockstat").await["tcp_in_use"].is_u64());
+        assert!(machine.json("/recon/time").await.as_f64().unwrap() > 1.6e9);
+    }
+}
