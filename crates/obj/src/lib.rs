@@ -1,3 +1,4 @@
 //! The object tier: DiskFile, object server, SSYNC and the object daemons.
 
+pub mod diskfile;
 pub mod ssync;

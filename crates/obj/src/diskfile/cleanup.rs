@@ -1,0 +1,147 @@
+//! Removes from a hash dir what no version of the object needs any more: obsolete files, old tombstones, old strays.
+//!
+//! Unlinking is never synced: a file that comes back after a crash is as obsolete as before. It happens only after the
+//! file that supersedes it is on disk, or has been seen by a listing: the journal keeps the order.
+
+use std::ffi::CStr;
+use std::path::Path;
+
+use common::Timestamp;
+use common::timestamp::UNITS_PER_SECOND;
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{AtFlags, CWD, statat, unlinkat};
+use rustix::io::Errno;
+
+use super::files::{FileInfo, OnDiskFiles, get_ondisk_files, is_rsync_tempfile};
+use super::listing::{Names, open_dir};
+use super::manager::DiskFileManager;
+use super::{DiskFileError, Want};
+
+/// What a hash dir holds after its cleanup.
+#[derive(Default)]
+pub(super) struct Cleaned {
+    /// The object's state; files removed for their age are not part of it.
+    pub info: OnDiskFiles,
+    /// Listing places of what was removed.
+    pub removed: Vec<usize>,
+}
+
+impl DiskFileManager {
+    /// Cleans up the hash dir at `path`. A missing one is empty.
+    pub(super) fn cleanup_ondisk_files(&self, path: &Path, names: &mut Names) -> Result<Cleaned, Errno> {
+        let dir = match open_dir(CWD, path) {
+            Err(Errno::NOENT) => return Ok(Cleaned::default()),
+            result => result?,
+        };
+        let cleaned = self.cleanup_dir(dir.as_fd(), path, names, self.clock().now())?;
+        if cleaned.removed.len() == names.len() {
+            self.remove_empty(path, rustix::fs::rmdir(path));
+        }
+        Ok(cleaned)
+    }
+
+    /// The same for the entry `name` of the open directory `parent`; leaves its listing in `names`.
+    pub(super) fn cleanup_at(
+        &self,
+        parent: impl AsFd,
+        name: &CStr,
+        parent_path: &Path,
+        names: &mut Names,
+        now: Timestamp,
+    ) -> Result<Cleaned, Errno> {
+        names.clear();
+        let dir = match open_dir(&parent, name) {
+            Err(Errno::NOENT) => return Ok(Cleaned::default()),
+            result => result?,
+        };
+        let path = || parent_path.join(String::from_utf8_lossy(name.to_bytes()).as_ref());
+        let cleaned = self.cleanup_listed(dir.as_fd(), &path, names, now)?;
+        if cleaned.removed.len() == names.len() {
+            self.remove_empty(&path(), unlinkat(parent, name, AtFlags::REMOVEDIR));
+        }
+        Ok(cleaned)
+    }
+
+    /// The same for an open hash dir, which is not removed if it gets empty.
+    pub(super) fn cleanup_dir(
+        &self,
+        dir: BorrowedFd<'_>,
+        path: &Path,
+        names: &mut Names,
+        now: Timestamp,
+    ) -> Result<Cleaned, Errno> {
+        self.cleanup_listed(dir, &|| path.to_owned(), names, now)
+    }
+
+    fn cleanup_listed(
+        &self,
+        dir: BorrowedFd<'_>,
+        path: &dyn Fn() -> std::path::PathBuf,
+        names: &mut Names,
+        now: Timestamp,
+    ) -> Result<Cleaned, Errno> {
+        names.read(dir)?;
+        names.sort_descending();
+        let mut info = get_ondisk_files(names.iter(), self.scheme(), Want::default());
+        self.log_unexpected(&info, names, path);
+
+        let reclaimable = |timestamp: Timestamp| {
+            now.as_secs_f64() - timestamp.as_secs_f64() > self.conf().reclaim_age.as_secs_f64()
+        };
+        let mut removed = Vec::new();
+        let mut remove = |file: &FileInfo| {
+            // Whoever removed it before us is welcome; whoever keeps us from it, the next cleanup tells.
+            let _ = unlinkat(dir, names.c_str(file.index), AtFlags::empty());
+            removed.push(file.index);
+        };
+        if let Some(tombstone) = info.tombstone.filter(|file| reclaimable(file.timestamp)) {
+            remove(&tombstone);
+            info.tombstone = None;
+        }
+        for file in &info.possible_reclaim {
+            let settled = file.durable || self.is_older_than_commit_window(dir, names.c_str(file.index), now);
+            if reclaimable(file.timestamp) && settled {
+                remove(file);
+            }
+        }
+        info.obsolete.iter().for_each(remove);
+        Ok(Cleaned { info, removed })
+    }
+
+    /// A fragment without its commit may be one of a PUT under way, however old its timestamp.
+    fn is_older_than_commit_window(&self, dir: BorrowedFd<'_>, name: &CStr, now: Timestamp) -> bool {
+        let window = self.conf().commit_window.as_secs();
+        if window == 0 {
+            return true;
+        }
+        let Ok(stat) = statat(dir, name, AtFlags::empty()) else { return false };
+        (now.raw() / UNITS_PER_SECOND).saturating_sub(stat.st_mtime as u64) > window
+    }
+
+    pub(super) fn log_unexpected(
+        &self,
+        info: &OnDiskFiles,
+        names: &Names,
+        path: &dyn Fn() -> std::path::PathBuf,
+    ) {
+        for &index in &info.unexpected {
+            let file = path().join(names.lossy(index));
+            if is_rsync_tempfile(names.get(index)) {
+                self.logger().debug(format_args!("Rsync tempfile: {}", file.display()));
+            } else {
+                let why = "Invalid Timestamp value in filename";
+                self.logger().warning(format_args!("Unexpected file {}: {why}", file.display()));
+            }
+        }
+    }
+
+    fn remove_empty(&self, path: &Path, result: Result<(), Errno>) {
+        match result {
+            Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => {}
+            Err(errno) => {
+                let err = DiskFileError::io("Error cleaning up empty hash directory", path, errno);
+                self.logger().debug(err);
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What the names in a hash dir mean: which files are the object's state and which are obsolete.
+//!
+//! ```text
+//! TIMESTAMP.data                  the object as PUT (replication policies)
+//! TIMESTAMP#FRAG.data             a fragment archive, not yet durable (EC policies)
+//! TIMESTAMP#FRAG#d.data           a durable fragment archive
+//! TIMESTAMP.meta                  metadata of a POST
+//! TIMESTAMP+DELTA.meta            the same, with the timestamp of its content-type: hex, signed, in 10 µs
+//! TIMESTAMP.ts                    a tombstone
+//! TIMESTAMP.durable               durability marker of old EC writers
+//! ```
+//!
+//! The names alone decide: no file is opened to choose between versions, so that a listing is enough for hashing,
+//! cleaning up and ssync. Everything here is a pure function of names; [`super::cleanup`] removes what is obsolete.
+//!
+//! Order of the rules (Swift: `BaseDiskFileManager.get_ondisk_files`): the newest tombstone hides what is not newer
+//! than itself; of the meta files the newest stays, and a second one if its content-type is newer; the policy chooses
+//! the data file and drops what it supersedes. A meta file counts only beside a data file, a tombstone only without.
+
+use common::timestamp::{Timestamp, decode_timestamps, encode_timestamps};
+
+use super::ec;
+
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Ext {
+    Data,
+    Meta,
+    Tombstone,
+    Durable,
+    /// A well-formed timestamp with another extension: nobody's state, but obsolete once it is old enough.
+    Other,
+}
+
+impl Ext {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Ext::Data => ".data",
+            Ext::Meta => ".meta",
+            Ext::Tombstone => ".ts",
+            Ext::Durable => ".durable",
+            Ext::Other => "",
+        }
+    }
+}
+
+/// One parsed name; `index` is its place in the listing it came from.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct FileInfo {
+    pub index: usize,
+    pub timestamp: Timestamp,
+    pub ext: Ext,
+    pub ctype_timestamp: Option<Timestamp>,
+    pub frag_index: Option<u32>,
+    /// EC data files only: marked durable, by name or by an old `.durable` file. Others: always true.
+    pub durable: bool,
+}
+
+/// How the policy reads data file names.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    Replication,
+    /// `fragments` = data + parity; a greater index in a name makes the file unexpected.
+    Erasure {
+        fragments: u32,
+    },
+}
+
+/// At `timestamp`, any fragment but those in `exclude`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FragPref {
+    pub timestamp: Timestamp,
+    pub exclude: Vec<u32>,
+}
+
+/// Which fragment an EC diskfile asks for; ignored under replication.
+#[derive(Copy, Clone, Debug, Default)]
+pub struct Want<'a> {
+    pub frag_index: Option<u32>,
+    /// `Some`, even if empty: a data file need not be durable to be chosen.
+    pub frag_prefs: Option<&'a [FragPref]>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OnDiskFiles {
+    pub data: Option<FileInfo>,
+    pub meta: Option<FileInfo>,
+    pub tombstone: Option<FileInfo>,
+    /// The meta file with the newest content-type, if that is newer than the data file; may equal `meta`.
+    pub ctype: Option<FileInfo>,
+    pub obsolete: Vec<FileInfo>,
+    /// To be removed once older than reclaim_age (and, for fragments, than commit_window).
+    pub possible_reclaim: Vec<FileInfo>,
+    /// Listing places of names that are no file of ours.
+    pub unexpected: Vec<usize>,
+    /// EC: all fragments, newest timestamp first, each set by ascending fragment index.
+    pub frag_sets: Vec<Vec<FileInfo>>,
+    /// EC: place of the durable set and of the chosen set in `frag_sets`; set only when a fragment was chosen.
+    pub durable_frag_set: Option<usize>,
+    pub chosen_frag_set: Option<usize>,
+}
+
+/// Files by extension, each list newest first.
+#[derive(Default)]
+pub(super) struct ByExt {
+    pub data: Vec<FileInfo>,
+    pub meta: Vec<FileInfo>,
+    pub tombstone: Vec<FileInfo>,
+    pub durable: Vec<FileInfo>,
+    pub other: Vec<FileInfo>,
+}
+
+impl ByExt {
+    fn list(&mut self, ext: Ext) -> &mut Vec<FileInfo> {
+        match ext {
+            Ext::Data => &mut self.data,
+            Ext::Meta => &mut self.meta,
+            Ext::Tombstone => &mut self.tombstone,
+            Ext::Durable => &mut self.durable,
+            Ext::Other => &mut self.other,
+        }
+    }
+
+    pub fn lists(&mut self) -> [&mut Vec<FileInfo>; 5] {
+        [&mut self.data, &mut self.meta, &mut self.tombstone, &mut self.durable, &mut self.other]
+    }
+}
+
+/// Chooses among `names`, the listing of one hash dir. Equal timestamps keep the listing's order, so that a listing
+/// in descending order of names gives the same choice everywhere.
+pub fn get_ondisk_files<'n>(
+    names: impl Iterator<Item = &'n [u8]>,
+    scheme: Scheme,
+    want: Want<'_>,
+) -> OnDiskFiles {
+    let mut results = OnDiskFiles::default();
+    let mut exts = ByExt::default();
+    for (index, name) in names.enumerate() {
+        match parse_on_disk_filename(index, name, scheme) {
+            Some(info) => exts.list(info.ext).push(info),
+            None => results.unexpected.push(index),
+        }
+    }
+    for list in exts.lists() {
+        list.sort_by_key(|info| std::cmp::Reverse(info.timestamp));
+    }
+    hide_behind_tombstone(&mut exts, &mut results.obsolete);
+    retain_newest_meta(&mut exts.meta, &mut results.obsolete);
+    match scheme {
+        Scheme::Replication => choose_replicated(&mut exts, &mut results),
+        Scheme::Erasure { .. } => ec::choose_fragment(&mut exts, &mut results, want),
+    }
+    if let Some(data) = results.data {
+        if let (Some(&meta), Some(&ctype)) = (exts.meta.first(), exts.meta.last()) {
+            results.meta = Some(meta);
+            results.ctype = Some(ctype).filter(|info| info.ctype_timestamp > Some(data.timestamp));
+        }
+    } else {
+        results.tombstone = exts.tombstone.first().copied();
+    }
+    results
+}
+
+fn hide_behind_tombstone(exts: &mut ByExt, obsolete: &mut Vec<FileInfo>) {
+    let Some(newest) = exts.tombstone.first().map(|info| info.timestamp) else { return };
+    obsolete.extend(exts.tombstone.drain(1..));
+    for list in [&mut exts.data, &mut exts.meta, &mut exts.durable, &mut exts.other] {
+        split_off(list, obsolete, |info| info.timestamp > newest);
+    }
+}
+
+fn retain_newest_meta(meta: &mut Vec<FileInfo>, obsolete: &mut Vec<FileInfo>) {
+    if meta.len() < 2 {
+        return;
+    }
+    let ctype = |info: &FileInfo| info.ctype_timestamp.unwrap_or(Timestamp::ZERO);
+    meta[1..].sort_by_key(|info| std::cmp::Reverse(ctype(info)));
+    let mut retain = 1;
+    if ctype(&meta[1]) > ctype(&meta[0]) {
+        if meta[1].timestamp == meta[0].timestamp {
+            meta.swap(0, 1);
+        } else {
+            retain = 2; // the first has the newest metadata, the second the newest content-type
+        }
+    }
+    obsolete.extend(meta.drain(retain..));
+}
+
+fn choose_replicated(exts: &mut ByExt, results: &mut OnDiskFiles) {
+    let Some(data) = exts.data.first().copied() else {
+        results.possible_reclaim.extend(exts.meta.iter().copied());
+        return;
+    };
+    split_off(&mut exts.data, &mut results.obsolete, |info| info.timestamp >= data.timestamp);
+    for list in [&mut exts.meta, &mut exts.tombstone, &mut exts.durable, &mut exts.other] {
+        split_off(list, &mut results.obsolete, |info| info.timestamp > data.timestamp);
+    }
+    results.data = Some(data);
+}
+
+/// Moves the tail of `list` from the first entry which is not to be kept into `dropped`.
+pub(super) fn split_off(
+    list: &mut Vec<FileInfo>,
+    dropped: &mut Vec<FileInfo>,
+    keep: impl Fn(&FileInfo) -> bool,
+) {
+    let kept = list.iter().position(|info| !keep(info)).unwrap_or(list.len());
+    dropped.extend(list.drain(kept..));
+}
+
+pub fn parse_on_disk_filename(index: usize, name: &[u8], scheme: Scheme) -> Option<FileInfo> {
+    let name = std::str::from_utf8(name).ok()?;
+    let (stem, ext) = splitext(name);
+    let ext = match ext {
+        ".data" => Ext::Data,
+        ".meta" => Ext::Meta,
+        ".ts" => Ext::Tombstone,
+        ".durable" => Ext::Durable,
+        _ => Ext::Other,
+    };
+    let mut info =
+        FileInfo { index, timestamp: Timestamp::ZERO, ext, ctype_timestamp: None, frag_index: None, durable: true };
+    match (ext, scheme) {
+        (Ext::Meta, _) => (info.timestamp, info.ctype_timestamp, _) = decode_timestamps(stem, true).ok()?,
+        (Ext::Data, Scheme::Erasure { fragments }) => {
+            let mut parts = stem.split('#');
+            info.timestamp = Timestamp::parse(parts.next()?).ok()?;
+            info.frag_index = Some(parts.next()?.trim().parse().ok().filter(|&frag: &u32| frag < fragments)?);
+            info.durable = parts.next() == Some("d");
+        }
+        _ => info.timestamp = Timestamp::parse(stem).ok()?,
+    }
+    Some(info)
+}
+
+/// As Python's: leading dots belong to the stem, the extension keeps its dot.
+fn splitext(name: &str) -> (&str, &str) {
+    let lead = name.len() - name.trim_start_matches('.').len();
+    match name.rfind('.') {
+        Some(dot) if dot >= lead && lead < name.len() => name.split_at(dot),
+        _ => (name, ""),
+    }
+}
+
+/// A temp file of rsync or ours, like `.TIMESTAMP.data.Xy095a`: it may be there at any time and is no reason to warn.
+pub fn is_rsync_tempfile(name: &[u8]) -> bool {
+    let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };
+    let tail = &name[dot + 1..];
+    dot > 0 && name[0] == b'.' && tail.len() == 6 && tail.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// The name of a file of a replication policy.
+pub fn make_on_disk_filename(timestamp: Timestamp, ext: Ext, ctype_timestamp: Option<Timestamp>) -> String {
+    match (ext, ctype_timestamp) {
+        (Ext::Meta, Some(ctype)) => format!("{}.meta", encode_timestamps(timestamp, Some(ctype), None, true)),
+        _ => format!("{}{}", timestamp.internal(), ext.as_str()),
+    }
+}

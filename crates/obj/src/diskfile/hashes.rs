@@ -1,0 +1,495 @@
+//! hashes.pkl and hashes.invalid: which suffixes of a partition differ from a peer's, without reading every hash dir.
+//!
+//! ```text
+//! PARTITION/hashes.pkl        pickle, protocol 2: {'valid': True, SUFFIX: MD5 | None, ..., 'updated': time}
+//! PARTITION/hashes.invalid    a line SUFFIX for each change since: those hashes in hashes.pkl are stale
+//! PARTITION/.lock             held to append to hashes.invalid, to consolidate both, to link a file, to write
+//! ```
+//!
+//! The one rule: **when a file of an object is visible, and its suffix has a hash in hashes.pkl that was made without
+//! it, then hashes.invalid names the suffix.** Otherwise no replicator would ever carry that file anywhere. So a writer
+//!
+//! 1. appends its suffix under the lock, and syncs hashes.invalid;
+//! 2. syncs its own file;
+//! 3. takes the lock again, appends once more if hashes.invalid has been consolidated meanwhile, and links.
+//!
+//! Swift appends without a sync and links after releasing the lock: a loss of power, or a rehash in between, can leave
+//! a stale hash. Between 1 and 3 a crash leaves a suffix to be rehashed for nothing.
+//!
+//! Consolidation (`consolidate_hashes`) writes hashes.pkl with `None` for each suffix named, then truncates
+//! hashes.invalid; a crash in between leaves the names to be consolidated again. Hashing works without the lock and
+//! writes its result only if hashes.pkl is still what it started from; otherwise it starts over.
+
+use std::ffi::OsStr;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use common::digest::Md5;
+use common::pickle::{self, Value};
+use common::{ObjHash, Suffix, Timestamp};
+use indexmap::IndexMap;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use super::files::{OnDiskFiles, Scheme};
+use super::listing::{Names, list_dir, open_dir};
+use super::locks::{LOCK_TIMEOUT, Lock};
+use super::manager::DiskFileManager;
+use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
+use super::writer::{fsync_dir, write_file_durably};
+use super::{DiskFileError, quarantine};
+
+const HASH_FILE: &str = "hashes.pkl";
+const INVALIDATIONS_FILE: &str = "hashes.invalid";
+/// How often a rehash starts over because somebody else wrote hashes.pkl. Swift recurses until its stack ends.
+const MAX_ATTEMPTS: usize = 100;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SuffixHash {
+    /// Replication: one hex MD5.
+    Whole(String),
+    /// EC: a hex MD5 per fragment index, and one under `None` for all else.
+    Fragments(Vec<(Option<u32>, String)>),
+}
+
+impl SuffixHash {
+    pub fn to_value(&self) -> Value {
+        match self {
+            SuffixHash::Whole(hash) => Value::Str(hash.clone()),
+            SuffixHash::Fragments(hashes) => {
+                let key = |index: &Option<u32>| index.map_or(Value::None, |index| Value::Int(index.into()));
+                Value::Dict(hashes.iter().map(|(i, hash)| (key(i), Value::Str(hash.clone()))).collect())
+            }
+        }
+    }
+
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Str(hash) if !hash.is_empty() => Some(SuffixHash::Whole(hash.clone())),
+            Value::Dict(items) if !items.is_empty() => {
+                let item = |(key, value): &(Value, Value)| match (key, value) {
+                    (Value::None, Value::Str(hash)) => Some((None, hash.clone())),
+                    (Value::Int(index), Value::Str(hash)) => Some((Some(u32::try_from(*index).ok()?), hash.clone())),
+                    _ => None,
+                };
+                items.iter().map(item).collect::<Option<Vec<_>>>().map(SuffixHash::Fragments)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Suffix to hash; `None` where hashing failed or is still to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SuffixHashes(IndexMap<Suffix, Option<SuffixHash>>);
+
+impl SuffixHashes {
+    pub fn get(&self, suffix: Suffix) -> Option<&SuffixHash> {
+        self.0.get(&suffix).and_then(Option::as_ref)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Suffix, Option<&SuffixHash>)> {
+        self.0.iter().map(|(suffix, hash)| (*suffix, hash.as_ref()))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The dict that a REPLICATE request is answered with.
+    pub fn to_value(&self) -> Value {
+        Value::Dict(self.items().collect())
+    }
+
+    /// Reads a peer's answer to REPLICATE; entries that are no suffix are left out.
+    pub fn from_value(value: &Value) -> Option<Self> {
+        let Value::Dict(items) = value else { return None };
+        let mut hashes = Self::default();
+        for (key, value) in items {
+            if let Some(suffix) = as_str(key).and_then(Suffix::parse) {
+                hashes.0.insert(suffix, SuffixHash::from_value(value));
+            }
+        }
+        Some(hashes)
+    }
+
+    fn items(&self) -> impl Iterator<Item = (Value, Value)> {
+        let value = |hash: &Option<SuffixHash>| hash.as_ref().map_or(Value::None, SuffixHash::to_value);
+        self.0.iter().map(move |(suffix, hash)| (Value::Str(suffix.to_string()), value(hash)))
+    }
+}
+
+fn as_str(value: &Value) -> Option<&str> {
+    match value {
+        Value::Str(text) => Some(text),
+        Value::Bytes(text) => std::str::from_utf8(text).ok(),
+        _ => None,
+    }
+}
+
+/// The contents of hashes.pkl.
+#[derive(Clone, Debug, PartialEq)]
+struct HashesFile {
+    valid: bool,
+    /// When it was written; before any time for files of old writers, which do not say.
+    updated: f64,
+    hashes: SuffixHashes,
+}
+
+impl HashesFile {
+    fn invalid() -> Self {
+        HashesFile { valid: false, updated: -1.0, hashes: SuffixHashes::default() }
+    }
+
+    fn from_pickle(pickled: &[u8]) -> Option<Self> {
+        let Value::Dict(items) = pickle::loads(pickled).ok()? else { return None };
+        let mut file = HashesFile { valid: true, ..HashesFile::invalid() };
+        for (key, value) in &items {
+            match (as_str(key)?, value) {
+                ("valid", value) => file.valid = matches!(value, Value::Bool(true) | Value::Int(1)),
+                ("updated", Value::Float(updated)) => file.updated = *updated,
+                ("updated", Value::Int(updated)) => file.updated = *updated as f64,
+                ("updated", _) => {}
+                (suffix, value) => {
+                    file.hashes.0.insert(Suffix::parse(suffix)?, SuffixHash::from_value(value));
+                }
+            }
+        }
+        Some(file)
+    }
+
+    fn to_pickle(&self) -> Vec<u8> {
+        let mut items = Vec::with_capacity(self.hashes.len() + 2);
+        items.push((Value::Str("valid".into()), Value::Bool(self.valid)));
+        items.extend(self.hashes.items());
+        items.push((Value::Str("updated".into()), Value::Float(self.updated)));
+        pickle::dumps(&Value::Dict(items))
+    }
+}
+
+/// Not valid if there is no hashes.pkl, or none that can be read.
+fn read_hashes(partition_dir: &Path) -> HashesFile {
+    let pickled = std::fs::read(partition_dir.join(HASH_FILE));
+    pickled.ok().and_then(|pickled| HashesFile::from_pickle(&pickled)).unwrap_or_else(HashesFile::invalid)
+}
+
+fn write_hashes(partition_dir: &Path, file: &mut HashesFile, now: f64) -> Result<(), DiskFileError> {
+    file.updated = now;
+    // A crash leaves the old hashes.pkl or the new one, both right: hashes.invalid is truncated only after this.
+    write_file_durably(&partition_dir.join(HASH_FILE), partition_dir, &file.to_pickle())
+}
+
+/// Brings hashes.pkl up to date with hashes.invalid.
+fn consolidate_hashes(partition_dir: &Path, device_path: &Path, now: f64) -> Result<HashesFile, DiskFileError> {
+    let lock = Lock::open(partition_dir, ".lock", device_path)?;
+    lock.lock(LOCK_TIMEOUT)?;
+    let mut file = read_hashes(partition_dir);
+    let invalidations_path = partition_dir.join(INVALIDATIONS_FILE);
+    let lines = match std::fs::read(&invalidations_path) {
+        Ok(lines) if !lines.is_empty() => lines,
+        Ok(_) => return Ok(file),
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(file),
+        Err(source) => return Err(DiskFileError::Io { what: "cannot read", path: invalidations_path, source }),
+    };
+    let mut stale = false;
+    for line in lines.split(|&byte| byte == b'\n') {
+        if let Some(suffix) = std::str::from_utf8(line).ok().and_then(|line| Suffix::parse(line.trim())) {
+            file.hashes.0.insert(suffix, None);
+            stale = true;
+        }
+    }
+    if stale {
+        write_hashes(partition_dir, &mut file, now)?;
+    }
+    common::fail::hit("hashes.before_truncate");
+    // Not synced: a crash brings the names back, which costs rehashing what is right already.
+    match std::fs::OpenOptions::new().write(true).truncate(true).open(&invalidations_path) {
+        Ok(_) => Ok(file),
+        Err(source) => Err(DiskFileError::Io { what: "cannot truncate", path: invalidations_path, source }),
+    }
+}
+
+/// A suffix named in hashes.invalid, on disk; and the means to make a file visible only while it is named there.
+pub(super) struct Invalidation {
+    lock: Lock,
+    file: std::fs::File,
+    path: PathBuf,
+    lines: Vec<u8>,
+    /// Where our lines start.
+    at: u64,
+}
+
+impl Invalidation {
+    /// Appends the suffixes and waits until they are on disk.
+    pub fn begin(partition_dir: &Path, device_path: &Path, suffixes: &[Suffix]) -> Result<Self, DiskFileError> {
+        let lock = Lock::open(partition_dir, ".lock", device_path)?;
+        lock.lock(LOCK_TIMEOUT)?;
+        let path = partition_dir.join(INVALIDATIONS_FILE);
+        let (file, created) = open_invalidations(&path)?;
+        let lines: String = suffixes.iter().map(|suffix| format!("{suffix}\n")).collect();
+        let mut invalidation = Invalidation { lock, file, path, lines: lines.into_bytes(), at: 0 };
+        invalidation.append()?;
+        invalidation.lock.unlock();
+        common::fail::hit("invalidate.before_sync");
+        // A crash before the sync loses the names, and with them nothing: no file is linked yet.
+        invalidation.sync()?;
+        if created {
+            fsync_dir(partition_dir)?;
+        }
+        Ok(invalidation)
+    }
+
+    /// Calls `link`, which makes a file visible, at a moment when the suffix is named in hashes.invalid and nobody can
+    /// take it out of there.
+    pub fn publish(mut self, link: impl FnOnce() -> Result<(), DiskFileError>) -> Result<(), DiskFileError> {
+        self.lock.lock(LOCK_TIMEOUT)?;
+        let mut there = [0; 4];
+        let first_line = rustix::io::pread(&self.file, &mut there, self.at);
+        if first_line != Ok(4) || !self.lines.starts_with(&there) {
+            // Consolidated meanwhile, and perhaps rehashed without our file.
+            self.append()?;
+            self.sync()?;
+        }
+        link()
+        // The lock goes with `self`.
+    }
+
+    fn append(&mut self) -> Result<(), DiskFileError> {
+        let written = self.file.write_all(&self.lines).and_then(|()| self.file.stream_position());
+        let end = written.map_err(|source| self.failed("cannot append to", source))?;
+        self.at = end - self.lines.len() as u64;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), DiskFileError> {
+        self.file.sync_data().map_err(|source| self.failed("cannot sync", source))
+    }
+
+    fn failed(&self, what: &'static str, source: std::io::Error) -> DiskFileError {
+        match Errno::from_io_error(&source) {
+            Some(errno) => DiskFileError::write(what, &self.path, errno),
+            None => DiskFileError::Io { what, path: self.path.clone(), source },
+        }
+    }
+}
+
+/// Opens hashes.invalid for appending; tells whether it had to be made.
+fn open_invalidations(path: &Path) -> Result<(std::fs::File, bool), DiskFileError> {
+    let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CLOEXEC;
+    let (fd, created) = match openat(CWD, path, flags, Mode::empty()) {
+        Err(Errno::NOENT) => (openat(CWD, path, flags | OFlags::CREATE, Mode::from_raw_mode(0o644)), true),
+        result => (result, false),
+    };
+    let fd = fd.map_err(|errno| DiskFileError::write("cannot open", path, errno))?;
+    Ok((fd.into(), created))
+}
+
+/// Marks suffixes to be rehashed.
+pub(super) fn invalidate_suffixes(
+    partition_dir: &Path,
+    device_path: &Path,
+    suffixes: &[Suffix],
+) -> Result<(), DiskFileError> {
+    Invalidation::begin(partition_dir, device_path, suffixes).map(drop)
+}
+
+impl DiskFileManager {
+    /// The hashes of all suffixes of a partition: from hashes.pkl, rehashing what is stale or in `recalculate`.
+    /// `do_listdir` also looks for suffixes that hashes.pkl does not know. Also returns how many were hashed.
+    pub fn rehash(
+        &self,
+        device_path: &Path,
+        partition: u32,
+        recalculate: &[Suffix],
+        do_listdir: bool,
+    ) -> Result<(usize, SuffixHashes), DiskFileError> {
+        let partition_dir = self.partition_dir(device_path, partition);
+        let mut hashed = 0;
+        for _ in 0..MAX_ATTEMPTS {
+            let original = match consolidate_hashes(&partition_dir, device_path, self.clock().unix_secs()) {
+                Ok(file) => file,
+                Err(err) => {
+                    self.logger().warning(format_args!("Unable to read {}: {err}", partition_dir.join(HASH_FILE).display()));
+                    read_hashes(&partition_dir)
+                }
+            };
+            let mut file = match original.valid {
+                true => original.clone(),
+                false => HashesFile { valid: true, ..HashesFile::invalid() },
+            };
+            let stale = self.hash_stale(&partition_dir, &mut file, recalculate, do_listdir || !original.valid)?;
+            hashed += stale.hashed;
+            if !stale.modified {
+                return Ok((hashed, file.hashes));
+            }
+            let lock = Lock::open(&partition_dir, ".lock", device_path)?;
+            lock.lock(LOCK_TIMEOUT)?;
+            if read_hashes(&partition_dir) == original {
+                write_hashes(&partition_dir, &mut file, self.clock().unix_secs())?;
+                return Ok((hashed, file.hashes));
+            }
+        }
+        Err(DiskFileError::io("hashes.pkl keeps changing in", partition_dir, Errno::BUSY))
+    }
+
+    fn hash_stale(
+        &self,
+        partition_dir: &Path,
+        file: &mut HashesFile,
+        recalculate: &[Suffix],
+        do_listdir: bool,
+    ) -> Result<Stale, DiskFileError> {
+        let mut stale = Stale { hashed: 0, modified: do_listdir };
+        let hashes = &mut file.hashes.0;
+        if do_listdir {
+            let names = list_dir(partition_dir).map_err(|errno| DiskFileError::io("cannot list", partition_dir, errno))?;
+            for suffix in names.iter().filter_map(|name| Suffix::parse(std::str::from_utf8(name).ok()?)) {
+                hashes.entry(suffix).or_insert(None);
+            }
+        }
+        for &suffix in recalculate {
+            hashes.insert(suffix, None);
+        }
+        let mut gone = Vec::new();
+        for (&suffix, hash) in hashes.iter_mut().filter(|(_, hash)| hash.is_none()) {
+            stale.modified = true;
+            match self.hash_suffix(&partition_dir.join(suffix.to_string())) {
+                Ok(Some(new)) => {
+                    *hash = Some(new);
+                    stale.hashed += 1;
+                }
+                Ok(None) => gone.push(suffix),
+                Err(err) => self.logger().error(format_args!("Error hashing suffix: {err}")),
+            }
+        }
+        for suffix in gone {
+            hashes.shift_remove(&suffix);
+        }
+        Ok(stale)
+    }
+
+    /// The hash of one suffix dir, cleaning up its hash dirs on the way; `None` if it is no directory, or was empty and
+    /// has been removed.
+    fn hash_suffix(&self, suffix_dir: &Path) -> Result<Option<SuffixHash>, DiskFileError> {
+        let dir = match open_dir(CWD, suffix_dir) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(errno) => return Err(DiskFileError::io("cannot open", suffix_dir, errno)),
+        };
+        let mut hash_dirs = Names::default();
+        hash_dirs.read(&dir).map_err(|errno| DiskFileError::io("cannot list", suffix_dir, errno))?;
+        hash_dirs.sort();
+        let now = self.clock().now();
+        let mut hasher = SuffixHasher::new(self.scheme());
+        let mut files = Names::default();
+        let mut any_files = false;
+        for index in 0..hash_dirs.len() {
+            match self.cleanup_at(&dir, hash_dirs.c_str(index), suffix_dir, &mut files, now) {
+                Ok(cleaned) => {
+                    any_files |= cleaned.removed.len() < files.len();
+                    hasher.update(&cleaned.info);
+                }
+                Err(errno) => {
+                    let path = suffix_dir.join(OsStr::new(&hash_dirs.lossy(index)));
+                    self.quarantine_unlistable(&path, errno)?;
+                }
+            }
+        }
+        // Swift: tries to remove the suffix dir in any case; it goes only if it is empty.
+        if !any_files && rustix::fs::rmdir(suffix_dir).is_ok() {
+            return Ok(None);
+        }
+        Ok(Some(hasher.finish()))
+    }
+
+    /// Quarantines an entry of a suffix dir which could not be listed as a hash dir, or passes the error on.
+    pub(super) fn quarantine_unlistable(&self, path: &Path, errno: Errno) -> Result<(), DiskFileError> {
+        // DEVICE/objects/PARTITION/SUFFIX/HASH
+        let Some(device_path) = path.ancestors().nth(4) else {
+            return Err(DiskFileError::io("cannot list", path, errno));
+        };
+        let (from, to, why) = match errno {
+            Errno::NOTDIR => (path.to_owned(), quarantine_dir_renamer(device_path, path)?, "it is not a directory"),
+            // Bad sectors show like this; they may lie below the hash dir or below the suffix.
+            Errno::NODATA | Errno::UCLEAN => {
+                let (from, to) = quarantine_dir_or_suffix(device_path, path)?;
+                (from, to, "it could not be listed")
+            }
+            errno => return Err(DiskFileError::io("cannot list", path, errno)),
+        };
+        self.logger().error(quarantine::message(&from, &to, why));
+        Ok(())
+    }
+}
+
+struct Stale {
+    hashed: usize,
+    modified: bool,
+}
+
+/// Swift: `_update_suffix_hashes`. The order of the updates within an object is part of the format.
+enum SuffixHasher {
+    Whole(Md5),
+    Fragments(Vec<(Option<u32>, Md5)>),
+}
+
+impl SuffixHasher {
+    fn new(scheme: Scheme) -> Self {
+        match scheme {
+            Scheme::Replication => SuffixHasher::Whole(Md5::new()),
+            Scheme::Erasure { .. } => SuffixHasher::Fragments(Vec::new()),
+        }
+    }
+
+    fn update(&mut self, files: &OnDiskFiles) {
+        for info in [&files.meta, &files.tombstone].into_iter().flatten() {
+            self.add(None, info.timestamp, info.ext.as_str());
+        }
+        match self {
+            SuffixHasher::Whole(_) => {
+                if let Some(data) = &files.data {
+                    self.add(None, data.timestamp, data.ext.as_str());
+                }
+            }
+            SuffixHasher::Fragments(_) => {
+                for info in files.frag_sets.iter().flatten() {
+                    self.add(info.frag_index, info.timestamp, "");
+                }
+                if let Some(durable) = files.durable_frag_set {
+                    self.add(None, files.frag_sets[durable][0].timestamp, ".durable");
+                }
+            }
+        }
+        if let Some(ctype) = files.ctype.and_then(|info| info.ctype_timestamp) {
+            self.add(None, ctype, "_ctype");
+        }
+    }
+
+    fn add(&mut self, key: Option<u32>, timestamp: Timestamp, ext: &str) {
+        let md5 = match self {
+            SuffixHasher::Whole(md5) => md5,
+            SuffixHasher::Fragments(hashers) => {
+                let at = hashers.iter().position(|(index, _)| *index == key).unwrap_or_else(|| {
+                    hashers.push((key, Md5::new()));
+                    hashers.len() - 1
+                });
+                &mut hashers[at].1
+            }
+        };
+        md5.update(timestamp.internal().as_bytes());
+        md5.update(ext.as_bytes());
+    }
+
+    fn finish(self) -> SuffixHash {
+        match self {
+            SuffixHasher::Whole(md5) => SuffixHash::Whole(md5.hexdigest()),
+            SuffixHasher::Fragments(hashers) => {
+                SuffixHash::Fragments(hashers.into_iter().map(|(index, md5)| (index, md5.hexdigest())).collect())
+            }
+        }
+    }
+}

@@ -1,0 +1,574 @@
+//! The devices of one policy: where they are, their locks, hashes and listings, and the diskfiles on them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use common::config::{ConfigError, FallocateReserve, Section, SwiftConf};
+use common::pickle::{self, Value};
+use common::policy::{PolicyIndex, PolicyKind, StoragePolicy, data_dir};
+use common::{Clock, HashConf, ObjHash, Suffix, Timestamp};
+use rustix::fs::{FileType, lstat, stat};
+use rustix::io::Errno;
+use service::logs::Logger;
+use service::statsd::Statsd;
+
+use super::files::Scheme;
+use super::hashes::{SuffixHashes, invalidate_suffixes};
+use super::listing::{Names, list_dir};
+use super::locks::{LockGuard, lock_path};
+use super::metadata::{MetadataError, read_metadata};
+use super::writer::{make_dirs, write_file_durably};
+use super::{DiskFile, DiskFileError, Place};
+
+/// The options of an object service that concern its disks.
+#[derive(Clone, Debug)]
+pub struct DiskFileConf {
+    pub devices: PathBuf,
+    pub mount_check: bool,
+    pub disk_chunk_size: usize,
+    /// Objects up to this size stay in the page cache after a read that may keep them there.
+    pub keep_cache_size: u64,
+    /// Written data is synced, and dropped from the page cache, each time this much has come in.
+    pub bytes_per_sync: u64,
+    pub reclaim_age: Duration,
+    pub commit_window: Duration,
+    /// Replications into one device at a time; 0: no limit.
+    pub replication_concurrency_per_device: usize,
+    pub replication_lock_timeout: Duration,
+    pub fallocate_reserve: FallocateReserve,
+    pub disable_fallocate: bool,
+}
+
+impl Default for DiskFileConf {
+    fn default() -> Self {
+        DiskFileConf {
+            devices: "/srv/node".into(),
+            mount_check: true,
+            disk_chunk_size: 65536,
+            keep_cache_size: 5_242_880,
+            bytes_per_sync: 512 * 1024 * 1024,
+            reclaim_age: Duration::from_secs(7 * 24 * 3600),
+            commit_window: Duration::from_secs(60),
+            replication_concurrency_per_device: 1,
+            replication_lock_timeout: Duration::from_secs(15),
+            fallocate_reserve: FallocateReserve::Percent(1.0),
+            disable_fallocate: false,
+        }
+    }
+}
+
+/// Everything about the disks of one policy. Shared; all calls block.
+pub struct DiskFileManager {
+    conf: DiskFileConf,
+    policy: PolicyIndex,
+    scheme: Scheme,
+    hash_conf: HashConf,
+    clock: Clock,
+    logger: Logger,
+    statsd: Statsd,
+    /// Cleared once a file system has refused O_TMPFILE.
+    pub(super) use_linkat: AtomicBool,
+}
+
+/// What a hash dir holds, for ssync.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct TimestampSet {
+    /// Of the data file or the tombstone.
+    pub data: Timestamp,
+    pub meta: Option<Timestamp>,
+    pub ctype: Option<Timestamp>,
+    /// EC only; always true under replication.
+    pub durable: bool,
+}
+
+impl DiskFileManager {
+    pub fn new(
+        conf: DiskFileConf,
+        policy: &StoragePolicy,
+        hash_conf: HashConf,
+        clock: Clock,
+        logger: Logger,
+        statsd: Statsd,
+    ) -> Arc<Self> {
+        let scheme = scheme_of(&policy.kind);
+        let use_linkat = AtomicBool::new(true);
+        Arc::new(Self { conf, policy: policy.index, scheme, hash_conf, clock, logger, statsd, use_linkat })
+    }
+
+    pub fn conf(&self) -> &DiskFileConf {
+        &self.conf
+    }
+
+    pub fn policy(&self) -> PolicyIndex {
+        self.policy
+    }
+
+    pub(super) fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    pub fn hash_conf(&self) -> &HashConf {
+        &self.hash_conf
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub fn logger(&self) -> &Logger {
+        &self.logger
+    }
+
+    pub fn statsd(&self) -> &Statsd {
+        &self.statsd
+    }
+
+    /// The path of a device, whether or not it is there.
+    pub fn construct_dev_path(&self, device: &str) -> PathBuf {
+        self.conf.devices.join(device)
+    }
+
+    /// The path of a device; `None` if it is no mount point (no directory, without `mount_check`).
+    pub fn dev_path(&self, device: &str) -> Option<PathBuf> {
+        check_drive(&self.conf.devices, device, self.conf.mount_check)
+    }
+
+    fn available(&self, device: &str) -> Result<PathBuf, DiskFileError> {
+        self.dev_path(device).ok_or(DiskFileError::DeviceUnavailable)
+    }
+
+    pub(super) fn partition_dir(&self, device_path: &Path, partition: u32) -> PathBuf {
+        let mut path = device_path.join(data_dir("objects", self.policy));
+        path.push(partition.to_string());
+        path
+    }
+
+    /// The partition's directory on a device.
+    pub fn partition_path(&self, device: &str, partition: u32) -> Result<PathBuf, DiskFileError> {
+        Ok(self.partition_dir(&self.available(device)?, partition))
+    }
+
+    pub(super) fn tmp_dir(&self, device_path: &Path) -> PathBuf {
+        device_path.join(data_dir("tmp", self.policy))
+    }
+
+    pub fn diskfile(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        account: &str,
+        container: &str,
+        obj: &str,
+    ) -> Result<DiskFile, DiskFileError> {
+        let device_path = self.available(device)?;
+        let hash = self.hash_conf.hash_path(account, Some(container), Some(obj));
+        let name = format!("/{account}/{container}/{obj}");
+        Ok(self.place(device_path, partition, hash, Some(name)))
+    }
+
+    fn place(
+        self: &Arc<Self>,
+        device_path: PathBuf,
+        partition: u32,
+        hash: ObjHash,
+        name: Option<String>,
+    ) -> DiskFile {
+        let mut datadir = self.partition_dir(&device_path, partition);
+        datadir.push(hash.suffix().to_string());
+        datadir.push(hash.to_string());
+        let place = Place { manager: self.clone(), device_path, partition, hash, datadir, name };
+        DiskFile {
+            place: Arc::new(place),
+            logger: self.logger.clone(),
+            open_expired: false,
+            next_part_power: None,
+        }
+    }
+
+    /// The diskfile of a hash dir that has been found by walking, as the auditor does: its name is what the metadata
+    /// says once it is opened, and must hash to the directory.
+    pub fn diskfile_from_audit_location(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        hash: ObjHash,
+    ) -> DiskFile {
+        self.place(self.construct_dev_path(device), partition, hash, None)
+    }
+
+    /// The diskfile of a hash, cleaned up, be it an object or a tombstone; [`DiskFileError::NotExist`] if there is
+    /// neither.
+    pub fn diskfile_from_hash(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        hash: ObjHash,
+    ) -> Result<DiskFile, DiskFileError> {
+        self.diskfile_and_filenames_from_hash(device, partition, hash).map(|(diskfile, _)| diskfile)
+    }
+
+    /// The same with the names in its hash dir, in descending order.
+    pub fn diskfile_and_filenames_from_hash(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        hash: ObjHash,
+    ) -> Result<(DiskFile, Vec<String>), DiskFileError> {
+        let mut diskfile = self.place(self.available(device)?, partition, hash, None);
+        let datadir = diskfile.datadir().to_owned();
+        let mut names = Names::default();
+        let cleaned = match self.cleanup_ondisk_files(&datadir, &mut names) {
+            Ok(cleaned) => cleaned,
+            Err(errno) => {
+                self.quarantine_unlistable(&datadir, errno)?;
+                return Err(DiskFileError::NotExist);
+            }
+        };
+        let kept = (0..names.len()).filter(|index| !cleaned.removed.contains(index));
+        let filenames: Vec<String> = kept.map(|index| names.lossy(index)).collect();
+        // Any file's metadata has the name; Swift takes the one that sorts lowest.
+        let Some(oldest) = filenames.last() else { return Err(DiskFileError::NotExist) };
+        let path = datadir.join(oldest);
+        let metadata = match std::fs::File::open(&path).map(|file| read_metadata(&file, false)) {
+            Ok(Ok(metadata)) => metadata,
+            Ok(Err(MetadataError::NotSupported)) => return Err(DiskFileError::XattrNotSupported),
+            Ok(Err(MetadataError::Io(errno))) => return Err(DiskFileError::io("cannot read metadata of", path, errno)),
+            // Corrupt: opening the object will quarantine it.
+            Ok(Err(_)) | Err(_) => return Err(DiskFileError::NotExist),
+        };
+        let name = metadata.get_str("name").filter(|name| is_object_path(name));
+        let name = name.ok_or(DiskFileError::NotExist)?.to_owned();
+        let place = Arc::get_mut(&mut diskfile.place).expect("nobody else has seen the new diskfile");
+        place.name = Some(name);
+        Ok((diskfile, filenames))
+    }
+
+    /// Hashes of all suffixes of a partition, those in `suffixes` made anew. With `skip_rehash` they are only marked
+    /// to be made anew, and the answer is `None`.
+    pub fn get_hashes(
+        &self,
+        device: &str,
+        partition: u32,
+        suffixes: &[Suffix],
+        skip_rehash: bool,
+    ) -> Result<Option<SuffixHashes>, DiskFileError> {
+        let device_path = self.available(device)?;
+        let partition_dir = self.partition_dir(&device_path, partition);
+        if skip_rehash {
+            if !suffixes.is_empty() {
+                invalidate_suffixes(&partition_dir, &device_path, suffixes)?;
+            }
+            return Ok(None);
+        }
+        if stat(&partition_dir).is_err() {
+            return Ok(Some(SuffixHashes::default()));
+        }
+        self.rehash(&device_path, partition, suffixes, false).map(|(_, hashes)| Some(hashes))
+    }
+
+    /// Marks a suffix to be rehashed.
+    pub fn invalidate_hash(&self, device: &str, partition: u32, suffix: Suffix) -> Result<(), DiskFileError> {
+        let device_path = self.construct_dev_path(device);
+        invalidate_suffixes(&self.partition_dir(&device_path, partition), &device_path, &[suffix])
+    }
+
+    /// Moves a hash dir or a suffix dir to quarantine; returns where it is now.
+    pub fn quarantine(&self, device: &str, from: &Path) -> Result<PathBuf, DiskFileError> {
+        super::quarantine_dir_renamer(&self.construct_dev_path(device), from)
+    }
+
+    /// The suffixes that have a directory in a partition, in ascending order.
+    pub fn yield_suffixes(&self, device: &str, partition: u32) -> Result<Vec<Suffix>, DiskFileError> {
+        let partition_dir = self.partition_path(device, partition)?;
+        let names = self.listdir(&partition_dir);
+        let mut suffixes: Vec<Suffix> =
+            names.iter().filter_map(|name| Suffix::parse(std::str::from_utf8(name).ok()?)).collect();
+        suffixes.sort();
+        Ok(suffixes)
+    }
+
+    /// Every object and tombstone of a partition (of the given suffixes), with its timestamps; cleans up on the way.
+    pub fn yield_hashes(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        suffixes: Option<&[Suffix]>,
+    ) -> Result<HashesIter, DiskFileError> {
+        let device_path = self.available(device)?;
+        let partition_dir = self.partition_dir(&device_path, partition);
+        let mut suffixes = match suffixes {
+            Some(suffixes) => suffixes.to_vec(),
+            None => self.yield_suffixes(device, partition)?,
+        };
+        suffixes.reverse();
+        Ok(HashesIter { manager: self.clone(), device_path, partition_dir, suffixes, current: None })
+    }
+
+    /// Names in a directory; none, and a log line, if it cannot be listed.
+    fn listdir(&self, path: &Path) -> Names {
+        list_dir(path).unwrap_or_else(|errno| {
+            if errno != Errno::NOENT {
+                let path = path.display();
+                self.logger.error(format_args!(
+                    "ERROR: Skipping {path} due to error with listdir attempt: {errno}"
+                ));
+            }
+            Names::default()
+        })
+    }
+
+    /// Keeps other replications out of the partition and, as far as configured, out of the device.
+    pub fn replication_lock(&self, device: &str, partition: u32) -> Result<(LockGuard, Option<LockGuard>), DiskFileError> {
+        let timeout = self.conf.replication_lock_timeout;
+        let started = Instant::now();
+        let partition_lock = self.partition_lock(device, partition, Some("replication"), None)?;
+        let limit = self.conf.replication_concurrency_per_device;
+        if limit == 0 {
+            return Ok((partition_lock, None));
+        }
+        let device_path = self.available(device)?;
+        let rest = timeout.saturating_sub(started.elapsed());
+        let device_lock = lock_path(&device_path, &device_path, None, limit, rest)?;
+        Ok((partition_lock, Some(device_lock)))
+    }
+
+    /// Locks `.lock` or `.lock-NAME` in the partition; waits for replication_lock_timeout unless told otherwise.
+    pub fn partition_lock(
+        &self,
+        device: &str,
+        partition: u32,
+        name: Option<&str>,
+        timeout: Option<Duration>,
+    ) -> Result<LockGuard, DiskFileError> {
+        let device_path = self.available(device)?;
+        let timeout = timeout.unwrap_or(self.conf.replication_lock_timeout);
+        lock_path(&self.partition_dir(&device_path, partition), &device_path, name, 1, timeout)
+    }
+
+    /// Leaves an update of a container for the updater to send.
+    pub fn pickle_async_update(
+        &self,
+        device: &str,
+        account: &str,
+        container: &str,
+        obj: &str,
+        data: &Value,
+        timestamp: Timestamp,
+    ) -> Result<(), DiskFileError> {
+        let device_path = self.construct_dev_path(device);
+        let hash = self.hash_conf.hash_path(account, Some(container), Some(obj));
+        let async_dir = device_path.join(data_dir("async_pending", self.policy)).join(hash.suffix().to_string());
+        let tmp_dir = self.tmp_dir(&device_path);
+        make_dirs(&tmp_dir, &device_path)?;
+        let created = make_dirs(&async_dir, &device_path)?;
+        let target = async_dir.join(format!("{hash}-{}", timestamp.internal()));
+        // A crash before this returns loses the update, and the request that waits for it has not been answered.
+        write_file_durably(&target, &tmp_dir, &pickle::dumps(data))?;
+        super::writer::fsync_parents(&async_dir, created)?;
+        self.statsd.increment("async_pendings");
+        Ok(())
+    }
+
+    pub(super) fn may_use_linkat(&self) -> bool {
+        self.use_linkat.load(Ordering::Relaxed)
+    }
+}
+
+fn scheme_of(kind: &PolicyKind) -> Scheme {
+    match kind {
+        PolicyKind::Replication => Scheme::Replication,
+        PolicyKind::Erasure { ndata, nparity, .. } => Scheme::Erasure { fragments: ndata + nparity },
+    }
+}
+
+fn is_object_path(name: &str) -> bool {
+    let mut parts = name.splitn(4, '/');
+    parts.next() == Some("") && (0..3).all(|_| parts.next().is_some_and(|part| !part.is_empty()))
+}
+
+/// Swift: constraints.check_drive. The names `.` and `..`, which it lets through, are no drives here.
+fn check_drive(devices: &Path, device: &str, mount_check: bool) -> Option<PathBuf> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-~".contains(&byte);
+    if device.is_empty() || device == "." || device == ".." || !device.bytes().all(plain) {
+        return None;
+    }
+    let path = devices.join(device);
+    let there = if mount_check { is_mount(&path) } else { is_dir(&path) };
+    there.then_some(path)
+}
+
+fn is_dir(path: &Path) -> bool {
+    stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+/// A mount point, or a directory (or link to one) that a stub file `.ismount` declares to be one.
+fn is_mount(path: &Path) -> bool {
+    let Ok(this) = lstat(path) else { return false };
+    if FileType::from_raw_mode(this.st_mode) != FileType::Symlink {
+        let Ok(parent) = lstat(path.join("..")) else { return false };
+        if this.st_dev != parent.st_dev || this.st_ino == parent.st_ino {
+            return true;
+        }
+    }
+    stat(path.join(".ismount"))
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
+}
+
+/// See [`DiskFileManager::yield_hashes`]. Lists one suffix at a time.
+pub struct HashesIter {
+    manager: Arc<DiskFileManager>,
+    device_path: PathBuf,
+    partition_dir: PathBuf,
+    /// Still to come; the next one last.
+    suffixes: Vec<Suffix>,
+    current: Option<OpenSuffix>,
+}
+
+struct OpenSuffix {
+    suffix: Suffix,
+    path: PathBuf,
+    hash_dirs: Names,
+    next: usize,
+    found_files: bool,
+}
+
+impl HashesIter {
+    fn open_next(&mut self) -> Option<OpenSuffix> {
+        let suffix = self.suffixes.pop()?;
+        let path = self.partition_dir.join(suffix.to_string());
+        let mut hash_dirs = self.manager.listdir(&path);
+        hash_dirs.sort();
+        Some(OpenSuffix { suffix, path, hash_dirs, next: 0, found_files: false })
+    }
+
+    fn examine(&self, current: &mut OpenSuffix, index: usize) -> Option<(ObjHash, TimestampSet)> {
+        let path = current.path.join(OsStr::from_bytes(current.hash_dirs.get(index)));
+        let mut names = Names::default();
+        let cleaned = match self.manager.cleanup_ondisk_files(&path, &mut names) {
+            Ok(cleaned) => cleaned,
+            Err(errno) => {
+                // Its neighbours are still of use: Swift gives up on the partition here.
+                if let Err(err) = self.manager.quarantine_unlistable(&path, errno) {
+                    self.manager.logger.error(err);
+                }
+                return None;
+            }
+        };
+        current.found_files |= cleaned.removed.len() < names.len();
+        let info = cleaned.info;
+        let data = info.data.or(info.tombstone)?;
+        let hash = ObjHash::parse(std::str::from_utf8(current.hash_dirs.get(index)).ok()?)?;
+        Some((
+            hash,
+            TimestampSet {
+                data: data.timestamp,
+                meta: info.meta.map(|info| info.timestamp),
+                ctype: info.ctype.and_then(|info| info.ctype_timestamp),
+                durable: data.durable,
+            },
+        ))
+    }
+}
+
+impl Iterator for HashesIter {
+    type Item = (ObjHash, TimestampSet);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let mut current = match self.current.take() {
+                Some(current) => current,
+                None => self.open_next()?,
+            };
+            while current.next < current.hash_dirs.len() {
+                current.next += 1;
+                if let Some(found) = self.examine(&mut current, current.next - 1) {
+                    self.current = Some(current);
+                    return Some(found);
+                }
+            }
+            if !current.found_files {
+                // The next rehash removes the empty suffix.
+                let suffixes = [current.suffix];
+                if let Err(err) = invalidate_suffixes(&self.partition_dir, &self.device_path, &suffixes) {
+                    self.manager.logger.error(err);
+                }
+            }
+        }
+    }
+}
+
+/// The managers of all policies.
+pub struct DiskFileRouter(BTreeMap<PolicyIndex, Arc<DiskFileManager>>);
+
+impl DiskFileRouter {
+    pub fn new(
+        conf: &DiskFileConf,
+        swift_conf: &SwiftConf,
+        clock: &Clock,
+        logger: &Logger,
+        statsd: &Statsd,
+    ) -> Self {
+        let manager = |policy: &StoragePolicy| {
+            let hash = swift_conf.hash.clone();
+            let manager =
+                DiskFileManager::new(conf.clone(), policy, hash, clock.clone(), logger.clone(), statsd.clone());
+            (policy.index, manager)
+        };
+        DiskFileRouter(swift_conf.policies.iter().map(manager).collect())
+    }
+
+    pub fn get(&self, policy: PolicyIndex) -> Option<&Arc<DiskFileManager>> {
+        self.0.get(&policy)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<DiskFileManager>> {
+        self.0.values()
+    }
+}
+
+impl DiskFileConf {
+    /// Reads the options from the section of an object service.
+    pub fn from_section(section: &Section, logger: &Logger) -> Result<Self, ConfigError> {
+        let defaults = DiskFileConf::default();
+        Ok(DiskFileConf {
+            devices: section.str("devices", "/srv/node").into(),
+            mount_check: section.bool("mount_check", true)?,
+            disk_chunk_size: section.int("disk_chunk_size", defaults.disk_chunk_size)?,
+            keep_cache_size: section.int("keep_cache_size", defaults.keep_cache_size)?,
+            bytes_per_sync: section.int::<u64>("mb_per_sync", 512)? * 1024 * 1024,
+            reclaim_age: section.secs("reclaim_age", defaults.reclaim_age.as_secs_f64())?,
+            commit_window: section.secs("commit_window", 60.0)?,
+            replication_concurrency_per_device: replication_concurrency(section, logger)?,
+            replication_lock_timeout: section.secs("replication_lock_timeout", 15.0)?,
+            fallocate_reserve: section.percent_or_bytes("fallocate_reserve", "1%")?,
+            disable_fallocate: section.bool("disable_fallocate", false)?,
+        })
+    }
+}
+
+fn replication_concurrency(section: &Section, logger: &Logger) -> Result<usize, ConfigError> {
+    let concurrency = section.get("replication_concurrency_per_device").is_some();
+    let one_per_device = section.get("replication_one_per_device").is_some();
+    match (concurrency, one_per_device) {
+        (false, true) => {
+            logger.warning(
+                "Option replication_one_per_device is deprecated and will be removed in a future version. \
+                 Update your configuration to use option replication_concurrency_per_device.",
+            );
+            Ok(usize::from(section.bool("replication_one_per_device", true)?))
+        }
+        (concurrency, one_per_device) => {
+            if concurrency && one_per_device {
+                logger.warning(
+                    "Option replication_one_per_device ignored as replication_concurrency_per_device is defined.",
+                );
+            }
+            section.int("replication_concurrency_per_device", 1)
+        }
+    }
+}

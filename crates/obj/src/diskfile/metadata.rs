@@ -1,0 +1,240 @@
+//! Metadata of an object file, in its extended attributes.
+//!
+//! ```text
+//! user.swift.metadata             the first 64 KiB of the pickle (old writers: 254 bytes)
+//! user.swift.metadata1, 2, ...    the rest, in chunks of the same size
+//! user.swift.metadata_checksum    hex MD5 of the pickle; absent on files of old writers
+//! ```
+//!
+//! The pickle is a dict of bytes to bytes (`common::pickle`). Names are title-cased headers, plus `name`, the path
+//! of the object; the order is the writer's and carries no meaning.
+
+use std::cell::RefCell;
+
+use common::digest::{hex, md5};
+use common::pickle;
+use rustix::fd::AsFd;
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use rustix::io::Errno;
+
+const METADATA_KEY: &str = "user.swift.metadata";
+const CHECKSUM_KEY: &str = "user.swift.metadata_checksum";
+/// The largest value the kernel takes, and Swift's chunk.
+const XATTR_SIZE: usize = 65536;
+/// Where a hostile or broken file is not read any further; 64 chunks are far beyond any limit on headers.
+const MAX_CHUNKS: usize = 64;
+
+/// Header names and values as stored: UTF-8 if clients behaved, any bytes if not.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Metadata(Vec<(Vec<u8>, Vec<u8>)>);
+
+impl Metadata {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Names compare exactly, as the title-cased keys of Swift's dicts.
+    pub fn get(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
+        let name = name.as_ref();
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_slice())
+    }
+
+    /// The value as text; `None` also if it is not UTF-8.
+    pub fn get_str(&self, name: impl AsRef<[u8]>) -> Option<&str> {
+        self.get(name).and_then(|value| std::str::from_utf8(value).ok())
+    }
+
+    pub fn contains(&self, name: impl AsRef<[u8]>) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// Sets a value; a name that is there already keeps its place.
+    pub fn insert(&mut self, name: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        let (name, value) = (name.into(), value.into());
+        match self.0.iter_mut().find(|(key, _)| *key == name) {
+            Some(item) => item.1 = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    pub fn remove(&mut self, name: impl AsRef<[u8]>) -> Option<Vec<u8>> {
+        let name = name.as_ref();
+        let index = self.0.iter().position(|(key, _)| key == name)?;
+        Some(self.0.remove(index).1)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.iter().map(|(name, value)| (name.as_slice(), value.as_slice()))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<N: Into<Vec<u8>>, V: Into<Vec<u8>>> FromIterator<(N, V)> for Metadata {
+    fn from_iter<T: IntoIterator<Item = (N, V)>>(items: T) -> Self {
+        let mut metadata = Metadata::new();
+        for (name, value) in items {
+            metadata.insert(name, value);
+        }
+        metadata
+    }
+}
+
+impl std::fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lossy = |bytes| String::from_utf8_lossy(bytes);
+        f.debug_map().entries(self.iter().map(|(name, value)| (lossy(name), lossy(value)))).finish()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    #[error("file system does not support extended attributes")]
+    NotSupported,
+    #[error("Metadata checksum mismatch: stored checksum='{stored}', computed='{computed}'")]
+    BadChecksum { stored: String, computed: String },
+    #[error("Exception reading metadata: {0}")]
+    Malformed(String),
+    /// Not the file's fault: nothing is said about the metadata.
+    #[error("{0}")]
+    Io(Errno),
+}
+
+thread_local! {
+    /// One buffer of the largest size per thread, so that a value takes one system call to read.
+    static XATTR_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; XATTR_SIZE]);
+}
+
+/// Reads and checks the metadata of an open file. With `add_missing_checksum`, a file of an old writer gets its
+/// checksum.
+pub fn read_metadata(file: impl AsFd, add_missing_checksum: bool) -> Result<Metadata, MetadataError> {
+    XATTR_BUFFER.with_borrow_mut(|buffer| {
+        let length = get_xattr(&file, METADATA_KEY, buffer)?.unwrap_or(0);
+        let mut checksum = [0; 64];
+        let Some(checksum_length) = get_xattr(&file, CHECKSUM_KEY, &mut checksum)? else {
+            let pickled = read_further_chunks(&file, &buffer[..length])?;
+            let metadata = load(&pickled)?;
+            if add_missing_checksum {
+                // A crash here leaves the file as it was, or complete: one attribute is set in one step.
+                let sum = hex(&md5(&pickled));
+                let _ = fsetxattr(&file, CHECKSUM_KEY, sum.as_bytes(), XattrFlags::empty());
+            }
+            return Ok(metadata);
+        };
+        let stored = &checksum[..checksum_length];
+        // Nearly always the first chunk is all, and the checksum proves it: no call to learn that there is no second.
+        if hex(&md5(&buffer[..length])).as_bytes() == stored {
+            return load(&buffer[..length]);
+        }
+        let pickled = read_further_chunks(&file, &buffer[..length])?;
+        let computed = hex(&md5(&pickled));
+        if computed.as_bytes() != stored {
+            let stored = String::from_utf8_lossy(stored).into_owned();
+            return Err(MetadataError::BadChecksum { stored, computed });
+        }
+        load(&pickled)
+    })
+}
+
+fn read_further_chunks(file: impl AsFd, first: &[u8]) -> Result<Vec<u8>, MetadataError> {
+    let mut pickled = first.to_vec();
+    if first.is_empty() {
+        return Ok(pickled);
+    }
+    let mut chunk = vec![0; XATTR_SIZE];
+    for key in 1..MAX_CHUNKS {
+        match get_xattr(&file, &format!("{METADATA_KEY}{key}"), &mut chunk)? {
+            Some(length) => pickled.extend_from_slice(&chunk[..length]),
+            None => break,
+        }
+    }
+    Ok(pickled)
+}
+
+/// `None` if there is no such attribute. Swift: any failure to read one but "not supported" ends the metadata there,
+/// which then proves truncated; errors that say nothing about the file are passed on here instead.
+fn get_xattr(file: impl AsFd, key: &str, buffer: &mut [u8]) -> Result<Option<usize>, MetadataError> {
+    match fgetxattr(file, key, buffer) {
+        Ok(length) => Ok(Some(length)),
+        Err(Errno::OPNOTSUPP) => Err(MetadataError::NotSupported),
+        Err(errno @ (Errno::NOMEM | Errno::ACCESS | Errno::PERM | Errno::INTR)) => Err(MetadataError::Io(errno)),
+        Err(_) => Ok(None),
+    }
+}
+
+fn load(pickled: &[u8]) -> Result<Metadata, MetadataError> {
+    if pickled.is_empty() {
+        return Err(MetadataError::Malformed("Ran out of input".into()));
+    }
+    pickle::load_metadata(pickled).map(Metadata).map_err(|err| MetadataError::Malformed(err.to_string()))
+}
+
+/// Sets the metadata of an open file; the caller syncs it. A crash before that leaves part of the chunks on a file
+/// that has no name yet.
+pub fn write_metadata(file: impl AsFd, metadata: &Metadata) -> Result<(), Errno> {
+    write_metadata_chunks(file, metadata, XATTR_SIZE)
+}
+
+fn write_metadata_chunks(file: impl AsFd, metadata: &Metadata, xattr_size: usize) -> Result<(), Errno> {
+    let pickled = pickle::dump_metadata(&metadata.0);
+    for (key, chunk) in pickled.chunks(xattr_size).enumerate() {
+        if key == 0 {
+            fsetxattr(&file, METADATA_KEY, chunk, XattrFlags::empty())?;
+        } else {
+            fsetxattr(&file, format!("{METADATA_KEY}{key}"), chunk, XattrFlags::empty())?;
+        }
+    }
+    fsetxattr(&file, CHECKSUM_KEY, hex(&md5(&pickled)).as_bytes(), XattrFlags::empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Metadata {
+        Metadata::from_iter([
+            ("name", "/a/c/\u{f6}".as_bytes().to_vec()),
+            ("Content-Length", b"5".to_vec()),
+            ("X-Object-Meta-Caf\u{e9}", vec![0xff, 0xfe]),
+            ("X-Object-Meta-Empty", Vec::new()),
+        ])
+    }
+
+    #[test]
+    fn metadata_survives_any_chunk_size() {
+        for xattr_size in [40, 254, XATTR_SIZE] {
+            let file = tempfile::tempfile().unwrap();
+            write_metadata_chunks(&file, &sample(), xattr_size).unwrap();
+            assert_eq!(read_metadata(&file, false).unwrap(), sample(), "{xattr_size}");
+        }
+    }
+
+    #[test]
+    fn missing_checksum_is_accepted_and_added_on_demand() {
+        let file = tempfile::tempfile().unwrap();
+        write_metadata_chunks(&file, &sample(), 100).unwrap();
+        rustix::fs::fremovexattr(&file, CHECKSUM_KEY).unwrap();
+        assert_eq!(read_metadata(&file, false).unwrap(), sample());
+        assert_eq!(fgetxattr(&file, CHECKSUM_KEY, &mut [0; 64][..]), Err(Errno::NODATA));
+        read_metadata(&file, true).unwrap();
+        assert_eq!(fgetxattr(&file, CHECKSUM_KEY, &mut [0; 64][..]), Ok(32));
+        assert_eq!(read_metadata(&file, false).unwrap(), sample());
+    }
+
+    #[test]
+    fn damage_is_told_from_absence() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(matches!(read_metadata(&file, false), Err(MetadataError::Malformed(_))));
+        write_metadata(&file, &sample()).unwrap();
+        fsetxattr(&file, METADATA_KEY, b"\x80\x02}q\x00", XattrFlags::empty()).unwrap();
+        assert!(matches!(read_metadata(&file, false), Err(MetadataError::BadChecksum { .. })));
+        rustix::fs::fremovexattr(&file, CHECKSUM_KEY).unwrap();
+        assert!(matches!(read_metadata(&file, false), Err(MetadataError::Malformed(_))));
+    }
+}

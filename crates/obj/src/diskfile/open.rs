@@ -1,0 +1,423 @@
+//! Opening an object: which files are its state, are they whole, and what is its metadata.
+//!
+//! System calls for an object without POSTs: open and list the hash dir (4), open the data file, two extended
+//! attributes, fstat; [`OpenDiskFile::read_small`] adds one pread.
+//!
+//! What is broken is moved to quarantine at once and reported as [`DiskFileError::Quarantined`]: metadata that cannot
+//! be read or fails its checksum, a size that is not Content-Length, a name that is missing or does not hash to the
+//! directory, a file where the hash dir should be. Errors that say nothing about the files (no memory, no permission,
+//! EIO on opening) quarantine nothing.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use common::headers::is_sys_meta;
+use common::timestamp::UNITS_PER_SECOND;
+use common::{ObjHash, Timestamp};
+use rustix::fd::AsFd;
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
+
+use super::files::{OnDiskFiles, Want, get_ondisk_files};
+use super::listing::{Names, open_dir};
+use super::metadata::{MetadataError, read_metadata};
+use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
+use super::reader::{Reader, ReaderOptions};
+use super::{DiskFile, DiskFileError, Metadata, SMALL_OBJECT};
+
+/// An object whose data file is open; it can be read to its end whatever happens to its name.
+pub struct OpenDiskFile {
+    pub(super) diskfile: DiskFile,
+    pub(super) file: OwnedFd,
+    pub(super) data_file: PathBuf,
+    name: String,
+    datafile: Metadata,
+    metafile: Option<Metadata>,
+    /// The two above as one, if there is a meta file.
+    merged: Option<Metadata>,
+    content_length: u64,
+}
+
+/// A whole small object, and whether its MD5 is its ETag.
+#[derive(Debug)]
+pub struct SmallRead {
+    pub data: Vec<u8>,
+    /// Why the object has been quarantined, if it has. Swift sends the bytes all the same: it finds out at their end.
+    pub quarantined: Option<String>,
+}
+
+impl DiskFile {
+    /// Opens the object. `now` decides about expiry: the time of the request, or else the clock's.
+    pub fn open(&self, now: Option<Timestamp>) -> Result<OpenDiskFile, DiskFileError> {
+        self.open_with(now, false)
+    }
+
+    /// As [`DiskFile::open`]; files of old writers get the metadata checksum that they lack.
+    pub fn open_modernized(&self, now: Option<Timestamp>) -> Result<OpenDiskFile, DiskFileError> {
+        self.open_with(now, true)
+    }
+
+    fn open_with(&self, now: Option<Timestamp>, modernize: bool) -> Result<OpenDiskFile, DiskFileError> {
+        let mut names = Names::default();
+        let dir = match open_dir(CWD, self.datadir()).and_then(|dir| names.read(&dir).map(|()| dir)) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Err(DiskFileError::NotExist),
+            Err(errno) => return Err(self.quarantine_unlisted(errno)),
+        };
+        names.sort_descending();
+        let files = get_ondisk_files(names.iter(), self.manager().scheme(), Want::default());
+        self.manager().log_unexpected(&files, &names, &|| self.datadir().to_owned());
+        let hash_dir = HashDir { diskfile: self, dir, names, modernize };
+        match files.data {
+            Some(_) => hash_dir.open_data_file(&files, now),
+            None => Err(hash_dir.deleted(&files)),
+        }
+    }
+
+    fn quarantine_unlisted(&self, errno: Errno) -> DiskFileError {
+        let path = self.datadir();
+        let (quarantined, reason) = match errno {
+            Errno::NOTDIR => (
+                quarantine_dir_or_suffix(self.device_path(), path),
+                format!("Expected directory, found file at {}", path.display()),
+            ),
+            Errno::NODATA | Errno::UCLEAN => (
+                quarantine_dir_or_suffix(self.device_path(), path),
+                format!("Failed to list directory at {}", path.display()),
+            ),
+            errno => return DiskFileError::io("Error listing directory", path, errno),
+        };
+        self.quarantined(path, reason, quarantined.map(|(_, to)| to))
+    }
+
+    /// Moves the hash dir away because of what one of its files shows.
+    pub(super) fn quarantine(&self, file: &Path, reason: String) -> DiskFileError {
+        self.quarantined(file, reason, quarantine_dir_renamer(self.device_path(), self.datadir()))
+    }
+
+    fn quarantined(&self, path: &Path, reason: String, to: Result<PathBuf, DiskFileError>) -> DiskFileError {
+        if let Err(err) = to {
+            return err;
+        }
+        self.logger.warning(format_args!("Quarantined object {}: {reason}", path.display()));
+        self.manager().statsd().increment("quarantines");
+        DiskFileError::Quarantined(reason)
+    }
+}
+
+/// A listed hash dir, about to be opened.
+struct HashDir<'a> {
+    diskfile: &'a DiskFile,
+    dir: OwnedFd,
+    names: Names,
+    modernize: bool,
+}
+
+impl HashDir<'_> {
+    fn path(&self, index: usize) -> PathBuf {
+        self.diskfile.datadir().join(self.names.lossy(index))
+    }
+
+    /// Opens a file; one that is gone, or became so, has been superseded since the listing.
+    fn open(&self, index: usize) -> Result<OwnedFd, DiskFileError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        match openat(&self.dir, self.names.c_str(index), flags, Mode::empty()) {
+            Ok(file) => Ok(file),
+            Err(Errno::NOENT) => Err(DiskFileError::StateChanged),
+            Err(errno @ (Errno::NODATA | Errno::UCLEAN)) => {
+                let path = self.path(index);
+                Err(self.diskfile.quarantine(&path, format!("Failed to open {}: {errno}", path.display())))
+            }
+            Err(errno) => Err(DiskFileError::io("Error opening", self.path(index), errno)),
+        }
+    }
+
+    fn read_metadata(&self, file: impl AsFd, index: usize) -> Result<Metadata, DiskFileError> {
+        match read_metadata(file, self.modernize) {
+            Ok(metadata) => Ok(metadata),
+            Err(MetadataError::NotSupported) => Err(DiskFileError::XattrNotSupported),
+            Err(MetadataError::Io(errno)) => {
+                Err(DiskFileError::io("Error reading metadata of", self.path(index), errno))
+            }
+            Err(err) => Err(self.diskfile.quarantine(&self.path(index), err.to_string())),
+        }
+    }
+
+    /// There is no data file: deleted if there is a tombstone that can be read.
+    fn deleted(&self, files: &OnDiskFiles) -> DiskFileError {
+        let Some(tombstone) = files.tombstone else { return DiskFileError::NotExist };
+        let metadata =
+            self.open(tombstone.index).and_then(|file| self.read_metadata(file, tombstone.index));
+        match metadata {
+            Ok(metadata) => {
+                DiskFileError::Deleted { timestamp: timestamp_of(&metadata).unwrap_or_default(), metadata }
+            }
+            Err(DiskFileError::Quarantined(_) | DiskFileError::StateChanged) => DiskFileError::NotExist,
+            Err(err) => err,
+        }
+    }
+
+    fn open_data_file(self, files: &OnDiskFiles, now: Option<Timestamp>) -> Result<OpenDiskFile, DiskFileError> {
+        let Some(data) = files.data else { return Err(DiskFileError::NotExist) };
+        let file = self.open(data.index)?;
+        let datafile = self.read_metadata(&file, data.index)?;
+        let (metafile, merged) = match files.meta {
+            None => (None, None),
+            Some(meta) => {
+                let mut metafile = self.read_metadata(self.open(meta.index)?, meta.index)?;
+                if let Some(ctype) = files.ctype.filter(|ctype| ctype.index != meta.index) {
+                    let ctypefile = self.read_metadata(self.open(ctype.index)?, ctype.index)?;
+                    merge_content_type(&mut metafile, &ctypefile, timestamp_of(&datafile));
+                }
+                let merged = merge(&datafile, &metafile);
+                metafile.remove("name");
+                (Some(metafile), Some(merged))
+            }
+        };
+        let mut opened = OpenDiskFile {
+            diskfile: self.diskfile.clone(),
+            file,
+            data_file: self.path(data.index),
+            name: String::new(),
+            datafile,
+            metafile,
+            merged,
+            content_length: 0,
+        };
+        opened.name = opened.verify_name()?;
+        opened.verify_not_expired(now)?;
+        opened.content_length = opened.verify_size()?;
+        Ok(opened)
+    }
+}
+
+fn timestamp_of(metadata: &Metadata) -> Option<Timestamp> {
+    header_timestamp(metadata, "X-Timestamp")
+}
+
+fn header_timestamp(metadata: &Metadata, name: &str) -> Option<Timestamp> {
+    Timestamp::parse(metadata.get_str(name)?).ok()
+}
+
+/// Takes the content-type of an older meta file into the newest one, if it is the newer content-type.
+fn merge_content_type(metafile: &mut Metadata, ctypefile: &Metadata, data_timestamp: Option<Timestamp>) {
+    let ctype = header_timestamp(ctypefile, "Content-Type-Timestamp");
+    if ctype <= header_timestamp(metafile, "Content-Type-Timestamp") || ctype <= data_timestamp {
+        return;
+    }
+    let (Some(content_type), Some(timestamp)) =
+        (ctypefile.get("Content-Type"), ctypefile.get("Content-Type-Timestamp"))
+    else {
+        return;
+    };
+    metafile.insert("Content-Type", content_type);
+    metafile.insert("Content-Type-Timestamp", timestamp);
+}
+
+/// The meta file's headers, with those of the data file that a POST cannot change.
+fn merge(datafile: &Metadata, metafile: &Metadata) -> Metadata {
+    let mut merged = metafile.clone();
+    for (name, value) in datafile.iter().filter(|(name, _)| is_fixed_by_put(name)) {
+        merged.insert(name, value);
+    }
+    if let Some(content_type) = datafile.get("Content-Type")
+        && header_timestamp(metafile, "Content-Type-Timestamp") < timestamp_of(datafile)
+    {
+        merged.insert("Content-Type", content_type);
+        merged.remove("Content-Type-Timestamp");
+    }
+    merged
+}
+
+fn is_fixed_by_put(name: &[u8]) -> bool {
+    const FIXED: [&[u8]; 4] = [b"content-length", b"deleted", b"etag", b"x-static-large-object"];
+    FIXED.iter().any(|fixed| name.eq_ignore_ascii_case(fixed))
+        || std::str::from_utf8(name).is_ok_and(|name| is_sys_meta("object", name))
+}
+
+/// Python's `int()` of a header value.
+fn parse_int(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+impl OpenDiskFile {
+    fn quarantine(&self, reason: String) -> DiskFileError {
+        self.diskfile.quarantine(&self.data_file, reason)
+    }
+
+    /// The name in the metadata must be the one asked for; if only the hash was, it must have that hash.
+    fn verify_name(&self) -> Result<String, DiskFileError> {
+        let Some(stored) = self.metadata().get_str("name") else {
+            return Err(self.quarantine("missing name metadata".into()));
+        };
+        match self.diskfile.name() {
+            Some(name) if name == stored => {}
+            Some(name) => {
+                self.diskfile.logger.error(format_args!(
+                    "Client path {name} does not match path stored in object metadata {stored}"
+                ));
+                return Err(DiskFileError::Collision);
+            }
+            None if self.hash_of(stored) == Some(self.diskfile.hash()) => {}
+            None => {
+                return Err(self.quarantine("Hash of name in metadata does not match directory name".into()));
+            }
+        }
+        Ok(stored.to_owned())
+    }
+
+    fn hash_of(&self, name: &str) -> Option<ObjHash> {
+        let (account, rest) = name.trim_start_matches('/').split_once('/')?;
+        let (container, obj) = rest.split_once('/')?;
+        Some(self.diskfile.manager().hash_conf().hash_path(account, Some(container), Some(obj)))
+    }
+
+    fn verify_not_expired(&self, now: Option<Timestamp>) -> Result<(), DiskFileError> {
+        let Some(value) = self.metadata().get("X-Delete-At") else { return Ok(()) };
+        let Some(delete_at) = parse_int(value) else {
+            let value = String::from_utf8_lossy(value);
+            return Err(self.quarantine(format!("bad metadata x-delete-at value {value}")));
+        };
+        let now = now.unwrap_or_else(|| self.diskfile.manager().clock().now());
+        let expired = i128::from(delete_at) * i128::from(UNITS_PER_SECOND) <= i128::from(now.raw());
+        if !expired || self.diskfile.open_expired {
+            return Ok(());
+        }
+        let metadata = self.metadata().clone();
+        Err(DiskFileError::Expired { timestamp: timestamp_of(&metadata).unwrap_or_default(), metadata })
+    }
+
+    fn verify_size(&self) -> Result<u64, DiskFileError> {
+        let Some(value) = self.metadata().get("Content-Length") else {
+            return Err(self.quarantine("missing content-length in metadata".into()));
+        };
+        let Some(content_length) = parse_int(value) else {
+            let value = String::from_utf8_lossy(value);
+            return Err(self.quarantine(format!("bad metadata content-length value {value}")));
+        };
+        let stat = match fstat(&self.file) {
+            Ok(stat) => stat,
+            Err(errno) => return Err(self.quarantine(format!("not stat-able: {errno}"))),
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(self.quarantine("not a regular file".into()));
+        }
+        if stat.st_size != content_length {
+            return Err(self.quarantine(format!(
+                "metadata content-length {content_length} does not match actual object size {}",
+                stat.st_size
+            )));
+        }
+        Ok(content_length as u64)
+    }
+
+    pub fn diskfile(&self) -> &DiskFile {
+        &self.diskfile
+    }
+
+    /// `/account/container/object`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The data file's path.
+    pub fn data_file(&self) -> &Path {
+        &self.data_file
+    }
+
+    /// The object's metadata: of the PUT, and of the last POST if there was one.
+    pub fn metadata(&self) -> &Metadata {
+        self.merged.as_ref().unwrap_or(&self.datafile)
+    }
+
+    pub fn into_metadata(self) -> Metadata {
+        self.merged.unwrap_or(self.datafile)
+    }
+
+    /// As PUT.
+    pub fn datafile_metadata(&self) -> &Metadata {
+        &self.datafile
+    }
+
+    /// As POSTed, without the name; `None` without a meta file.
+    pub fn metafile_metadata(&self) -> Option<&Metadata> {
+        self.metafile.as_ref()
+    }
+
+    /// Of the last PUT or POST.
+    pub fn timestamp(&self) -> Timestamp {
+        timestamp_of(self.metadata()).unwrap_or_default()
+    }
+
+    /// Of the PUT.
+    pub fn data_timestamp(&self) -> Timestamp {
+        timestamp_of(&self.datafile).unwrap_or_default()
+    }
+
+    /// Of the newest durable data file: always [`OpenDiskFile::data_timestamp`] under replication.
+    pub fn durable_timestamp(&self) -> Option<Timestamp> {
+        timestamp_of(&self.datafile)
+    }
+
+    pub fn content_type(&self) -> Option<&[u8]> {
+        self.metadata().get("Content-Type")
+    }
+
+    pub fn content_type_timestamp(&self) -> Timestamp {
+        header_timestamp(self.metadata(), "Content-Type-Timestamp").unwrap_or_else(|| self.data_timestamp())
+    }
+
+    pub fn content_length(&self) -> u64 {
+        self.content_length
+    }
+
+    /// The ETag in the metadata: the MD5 of the data.
+    pub fn etag(&self) -> &[u8] {
+        self.metadata().get("ETag").unwrap_or_default()
+    }
+
+    /// Reads data from here on; what remains to be asked of the metadata must be asked before.
+    pub fn reader(self, options: ReaderOptions) -> Reader {
+        Reader::new(self, options)
+    }
+
+    /// The whole data of an object of at most [`SMALL_OBJECT`] bytes, checked against its ETag and length; an object
+    /// that fails is quarantined. Metadata can still be asked for afterwards. The page cache keeps the data.
+    pub fn read_small(&self) -> Result<SmallRead, DiskFileError> {
+        let too_large = || DiskFileError::io("too large to be read at once", &self.data_file, Errno::FBIG);
+        if self.content_length > SMALL_OBJECT {
+            return Err(too_large());
+        }
+        let mut data = vec![0; self.content_length as usize];
+        let mut length = 0;
+        while length < data.len() {
+            match rustix::io::pread(&self.file, &mut data[length..], length as u64) {
+                Ok(0) => break,
+                Ok(read) => length += read,
+                Err(Errno::INTR) => {}
+                Err(Errno::IO) => return Err(self.quarantine(Errno::IO.to_string())),
+                Err(errno) => return Err(DiskFileError::io("cannot read", &self.data_file, errno)),
+            }
+        }
+        data.truncate(length);
+        let verdict = self.verdict(length as u64, Some(common::digest::hex(&common::digest::md5(&data))));
+        let quarantined = match verdict {
+            None => None,
+            Some(reason) => match self.quarantine(reason) {
+                DiskFileError::Quarantined(reason) => Some(reason),
+                err => return Err(err),
+            },
+        };
+        Ok(SmallRead { data, quarantined })
+    }
+
+    /// What is wrong with data that has been read from start to end.
+    pub(super) fn verdict(&self, bytes_read: u64, md5: Option<String>) -> Option<String> {
+        if bytes_read != self.content_length {
+            return Some(format!("Bytes read: {bytes_read}, does not match metadata: {}", self.content_length));
+        }
+        let md5 = md5.filter(|md5| md5.as_bytes() != self.etag())?;
+        let etag = String::from_utf8_lossy(self.etag());
+        Some(format!("ETag {etag} and file's md5 {md5} do not match"))
+    }
+}

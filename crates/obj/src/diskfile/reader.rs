@@ -1,0 +1,150 @@
+//! Reading an object's data, piece by piece.
+//!
+//! A reader that is read without gaps from offset 0 to the end computes the MD5 on the way; when it is closed, an
+//! object whose length or MD5 is not that of its metadata goes to quarantine. Ranges are not checked. The bytes have
+//! been handed out by then, as Swift does: the length of the response was promised with its head.
+
+use common::digest::Md5;
+use rustix::fs::{Advice, fadvise};
+use rustix::io::Errno;
+
+use super::{DiskFileError, OpenDiskFile, SMALL_OBJECT};
+
+/// Data that has been read is dropped from the page cache in steps of this size.
+const DROP_CACHE_WINDOW: u64 = 1024 * 1024;
+
+#[derive(Copy, Clone, Debug)]
+pub struct ReaderOptions {
+    /// Leave the data in the page cache if the object is not larger than keep_cache_size.
+    pub keep_cache: bool,
+    /// Check the MD5 of a full read. Swift: `etag_validate_frac`; the caller throws the dice.
+    pub verify_etag: bool,
+}
+
+impl Default for ReaderOptions {
+    fn default() -> Self {
+        ReaderOptions { keep_cache: false, verify_etag: true }
+    }
+}
+
+/// Closed by [`Reader::close`]; dropping it checks as well, but tells nobody.
+pub struct Reader {
+    opened: OpenDiskFile,
+    keep_cache: bool,
+    /// Running MD5 while reading has gone without gaps from the start.
+    md5: Option<Md5>,
+    /// End of what has been read from the start without gaps; `None` once there was a gap.
+    contiguous: Option<u64>,
+    dropped_cache: u64,
+    reached_end: bool,
+    closed: bool,
+}
+
+impl Reader {
+    pub(super) fn new(opened: OpenDiskFile, options: ReaderOptions) -> Self {
+        let conf = opened.diskfile.manager().conf();
+        // Swift drops small objects as well; reading a page again from the disk costs more than it takes up.
+        let keep_cache = match options.keep_cache {
+            true => opened.content_length() < conf.keep_cache_size,
+            false => opened.content_length() <= SMALL_OBJECT,
+        };
+        let reached_end = opened.content_length() == 0;
+        let md5 = options.verify_etag.then(Md5::new);
+        Reader {
+            opened,
+            keep_cache,
+            md5,
+            contiguous: Some(0),
+            dropped_cache: 0,
+            reached_end,
+            closed: false,
+        }
+    }
+
+    pub fn opened(&self) -> &OpenDiskFile {
+        &self.opened
+    }
+
+    pub fn content_length(&self) -> u64 {
+        self.opened.content_length()
+    }
+
+    /// Reads up to disk_chunk_size bytes from `offset`, but not beyond `end`; nothing if there is nothing more.
+    pub fn read_chunk(&mut self, offset: u64, end: u64) -> Result<Vec<u8>, DiskFileError> {
+        let chunk_size = self.opened.diskfile.manager().conf().disk_chunk_size.max(1) as u64;
+        let wanted = end.min(self.content_length()).saturating_sub(offset).min(chunk_size);
+        let mut chunk = vec![0; wanted as usize];
+        let length = self.read_at(offset, &mut chunk)?;
+        chunk.truncate(length);
+        Ok(chunk)
+    }
+
+    /// Fills as much of `buffer` as one read gives; 0 at the end of the file.
+    pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, DiskFileError> {
+        let length = loop {
+            match rustix::io::pread(&self.opened.file, &mut *buffer, offset) {
+                Ok(length) => break length,
+                Err(Errno::INTR) => {}
+                Err(Errno::IO) => {
+                    self.closed = true;
+                    return Err(self.opened.diskfile.quarantine(&self.opened.data_file, Errno::IO.to_string()));
+                }
+                Err(errno) => return Err(DiskFileError::io("cannot read", &self.opened.data_file, errno)),
+            }
+        };
+        self.account_for(offset, &buffer[..length], buffer.is_empty());
+        Ok(length)
+    }
+
+    fn account_for(&mut self, offset: u64, data: &[u8], asked_for_nothing: bool) {
+        let end = offset + data.len() as u64;
+        match self.contiguous {
+            Some(contiguous) if contiguous == offset => {
+                if let Some(md5) = &mut self.md5 {
+                    md5.update(data);
+                }
+                self.contiguous = Some(end);
+            }
+            _ => self.contiguous = None,
+        }
+        self.reached_end |= end >= self.content_length() || (data.is_empty() && !asked_for_nothing);
+        if !self.keep_cache && (end.saturating_sub(self.dropped_cache) > DROP_CACHE_WINDOW || self.reached_end) {
+            let from = self.dropped_cache.min(offset);
+            drop_cache(&self.opened.file, from, end - from);
+            self.dropped_cache = end;
+        }
+    }
+
+    /// Ends reading. The reason if the object has been found corrupt and quarantined.
+    pub fn close(mut self) -> Option<String> {
+        self.check()
+    }
+
+    fn check(&mut self) -> Option<String> {
+        if std::mem::replace(&mut self.closed, true) {
+            return None;
+        }
+        let bytes_read = self.contiguous.filter(|_| self.reached_end)?;
+        let md5 = self.md5.take().map(|md5| md5.hexdigest());
+        let reason = self.opened.verdict(bytes_read, md5)?;
+        match self.opened.diskfile.quarantine(&self.opened.data_file, reason) {
+            DiskFileError::Quarantined(reason) => Some(reason),
+            err => {
+                let data_file = self.opened.data_file.display();
+                self.opened.diskfile.logger.error(format_args!("ERROR DiskFile {data_file} close failure: {err}"));
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.check();
+    }
+}
+
+pub(super) fn drop_cache(file: impl rustix::fd::AsFd, offset: u64, length: u64) {
+    // A hint: a file system that takes none keeps its pages.
+    let _ = fadvise(file, offset, std::num::NonZeroU64::new(length), Advice::DontNeed);
+}
