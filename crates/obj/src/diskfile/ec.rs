@@ -83,8 +83,8 @@ fn choose_set(sets: &[Vec<FileInfo>], want: Want<'_>) -> (Option<usize>, Option<
         if ruled_out.contains(&set) {
             continue;
         }
-        let acceptable = sets[set].iter().filter_map(|info| info.frag_index);
-        match acceptable.filter(|index| !pref.exclude.contains(index)).next_back() {
+        let mut indexes = sets[set].iter().filter_map(|info| info.frag_index);
+        match indexes.rfind(|index| !pref.exclude.contains(index)) {
             Some(index) => return (Some(set), Some(index)),
             None => ruled_out.push(set),
         }

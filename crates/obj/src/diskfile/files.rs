@@ -217,8 +217,14 @@ pub fn parse_on_disk_filename(index: usize, name: &[u8], scheme: Scheme) -> Opti
         ".durable" => Ext::Durable,
         _ => Ext::Other,
     };
-    let mut info =
-        FileInfo { index, timestamp: Timestamp::ZERO, ext, ctype_timestamp: None, frag_index: None, durable: true };
+    let mut info = FileInfo {
+        index,
+        timestamp: Timestamp::ZERO,
+        ext,
+        ctype_timestamp: None,
+        frag_index: None,
+        durable: true,
+    };
     match (ext, scheme) {
         (Ext::Meta, _) => (info.timestamp, info.ctype_timestamp, _) = decode_timestamps(stem, true).ok()?,
         (Ext::Data, Scheme::Erasure { fragments }) => {
@@ -245,7 +251,10 @@ fn splitext(name: &str) -> (&str, &str) {
 pub fn is_rsync_tempfile(name: &[u8]) -> bool {
     let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };
     let tail = &name[dot + 1..];
-    dot > 0 && name[0] == b'.' && tail.len() == 6 && tail.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'_')
+    dot > 0
+        && name[0] == b'.'
+        && tail.len() == 6
+        && tail.iter().all(|&b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 /// The name of a file of a replication policy.

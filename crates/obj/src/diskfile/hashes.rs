@@ -21,12 +21,12 @@
 //! writes its result only if hashes.pkl is still what it started from; otherwise it starts over.
 
 use std::ffi::OsStr;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
 use common::digest::Md5;
 use common::pickle::{self, Value};
-use common::{ObjHash, Suffix, Timestamp};
+use common::{Suffix, Timestamp};
 use indexmap::IndexMap;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -69,7 +69,9 @@ impl SuffixHash {
             Value::Dict(items) if !items.is_empty() => {
                 let item = |(key, value): &(Value, Value)| match (key, value) {
                     (Value::None, Value::Str(hash)) => Some((None, hash.clone())),
-                    (Value::Int(index), Value::Str(hash)) => Some((Some(u32::try_from(*index).ok()?), hash.clone())),
+                    (Value::Int(index), Value::Str(hash)) => {
+                        Some((Some(u32::try_from(*index).ok()?), hash.clone()))
+                    }
                     _ => None,
                 };
                 items.iter().map(item).collect::<Option<Vec<_>>>().map(SuffixHash::Fragments)
@@ -184,7 +186,11 @@ fn write_hashes(partition_dir: &Path, file: &mut HashesFile, now: f64) -> Result
 }
 
 /// Brings hashes.pkl up to date with hashes.invalid.
-fn consolidate_hashes(partition_dir: &Path, device_path: &Path, now: f64) -> Result<HashesFile, DiskFileError> {
+fn consolidate_hashes(
+    partition_dir: &Path,
+    device_path: &Path,
+    now: f64,
+) -> Result<HashesFile, DiskFileError> {
     let lock = Lock::open(partition_dir, ".lock", device_path)?;
     lock.lock(LOCK_TIMEOUT)?;
     let mut file = read_hashes(partition_dir);
@@ -193,7 +199,9 @@ fn consolidate_hashes(partition_dir: &Path, device_path: &Path, now: f64) -> Res
         Ok(lines) if !lines.is_empty() => lines,
         Ok(_) => return Ok(file),
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(file),
-        Err(source) => return Err(DiskFileError::Io { what: "cannot read", path: invalidations_path, source }),
+        Err(source) => {
+            return Err(DiskFileError::Io { what: "cannot read", path: invalidations_path, source });
+        }
     };
     let mut stale = false;
     for line in lines.split(|&byte| byte == b'\n') {
@@ -205,7 +213,6 @@ fn consolidate_hashes(partition_dir: &Path, device_path: &Path, now: f64) -> Res
     if stale {
         write_hashes(partition_dir, &mut file, now)?;
     }
-    common::fail::hit("hashes.before_truncate");
     // Not synced: a crash brings the names back, which costs rehashing what is right already.
     match std::fs::OpenOptions::new().write(true).truncate(true).open(&invalidations_path) {
         Ok(_) => Ok(file),
@@ -225,7 +232,11 @@ pub(super) struct Invalidation {
 
 impl Invalidation {
     /// Appends the suffixes and waits until they are on disk.
-    pub fn begin(partition_dir: &Path, device_path: &Path, suffixes: &[Suffix]) -> Result<Self, DiskFileError> {
+    pub fn begin(
+        partition_dir: &Path,
+        device_path: &Path,
+        suffixes: &[Suffix],
+    ) -> Result<Self, DiskFileError> {
         let lock = Lock::open(partition_dir, ".lock", device_path)?;
         lock.lock(LOCK_TIMEOUT)?;
         let path = partition_dir.join(INVALIDATIONS_FILE);
@@ -234,7 +245,6 @@ impl Invalidation {
         let mut invalidation = Invalidation { lock, file, path, lines: lines.into_bytes(), at: 0 };
         invalidation.append()?;
         invalidation.lock.unlock();
-        common::fail::hit("invalidate.before_sync");
         // A crash before the sync loses the names, and with them nothing: no file is linked yet.
         invalidation.sync()?;
         if created {
@@ -313,7 +323,10 @@ impl DiskFileManager {
             let original = match consolidate_hashes(&partition_dir, device_path, self.clock().unix_secs()) {
                 Ok(file) => file,
                 Err(err) => {
-                    self.logger().warning(format_args!("Unable to read {}: {err}", partition_dir.join(HASH_FILE).display()));
+                    self.logger().warning(format_args!(
+                        "Unable to read {}: {err}",
+                        partition_dir.join(HASH_FILE).display()
+                    ));
                     read_hashes(&partition_dir)
                 }
             };
@@ -321,7 +334,8 @@ impl DiskFileManager {
                 true => original.clone(),
                 false => HashesFile { valid: true, ..HashesFile::invalid() },
             };
-            let stale = self.hash_stale(&partition_dir, &mut file, recalculate, do_listdir || !original.valid)?;
+            let stale =
+                self.hash_stale(&partition_dir, &mut file, recalculate, do_listdir || !original.valid)?;
             hashed += stale.hashed;
             if !stale.modified {
                 return Ok((hashed, file.hashes));
@@ -346,7 +360,8 @@ impl DiskFileManager {
         let mut stale = Stale { hashed: 0, modified: do_listdir };
         let hashes = &mut file.hashes.0;
         if do_listdir {
-            let names = list_dir(partition_dir).map_err(|errno| DiskFileError::io("cannot list", partition_dir, errno))?;
+            let names = list_dir(partition_dir)
+                .map_err(|errno| DiskFileError::io("cannot list", partition_dir, errno))?;
             for suffix in names.iter().filter_map(|name| Suffix::parse(std::str::from_utf8(name).ok()?)) {
                 hashes.entry(suffix).or_insert(None);
             }
@@ -413,7 +428,9 @@ impl DiskFileManager {
             return Err(DiskFileError::io("cannot list", path, errno));
         };
         let (from, to, why) = match errno {
-            Errno::NOTDIR => (path.to_owned(), quarantine_dir_renamer(device_path, path)?, "it is not a directory"),
+            Errno::NOTDIR => {
+                (path.to_owned(), quarantine_dir_renamer(device_path, path)?, "it is not a directory")
+            }
             // Bad sectors show like this; they may lie below the hash dir or below the suffix.
             Errno::NODATA | Errno::UCLEAN => {
                 let (from, to) = quarantine_dir_or_suffix(device_path, path)?;
@@ -487,9 +504,9 @@ impl SuffixHasher {
     fn finish(self) -> SuffixHash {
         match self {
             SuffixHasher::Whole(md5) => SuffixHash::Whole(md5.hexdigest()),
-            SuffixHasher::Fragments(hashers) => {
-                SuffixHash::Fragments(hashers.into_iter().map(|(index, md5)| (index, md5.hexdigest())).collect())
-            }
+            SuffixHasher::Fragments(hashers) => SuffixHash::Fragments(
+                hashers.into_iter().map(|(index, md5)| (index, md5.hexdigest())).collect(),
+            ),
         }
     }
 }

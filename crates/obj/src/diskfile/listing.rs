@@ -51,10 +51,6 @@ impl Names {
         self.spans.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.spans.is_empty()
-    }
-
     pub fn get(&self, index: usize) -> &[u8] {
         let name = self.with_nul(index);
         &name[..name.len() - 1]

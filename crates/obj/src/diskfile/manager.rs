@@ -237,7 +237,9 @@ impl DiskFileManager {
         let metadata = match std::fs::File::open(&path).map(|file| read_metadata(&file, false)) {
             Ok(Ok(metadata)) => metadata,
             Ok(Err(MetadataError::NotSupported)) => return Err(DiskFileError::XattrNotSupported),
-            Ok(Err(MetadataError::Io(errno))) => return Err(DiskFileError::io("cannot read metadata of", path, errno)),
+            Ok(Err(MetadataError::Io(errno))) => {
+                return Err(DiskFileError::io("cannot read metadata of", path, errno));
+            }
             // Corrupt: opening the object will quarantine it.
             Ok(Err(_)) | Err(_) => return Err(DiskFileError::NotExist),
         };
@@ -314,16 +316,19 @@ impl DiskFileManager {
         list_dir(path).unwrap_or_else(|errno| {
             if errno != Errno::NOENT {
                 let path = path.display();
-                self.logger.error(format_args!(
-                    "ERROR: Skipping {path} due to error with listdir attempt: {errno}"
-                ));
+                self.logger
+                    .error(format_args!("ERROR: Skipping {path} due to error with listdir attempt: {errno}"));
             }
             Names::default()
         })
     }
 
     /// Keeps other replications out of the partition and, as far as configured, out of the device.
-    pub fn replication_lock(&self, device: &str, partition: u32) -> Result<(LockGuard, Option<LockGuard>), DiskFileError> {
+    pub fn replication_lock(
+        &self,
+        device: &str,
+        partition: u32,
+    ) -> Result<(LockGuard, Option<LockGuard>), DiskFileError> {
         let timeout = self.conf.replication_lock_timeout;
         let started = Instant::now();
         let partition_lock = self.partition_lock(device, partition, Some("replication"), None)?;
@@ -362,7 +367,8 @@ impl DiskFileManager {
     ) -> Result<(), DiskFileError> {
         let device_path = self.construct_dev_path(device);
         let hash = self.hash_conf.hash_path(account, Some(container), Some(obj));
-        let async_dir = device_path.join(data_dir("async_pending", self.policy)).join(hash.suffix().to_string());
+        let async_dir =
+            device_path.join(data_dir("async_pending", self.policy)).join(hash.suffix().to_string());
         let tmp_dir = self.tmp_dir(&device_path);
         make_dirs(&tmp_dir, &device_path)?;
         let created = make_dirs(&async_dir, &device_path)?;
@@ -382,7 +388,7 @@ impl DiskFileManager {
 fn scheme_of(kind: &PolicyKind) -> Scheme {
     match kind {
         PolicyKind::Replication => Scheme::Replication,
-        PolicyKind::Erasure { ndata, nparity, .. } => Scheme::Erasure { fragments: ndata + nparity },
+        PolicyKind::Erasure { ndata, nparity, .. } => Scheme::Erasure { fragments: (ndata + nparity) as u32 },
     }
 }
 
@@ -486,7 +492,8 @@ impl Iterator for HashesIter {
             };
             while current.next < current.hash_dirs.len() {
                 current.next += 1;
-                if let Some(found) = self.examine(&mut current, current.next - 1) {
+                let index = current.next - 1;
+                if let Some(found) = self.examine(&mut current, index) {
                     self.current = Some(current);
                     return Some(found);
                 }
@@ -515,8 +522,14 @@ impl DiskFileRouter {
     ) -> Self {
         let manager = |policy: &StoragePolicy| {
             let hash = swift_conf.hash.clone();
-            let manager =
-                DiskFileManager::new(conf.clone(), policy, hash, clock.clone(), logger.clone(), statsd.clone());
+            let manager = DiskFileManager::new(
+                conf.clone(),
+                policy,
+                hash,
+                clock.clone(),
+                logger.clone(),
+                statsd.clone(),
+            );
             (policy.index, manager)
         };
         DiskFileRouter(swift_conf.policies.iter().map(manager).collect())

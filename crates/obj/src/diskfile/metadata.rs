@@ -163,7 +163,9 @@ fn get_xattr(file: impl AsFd, key: &str, buffer: &mut [u8]) -> Result<Option<usi
     match fgetxattr(file, key, buffer) {
         Ok(length) => Ok(Some(length)),
         Err(Errno::OPNOTSUPP) => Err(MetadataError::NotSupported),
-        Err(errno @ (Errno::NOMEM | Errno::ACCESS | Errno::PERM | Errno::INTR)) => Err(MetadataError::Io(errno)),
+        Err(errno @ (Errno::NOMEM | Errno::ACCESS | Errno::PERM | Errno::INTR)) => {
+            Err(MetadataError::Io(errno))
+        }
         Err(_) => Ok(None),
     }
 }

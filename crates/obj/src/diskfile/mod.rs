@@ -40,7 +40,9 @@ mod reader;
 mod relink;
 mod writer;
 
-pub use files::{Ext, FileInfo, FragPref, OnDiskFiles, Scheme, Want, get_ondisk_files, make_on_disk_filename};
+pub use files::{
+    Ext, FileInfo, FragPref, OnDiskFiles, Scheme, Want, get_ondisk_files, make_on_disk_filename,
+};
 pub use hashes::{SuffixHash, SuffixHashes};
 pub use locks::LockGuard;
 pub use manager::{DiskFileConf, DiskFileManager, DiskFileRouter, HashesIter, TimestampSet};

@@ -11,7 +11,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use common::headers::is_sys_meta;
+use common::headers::{ServerType, is_sys_meta};
 use common::timestamp::UNITS_PER_SECOND;
 use common::{ObjHash, Timestamp};
 use rustix::fd::AsFd;
@@ -146,8 +146,7 @@ impl HashDir<'_> {
     /// There is no data file: deleted if there is a tombstone that can be read.
     fn deleted(&self, files: &OnDiskFiles) -> DiskFileError {
         let Some(tombstone) = files.tombstone else { return DiskFileError::NotExist };
-        let metadata =
-            self.open(tombstone.index).and_then(|file| self.read_metadata(file, tombstone.index));
+        let metadata = self.open(tombstone.index).and_then(|file| self.read_metadata(file, tombstone.index));
         match metadata {
             Ok(metadata) => {
                 DiskFileError::Deleted { timestamp: timestamp_of(&metadata).unwrap_or_default(), metadata }
@@ -157,7 +156,11 @@ impl HashDir<'_> {
         }
     }
 
-    fn open_data_file(self, files: &OnDiskFiles, now: Option<Timestamp>) -> Result<OpenDiskFile, DiskFileError> {
+    fn open_data_file(
+        self,
+        files: &OnDiskFiles,
+        now: Option<Timestamp>,
+    ) -> Result<OpenDiskFile, DiskFileError> {
         let Some(data) = files.data else { return Err(DiskFileError::NotExist) };
         let file = self.open(data.index)?;
         let datafile = self.read_metadata(&file, data.index)?;
@@ -232,7 +235,7 @@ fn merge(datafile: &Metadata, metafile: &Metadata) -> Metadata {
 fn is_fixed_by_put(name: &[u8]) -> bool {
     const FIXED: [&[u8]; 4] = [b"content-length", b"deleted", b"etag", b"x-static-large-object"];
     FIXED.iter().any(|fixed| name.eq_ignore_ascii_case(fixed))
-        || std::str::from_utf8(name).is_ok_and(|name| is_sys_meta("object", name))
+        || std::str::from_utf8(name).is_ok_and(|name| is_sys_meta(ServerType::Object, name))
 }
 
 /// Python's `int()` of a header value.
@@ -414,7 +417,10 @@ impl OpenDiskFile {
     /// What is wrong with data that has been read from start to end.
     pub(super) fn verdict(&self, bytes_read: u64, md5: Option<String>) -> Option<String> {
         if bytes_read != self.content_length {
-            return Some(format!("Bytes read: {bytes_read}, does not match metadata: {}", self.content_length));
+            return Some(format!(
+                "Bytes read: {bytes_read}, does not match metadata: {}",
+                self.content_length
+            ));
         }
         let md5 = md5.filter(|md5| md5.as_bytes() != self.etag())?;
         let etag = String::from_utf8_lossy(self.etag());

@@ -51,7 +51,10 @@ pub fn quarantine_dir_renamer(device_path: &Path, from: &Path) -> Result<PathBuf
 }
 
 /// Quarantines `dir`; if even that fails, as with bad sectors under it, the suffix above.
-pub(super) fn quarantine_dir_or_suffix(device_path: &Path, dir: &Path) -> Result<(PathBuf, PathBuf), DiskFileError> {
+pub(super) fn quarantine_dir_or_suffix(
+    device_path: &Path,
+    dir: &Path,
+) -> Result<(PathBuf, PathBuf), DiskFileError> {
     match quarantine_dir_renamer(device_path, dir) {
         Ok(to) => Ok((dir.to_owned(), to)),
         Err(err) => {

@@ -50,15 +50,7 @@ impl Reader {
         };
         let reached_end = opened.content_length() == 0;
         let md5 = options.verify_etag.then(Md5::new);
-        Reader {
-            opened,
-            keep_cache,
-            md5,
-            contiguous: Some(0),
-            dropped_cache: 0,
-            reached_end,
-            closed: false,
-        }
+        Reader { opened, keep_cache, md5, contiguous: Some(0), dropped_cache: 0, reached_end, closed: false }
     }
 
     pub fn opened(&self) -> &OpenDiskFile {
@@ -87,7 +79,10 @@ impl Reader {
                 Err(Errno::INTR) => {}
                 Err(Errno::IO) => {
                     self.closed = true;
-                    return Err(self.opened.diskfile.quarantine(&self.opened.data_file, Errno::IO.to_string()));
+                    return Err(self
+                        .opened
+                        .diskfile
+                        .quarantine(&self.opened.data_file, Errno::IO.to_string()));
                 }
                 Err(errno) => return Err(DiskFileError::io("cannot read", &self.opened.data_file, errno)),
             }
@@ -108,7 +103,9 @@ impl Reader {
             _ => self.contiguous = None,
         }
         self.reached_end |= end >= self.content_length() || (data.is_empty() && !asked_for_nothing);
-        if !self.keep_cache && (end.saturating_sub(self.dropped_cache) > DROP_CACHE_WINDOW || self.reached_end) {
+        if !self.keep_cache
+            && (end.saturating_sub(self.dropped_cache) > DROP_CACHE_WINDOW || self.reached_end)
+        {
             let from = self.dropped_cache.min(offset);
             drop_cache(&self.opened.file, from, end - from);
             self.dropped_cache = end;
@@ -131,7 +128,10 @@ impl Reader {
             DiskFileError::Quarantined(reason) => Some(reason),
             err => {
                 let data_file = self.opened.data_file.display();
-                self.opened.diskfile.logger.error(format_args!("ERROR DiskFile {data_file} close failure: {err}"));
+                self.opened
+                    .diskfile
+                    .logger
+                    .error(format_args!("ERROR DiskFile {data_file} close failure: {err}"));
                 None
             }
         }

@@ -21,8 +21,8 @@ use common::config::FallocateReserve;
 use common::digest::Md5;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, fallocate, fdatasync, fstatvfs, fsync, linkat, mkdirat,
-    openat, renameat, stat, unlinkat,
+    AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, fallocate, fdatasync, fstatvfs, fsync, linkat,
+    mkdirat, openat, renameat, stat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -122,12 +122,15 @@ impl Writer {
                     chunk = &chunk[written..];
                 }
                 Err(Errno::INTR) => {}
-                Err(errno) => return Err(DiskFileError::write("cannot write to", self.diskfile.datadir(), errno)),
+                Err(errno) => {
+                    return Err(DiskFileError::write("cannot write to", self.diskfile.datadir(), errno));
+                }
             }
         }
         let unsynced = self.upload_size - self.last_sync;
         if unsynced > 0 && unsynced >= self.diskfile.manager().conf().bytes_per_sync {
-            fdatasync(&self.fd).map_err(|errno| DiskFileError::write("cannot sync", self.diskfile.datadir(), errno))?;
+            fdatasync(&self.fd)
+                .map_err(|errno| DiskFileError::write("cannot sync", self.diskfile.datadir(), errno))?;
             drop_cache(&self.fd, self.last_sync, unsynced);
             self.last_sync = self.upload_size;
         }
@@ -163,7 +166,8 @@ impl Writer {
 
     fn filename(&self, metadata: &Metadata) -> Result<String, DiskFileError> {
         let timestamp = |name| metadata.get_str(name).map(Timestamp::parse);
-        let bad = || DiskFileError::io("bad timestamp in metadata for", self.diskfile.datadir(), Errno::INVAL);
+        let bad =
+            || DiskFileError::io("bad timestamp in metadata for", self.diskfile.datadir(), Errno::INVAL);
         let Some(Ok(put)) = timestamp("X-Timestamp") else { return Err(bad()) };
         let ctype = timestamp("Content-Type-Timestamp").transpose().map_err(|_| bad())?;
         Ok(make_on_disk_filename(put, self.ext, ctype))
@@ -178,15 +182,12 @@ impl Writer {
         let place = &self.diskfile.place;
         let suffix = place.hash.suffix();
         let invalidation = Invalidation::begin(place.partition_dir(), &place.device_path, &[suffix])?;
-        common::fail::hit("put.before_sync");
         fsync(&self.fd).map_err(failed)?;
         // A page of a small object costs less to keep than to read again.
         if self.upload_size > SMALL_OBJECT {
             drop_cache(&self.fd, 0, self.upload_size);
         }
-        common::fail::hit("put.before_link");
         invalidation.publish(|| self.link(target))?;
-        common::fail::hit("put.before_sync_dir");
         Ok(())
     }
 
@@ -218,7 +219,6 @@ impl Writer {
         };
         fsync(&dir).map_err(|errno| DiskFileError::write("cannot sync", datadir, errno))?;
         fsync_parents(datadir, self.dirs_created)?;
-        common::fail::hit("put.before_cleanup");
         let relinked_from = self.diskfile.relink(target);
         let manager = self.diskfile.manager();
         let mut names = Names::default();
@@ -270,7 +270,9 @@ fn open_tmpfile(diskfile: &DiskFile, dirs_created: &mut usize) -> Result<Option<
             }
             Err(errno @ (Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL)) => {
                 let datadir = datadir.display();
-                manager.logger().debug(format_args!("open({datadir}, O_TMPFILE) failed: {errno}. Using named files"));
+                manager
+                    .logger()
+                    .debug(format_args!("open({datadir}, O_TMPFILE) failed: {errno}. Using named files"));
                 manager.use_linkat.store(false, Ordering::Relaxed);
                 return Ok(None);
             }
