@@ -4,11 +4,13 @@ pub mod clock;
 pub mod config;
 pub mod constraints;
 pub mod digest;
+pub mod fs;
 pub mod hash;
 pub mod headers;
 pub mod pickle;
 pub mod policy;
 pub mod quote;
+pub mod recon;
 pub mod timestamp;
 
 pub use clock::Clock;

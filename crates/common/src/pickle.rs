@@ -465,9 +465,12 @@ pub fn loads(data: &[u8]) -> Result<Value, PickleError> {
     reader.build(root, 0, &mut budget)
 }
 
+/// Names and values of object metadata, in the order of the pickle.
+pub type MetadataItems = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Object metadata as bytes to bytes: names and values are UTF-8 with arbitrary bytes in between, as
 /// Python 3 Swift stores them. What Python 2 wrote as Latin-1 (all but the value of `name`) is turned into that.
-pub fn load_metadata(data: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, PickleError> {
+pub fn load_metadata(data: &[u8]) -> Result<MetadataItems, PickleError> {
     // Swift: `_codecs.encode` among the first bytes tells that Python 3 has written them.
     let head = &data[..data.len().min(32)];
     let by_python3 = memchr::memmem::find(head, b"_codecs\nencode").is_some();
