@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::clock::Clock;
+use common::policy::{Policies, PolicyIndex};
 use parking_lot::Mutex;
 
 use crate::io::RingError;
@@ -130,6 +131,16 @@ impl Rings {
 
     pub fn container(&self) -> Result<Arc<Ring>, RingError> {
         Ok(self.file("container")?.get())
+    }
+
+    /// The object ring of a policy; an error too when there is no such policy.
+    pub fn object(&self, index: PolicyIndex, policies: &Policies) -> Result<Arc<Ring>, RingError> {
+        let policy = policies.get(index).ok_or_else(|| RingError {
+            path: self.dir.join("swift.conf"),
+            reason: format!("there is no storage policy with index {}", index.0),
+            missing: true,
+        })?;
+        Ok(self.file(&policy.object_ring_name)?.get())
     }
 
     /// The file `NAME.ring.gz`, such as `container` or `object-1`.

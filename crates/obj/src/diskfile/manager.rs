@@ -328,10 +328,11 @@ impl DiskFileManager {
         &self,
         device: &str,
         partition: u32,
+        timeout: Option<Duration>,
     ) -> Result<(LockGuard, Option<LockGuard>), DiskFileError> {
-        let timeout = self.conf.replication_lock_timeout;
+        let timeout = timeout.unwrap_or(self.conf.replication_lock_timeout);
         let started = Instant::now();
-        let partition_lock = self.partition_lock(device, partition, Some("replication"), None)?;
+        let partition_lock = self.partition_lock(device, partition, Some("replication"), Some(timeout))?;
         let limit = self.conf.replication_concurrency_per_device;
         if limit == 0 {
             return Ok((partition_lock, None));

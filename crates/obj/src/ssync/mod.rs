@@ -18,6 +18,12 @@
 //! ```
 //! or, at any point, `:ERROR: STATUS 'reason'` from the receiver, which then closes.
 //!
-//! `protocol.rs` is the grammar, `sender.rs` the end in the replicator, `receiver.rs` the end in the object server.
+//! `protocol.rs` is the grammar, `sender.rs` the end in the replicator, `receiver.rs` and
+//! `session.rs` the end in the object server.
 
+mod input;
 pub mod protocol;
+pub mod receiver;
+pub mod session;
+
+pub use receiver::SsyncReceiver;

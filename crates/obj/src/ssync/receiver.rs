@@ -1,0 +1,201 @@
+//! The receiving end of SSYNC in the object server: which requests are let in, and what is on disk here.
+//!
+//! A session holds one of `replication_concurrency` permits of the process and, on disk, the replication locks of the
+//! partition and the device, which Python's servers and replicators honour too. It waits for the locks without holding a
+//! thread.
+//!
+//! Not done: making a fragment durable which is here but not committed (erasure coding).
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::config::{ConfigError, Section};
+use common::policy::StoragePolicy;
+use common::quote::quote;
+use service::context::Context;
+use service::http::{Body, BoxFuture, Request, Response, SharedApp, Status};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::input::timeout_message;
+use super::protocol::{Local, Offer, Wanted, python_repr};
+use super::session::{Check, FailureLimits, Refusal, Session};
+use crate::diskfile::{DiskFileError, DiskFileManager, DiskFileRouter, LockGuard};
+
+/// Between tries for a lock which another replication holds.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(150);
+
+/// Answers SSYNC requests.
+pub struct SsyncReceiver {
+    ctx: Context,
+    router: Arc<DiskFileRouter>,
+    /// `None` without a limit.
+    permits: Option<Arc<Semaphore>>,
+    limits: FailureLimits,
+    chunk_size: usize,
+    timeout: Duration,
+}
+
+/// Where a request wants to go.
+struct Placement {
+    device: String,
+    partition: u32,
+    policy_index: u32,
+    frag_index: Option<u32>,
+    manager: Arc<DiskFileManager>,
+}
+
+impl SsyncReceiver {
+    pub fn new(section: &Section, ctx: &Context, router: Arc<DiskFileRouter>) -> Result<Self, ConfigError> {
+        let concurrency = section.int::<usize>("replication_concurrency", 4)?;
+        Ok(Self {
+            ctx: ctx.clone(),
+            router,
+            permits: (concurrency > 0).then(|| Arc::new(Semaphore::new(concurrency))),
+            limits: FailureLimits {
+                threshold: section.int("replication_failure_threshold", 100)?,
+                ratio: section.float("replication_failure_ratio", 1.0)?,
+            },
+            chunk_size: section.positive_int("network_chunk_size", 65536)?,
+            timeout: section.secs("client_timeout", 60.0)?,
+        })
+    }
+
+    /// Begins a session, whose body is the response's; subrequests go to `app`.
+    pub async fn ssync(&self, mut req: Request, app: SharedApp) -> Response {
+        let place = match self.placement(&req) {
+            Ok(place) => place,
+            Err(resp) => return *resp,
+        };
+        let (manager, device) = (place.manager.clone(), place.device.clone());
+        let available =
+            self.ctx.disk_pools.run(&place.device, move || manager.dev_path(&device).is_some()).await;
+        if !available {
+            return Response::insufficient_storage(&place.device);
+        }
+        let session = Session {
+            check: check(&self.ctx, &place),
+            partition: place.partition,
+            policy_index: place.policy_index,
+            frag_index: place.frag_index,
+            device: place.device.clone(),
+            remote_addr: req.env.remote_addr.map(|addr| addr.ip().to_string()).unwrap_or_default(),
+            app,
+            limits: self.limits,
+            logger: self.ctx.logger.with_txn(req.trans_id()),
+        };
+        let guard = acquire(self.ctx.clone(), self.permits.clone(), place);
+        let body = std::mem::take(&mut req.body);
+        let (chunk_size, timeout) = (self.chunk_size, self.timeout);
+        Response::new(Status::OK)
+            .with_header("X-Backend-Accept-No-Commit", "True")
+            .with_body(Body::driven(move |tx| session.run(body, chunk_size, timeout, guard, tx)))
+    }
+
+    fn placement(&self, req: &Request) -> Result<Placement, Box<Response>> {
+        let index = req.headers.get_str("X-Backend-Storage-Policy-Index");
+        let policy = self.ctx.swift_conf.policies.parse_header(index).map_err(|_| {
+            let index = index.unwrap_or("None");
+            Box::new(Response::text(Status::SERVICE_UNAVAILABLE, format!("No policy with index {index}")))
+        })?;
+        self.placement_in(req, policy)
+    }
+
+    fn placement_in(&self, req: &Request, policy: &StoragePolicy) -> Result<Placement, Box<Response>> {
+        let bad = |what: &str, value: &str| {
+            Box::new(Response::text(Status::BAD_REQUEST, format!("Invalid {what}: {}", quote(value, "/"))))
+        };
+        let mut parts = req.split_path(2, 2, false).map_err(|()| bad("path", &req.path))?.into_iter();
+        let device = parts.next().flatten().unwrap_or_default();
+        let partition = parts.next().flatten().unwrap_or_default();
+        if matches!(device.as_str(), "." | "..") {
+            return Err(bad("device", &device));
+        }
+        // Swift: takes any name; every partition that a ring has is a number.
+        let partition = partition.parse().map_err(|_| bad("partition", &partition))?;
+        let frag_index = match req.headers.get_str("X-Backend-Ssync-Frag-Index") {
+            None | Some("") => None,
+            Some(index) => Some(index.trim().parse().map_err(|_| {
+                let message = format!("Invalid X-Backend-Ssync-Frag-Index {}", python_repr(index));
+                Box::new(Response::html(Status::BAD_REQUEST, message))
+            })?),
+        };
+        let manager = self.router.get(policy.index).cloned().ok_or_else(|| bad("policy", &policy.name))?;
+        Ok(Placement { device, partition, policy_index: policy.index.0, frag_index, manager })
+    }
+}
+
+/// What a session holds to its end.
+type Guard = (Option<OwnedSemaphorePermit>, (LockGuard, Option<LockGuard>));
+
+async fn acquire(ctx: Context, permits: Option<Arc<Semaphore>>, place: Placement) -> Result<Guard, Refusal> {
+    let permit = match permits {
+        Some(permits) => Some(permits.try_acquire_owned().map_err(|_| Refusal::TooMany)?),
+        None => None,
+    };
+    let timeout = place.manager.conf().replication_lock_timeout;
+    let started = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let (manager, device, partition) = (place.manager.clone(), place.device.clone(), place.partition);
+        let lock = move || manager.replication_lock(&device, partition, Some(Duration::ZERO));
+        match ctx.disk_pools.run(&place.device, lock).await {
+            Ok(locks) => return Ok((permit, locks)),
+            Err(DiskFileError::LockTimeout(path)) if started.elapsed() >= timeout => {
+                return Err(Refusal::LockTimeout(lock_message(timeout, &path)));
+            }
+            Err(DiskFileError::LockTimeout(_)) => tokio::time::sleep(pause).await,
+            Err(err) => return Err(Refusal::Other(err.to_string())),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn lock_message(timeout: Duration, path: &Path) -> String {
+    timeout_message(timeout, &path.display().to_string())
+}
+
+/// Compares with the disk, in the device's pool.
+fn check(ctx: &Context, place: &Placement) -> Check {
+    let (pools, manager) = (ctx.disk_pools.clone(), place.manager.clone());
+    let (device, partition) = (place.device.clone(), place.partition);
+    Arc::new(move |offers: Vec<Offer>| {
+        let (manager, job_device) = (manager.clone(), device.clone());
+        let compare = move || {
+            let compare_one = |offer: &Offer| {
+                let local = check_local(&manager, &job_device, partition, offer)?;
+                Ok(Wanted::compare(offer, &local))
+            };
+            offers.iter().map(compare_one).collect::<Result<Vec<_>, DiskFileError>>()
+        };
+        let compared = pools.run(&device, compare);
+        Box::pin(async move { compared.await.map_err(|err| err.to_string()) }) as BoxFuture<'static, _>
+    })
+}
+
+/// What is here of an offered object. An object that cannot be opened counts as none: it is asked for, and written anew.
+fn check_local(
+    manager: &Arc<DiskFileManager>,
+    device: &str,
+    partition: u32,
+    remote: &Offer,
+) -> Result<Local, DiskFileError> {
+    let diskfile = match manager.diskfile_from_hash(device, partition, remote.hash) {
+        Ok(diskfile) => diskfile.open_expired(true),
+        Err(DiskFileError::NotExist) => return Ok(Local::default()),
+        Err(err) => return Err(err),
+    };
+    match diskfile.open(None) {
+        Ok(opened) => Ok(Local {
+            ts_data: Some(opened.data_timestamp()),
+            ts_meta: Some(opened.timestamp()),
+            ts_ctype: Some(opened.content_type_timestamp()),
+        }),
+        Err(DiskFileError::Deleted { timestamp, .. }) => {
+            Ok(Local { ts_data: Some(timestamp), ..Local::default() })
+        }
+        Err(err) if err.is_not_exist() || matches!(err, DiskFileError::Collision) => Ok(Local::default()),
+        Err(err) => Err(err),
+    }
+}
