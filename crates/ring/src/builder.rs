@@ -14,8 +14,10 @@
 //! Not done: changing an existing ring with few moved partitions, `min_part_hours` (kept for the file of a builder), overload,
 //! builder files. `rebalance` always lays out anew.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use crate::io::{FormatVersion, RingError};
 use crate::ring::{Device, RingData};
 
 /// Partitions which share one order of the devices.
@@ -149,6 +151,15 @@ impl RingBuilder {
             version: Some(self.version),
             dev_id_bytes: if self.devs.len() > usize::from(u16::MAX) { 4 } else { 2 },
         })
+    }
+
+    pub fn save_ring(&self, path: &Path, format: FormatVersion) -> Result<(), RingError> {
+        let data = self.to_ring_data().map_err(|err| RingError {
+            path: path.to_path_buf(),
+            reason: err.to_string(),
+            missing: false,
+        })?;
+        data.save(path, format)
     }
 }
 
@@ -337,7 +348,12 @@ mod tests {
         assert_eq!(builder.rebalance(1), Err(BuilderError::TooFewDevices { replicas: 2.0, devices: 1 }));
         assert_eq!(builder.next_dev_id(), 1);
         builder.add_dev(dev(1, 1, 2, "10.0.0.2", 1.0)).unwrap();
+        assert!(builder.save_ring(Path::new("/nonexistent"), FormatVersion::V1).is_err());
         builder.rebalance(1).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("object.ring.gz");
+        builder.save_ring(&path, FormatVersion::V1).unwrap();
+        assert_eq!(Ring::load(&path).unwrap().part_count(), 16);
         let data = builder.to_ring_data().unwrap();
         assert!(data.replica2part2dev_id.iter().flatten().all(|&id| id != 3));
         assert_eq!(builder.add_dev(dev(1, 1, 1, "10.0.0.9", 1.0)), Err(BuilderError::DuplicateDevice(1)));

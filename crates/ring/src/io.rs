@@ -106,6 +106,14 @@ impl RingData {
         }
     }
 
+    /// Replaces the file at `path` in one step: a crash leaves the old ring or the new one.
+    pub fn save(&self, path: &Path, format: FormatVersion) -> Result<(), RingError> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let bytes = self.to_bytes(format, &name).map_err(|reason| RingError::new(path, reason))?;
+        common::fs::write_file_durable(path, &bytes)
+            .map_err(|err| RingError::new(path, format!("cannot write ring: {err}")))
+    }
+
     fn write_v1(&self, name: &str) -> Result<Vec<u8>, String> {
         let wide = self.replica2part2dev_id.iter().flatten().any(|&id| id >= u32::from(u16::MAX));
         if wide || self.dev_id_bytes > 2 {
