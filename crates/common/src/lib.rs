@@ -12,6 +12,7 @@ pub mod policy;
 pub mod quote;
 pub mod recon;
 pub mod timestamp;
+pub mod wsgi;
 
 pub use clock::Clock;
 pub use config::{Conf, ConfigError, Paste, Section, SwiftConf};

@@ -5,10 +5,10 @@
 //! refers back to an object that it has written before, so do we, for the objects that are always one and the
 //! same in CPython: empty and one-character strings and bytes, the encoding name and the globals.
 //!
-//! Read: the binary opcodes of protocols 1 to 4. Only plain values come out; of globals only those which Swift itself
-//! writes are known (`_codecs.encode`, `bytes`, `dict`, `HeaderKeyDict`), and a pickle is data from a disk or a peer
-//! that may be broken or hostile, so its size, depth and unpacked size are capped. The text opcodes of protocol
-//! 0 are not read: Swift writes none of the files that we read with it.
+//! Read: protocols 0 to 4 (Swift's object server and updater write pending container updates with 0). Only plain
+//! values come out; of globals only those which Swift itself writes are known (`_codecs.encode`, `bytes`, `dict`,
+//! `HeaderKeyDict`), and a pickle is data from a disk or a peer that may be broken or hostile, so its size, depth
+//! and unpacked size are capped.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -156,6 +156,14 @@ mod op {
     pub const BINPUT: u8 = b'q';
     pub const LONG_BINPUT: u8 = b'r';
     pub const MEMOIZE: u8 = 0x94;
+    // Protocol 0: the argument is a line of text.
+    pub const INT: u8 = b'I';
+    pub const LONG: u8 = b'L';
+    pub const FLOAT: u8 = b'F';
+    pub const STRING: u8 = b'S';
+    pub const UNICODE: u8 = b'V';
+    pub const GET: u8 = b'g';
+    pub const PUT: u8 = b'p';
 }
 
 const CODECS_ENCODE: &[u8] = b"c_codecs\nencode\n";
@@ -499,6 +507,8 @@ enum Global {
     Bytes,
     Dict,
     HeaderKeyDict,
+    /// How protocols 0 and 1 make an object: of a class, a base class and the base's value.
+    Reconstructor,
 }
 
 /// A value while it is read. Containers refer to nodes, because a pickle may refer to a dict before it is filled.
@@ -580,7 +590,12 @@ impl<'a> Reader<'a> {
                 let text = self.long_bytes()?;
                 self.push(Node::Text(text));
             }
-            op::BINGET | op::LONG_BINGET | op::BINPUT | op::LONG_BINPUT | op::MEMOIZE => self.memo(opcode)?,
+            op::BINGET | op::LONG_BINGET | op::GET => self.memo_get(opcode)?,
+            op::BINPUT | op::LONG_BINPUT | op::PUT | op::MEMOIZE => self.memo_put(opcode)?,
+            op::INT | op::LONG | op::FLOAT | op::STRING | op::UNICODE => {
+                let value = text_value(opcode, self.text_line()?)?;
+                self.push(Node::Plain(value));
+            }
             op::GLOBAL | op::STACK_GLOBAL => {
                 let global = self.global(opcode)?;
                 self.push(Node::Global(global));
@@ -636,17 +651,24 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn memo(&mut self, opcode: u8) -> Result<(), PickleError> {
+    fn memo_get(&mut self, opcode: u8) -> Result<(), PickleError> {
         let index = match opcode {
-            op::BINGET | op::BINPUT => usize::from(self.byte()?),
-            op::MEMOIZE => self.memo.len(),
+            op::BINGET => usize::from(self.byte()?),
+            op::GET => self.text_index()?,
             _ => u32::from_le_bytes(self.array()?) as usize,
         };
-        if matches!(opcode, op::BINGET | op::LONG_BINGET) {
-            let node = self.memo.get(index).copied().flatten();
-            self.stack.push(node.ok_or(PickleError::Malformed("reference to nothing"))?);
-            return Ok(());
-        }
+        let node = self.memo.get(index).copied().flatten();
+        self.stack.push(node.ok_or(PickleError::Malformed("reference to nothing"))?);
+        Ok(())
+    }
+
+    fn memo_put(&mut self, opcode: u8) -> Result<(), PickleError> {
+        let index = match opcode {
+            op::BINPUT => usize::from(self.byte()?),
+            op::MEMOIZE => self.memo.len(),
+            op::PUT => self.text_index()?,
+            _ => u32::from_le_bytes(self.array()?) as usize,
+        };
         // A pickle memoizes at most one value for each of its bytes.
         if index > self.data.len() {
             return Err(PickleError::Limit("memo"));
@@ -696,6 +718,7 @@ impl<'a> Reader<'a> {
             (b"__builtin__" | b"builtins", b"bytes") => Ok(Global::Bytes),
             (b"__builtin__" | b"builtins", b"dict") => Ok(Global::Dict),
             (b"swift.common.header_key_dict", b"HeaderKeyDict") => Ok(Global::HeaderKeyDict),
+            (b"copy_reg" | b"copyreg", b"_reconstructor") => Ok(Global::Reconstructor),
             _ => Err(PickleError::Global),
         }
     }
@@ -707,14 +730,24 @@ impl<'a> Reader<'a> {
         let (Node::Global(callee), Node::Tuple(args)) = (&self.nodes[callee], &self.nodes[args]) else {
             return Err(PickleError::Malformed("call of something that isn't a global"));
         };
-        let arg = |i: usize| args.get(i).map(|a| &self.nodes[*a]);
-        let result = match (callee, arg(0), arg(1)) {
-            (Global::Encode, Some(Node::Text(text)), Some(Node::Text(b"latin1" | b"latin-1"))) => {
-                Node::Latin1(text)
+        let args: Vec<&Node<'a>> = args.iter().take(4).map(|a| &self.nodes[*a]).collect();
+        let is_latin1 = |node: &Node<'_>| match node {
+            Node::Text(text) => matches!(*text, b"latin1" | b"latin-1"),
+            Node::Plain(Value::Str(text)) => text == "latin1" || text == "latin-1",
+            _ => false,
+        };
+        let result = match (callee, args.as_slice()) {
+            (Global::Encode, [Node::Text(text), encoding]) if is_latin1(encoding) => Node::Latin1(text),
+            (Global::Encode, [Node::Plain(Value::Str(text)), encoding]) if is_latin1(encoding) => {
+                Node::Plain(Value::Bytes(latin1(text.as_bytes())?))
             }
-            (Global::Bytes, None, None) => Node::RawBytes(b""),
-            (Global::Dict, None, None) => Node::Dict(Vec::new()),
-            (Global::HeaderKeyDict, None, None) => Node::HeaderKeyDict(Vec::new()),
+            (Global::Bytes, []) => Node::RawBytes(b""),
+            (Global::Dict, []) => Node::Dict(Vec::new()),
+            (Global::HeaderKeyDict, []) => Node::HeaderKeyDict(Vec::new()),
+            (
+                Global::Reconstructor,
+                [Node::Global(Global::HeaderKeyDict), Node::Global(Global::Dict), Node::Dict(items)],
+            ) => Node::HeaderKeyDict(items.clone()),
             _ => return Err(PickleError::Malformed("call with unknown arguments")),
         };
         self.push(result);
@@ -745,7 +778,7 @@ impl<'a> Reader<'a> {
         };
         match &self.nodes[node] {
             Node::Plain(value) => {
-                spend(budget, 0)?;
+                spend(budget, value.as_str().map_or(0, str::len))?;
                 Ok(value.clone())
             }
             Node::Text(text) => {
@@ -853,12 +886,79 @@ impl<'a> Reader<'a> {
         self.take(len)
     }
 
+    fn text_index(&mut self) -> Result<usize, PickleError> {
+        let line = std::str::from_utf8(self.text_line()?).ok();
+        line.and_then(|l| l.parse().ok()).ok_or(PickleError::Malformed("bad memo index"))
+    }
+
     fn text_line(&mut self) -> Result<&'a [u8], PickleError> {
         let rest = &self.data[self.at..];
         let end = memchr::memchr(b'\n', rest).ok_or(PickleError::Truncated)?;
         self.at += end + 1;
         Ok(&rest[..end])
     }
+}
+
+/// The value of an opcode of protocol 0 and its line.
+fn text_value(opcode: u8, line: &[u8]) -> Result<Value, PickleError> {
+    let bad = PickleError::Malformed("a line of text that isn't a value");
+    if opcode == op::UNICODE {
+        return raw_unicode_escape(line).map(Value::Str).ok_or(bad);
+    }
+    let text = std::str::from_utf8(line).map_err(|_| bad)?;
+    match opcode {
+        op::STRING => unquote_string(text.trim()).map(Value::Bytes).ok_or(bad),
+        op::FLOAT => text.trim().parse().map(Value::Float).map_err(|_| bad),
+        op::INT if text == "00" || text == "01" => Ok(Value::Bool(text == "01")),
+        _ => text.trim().trim_end_matches('L').parse().map(Value::Int).map_err(|_| bad),
+    }
+}
+
+/// Latin-1 bytes with `\uXXXX` and `\UXXXXXXXX`; any other backslash stands for itself.
+fn raw_unicode_escape(line: &[u8]) -> Option<String> {
+    let mut text = String::with_capacity(line.len());
+    let mut rest = line;
+    while let [first, tail @ ..] = rest {
+        let digits = match (first, tail.first()) {
+            (b'\\', Some(b'u')) => 4,
+            (b'\\', Some(b'U')) => 8,
+            _ => {
+                text.push(char::from(*first));
+                rest = tail;
+                continue;
+            }
+        };
+        let hex = std::str::from_utf8(tail.get(1..=digits)?).ok()?;
+        text.push(char::from_u32(u32::from_str_radix(hex, 16).ok()?)?);
+        rest = &tail[1 + digits..];
+    }
+    Some(text)
+}
+
+/// A string as Python 2's `repr` wrote it.
+fn unquote_string(text: &str) -> Option<Vec<u8>> {
+    let quote = text.chars().next().filter(|q| matches!(q, '\'' | '"'))?;
+    let inner = text.strip_prefix(quote)?.strip_suffix(quote)?.as_bytes();
+    let mut bytes = Vec::with_capacity(inner.len());
+    let mut i = 0;
+    while i < inner.len() {
+        if inner[i] != b'\\' {
+            bytes.push(inner[i]);
+            i += 1;
+            continue;
+        }
+        let (byte, len) = match inner.get(i + 1)? {
+            b'n' => (b'\n', 2),
+            b'r' => (b'\r', 2),
+            b't' => (b'\t', 2),
+            b'x' => (crate::digest::unhex(inner.get(i + 2..i + 4)?)?[0], 4),
+            other @ (b'\\' | b'\'' | b'"') => (*other, 2),
+            _ => return None,
+        };
+        bytes.push(byte);
+        i += len;
+    }
+    Some(bytes)
 }
 
 const UNDERFLOW: PickleError = PickleError::Malformed("stack underflow");
@@ -974,6 +1074,18 @@ mod tests {
     }
 
     #[test]
+    fn protocols_0_and_1_read_as_protocol_2() {
+        let expected = loads(golden!("async_pending_2")).unwrap();
+        assert_eq!(loads(golden!("async_pending_0")).unwrap(), expected);
+        assert_eq!(loads(golden!("async_pending_1")).unwrap(), expected);
+        assert_eq!(expected.get("obj").unwrap().as_str(), Some("o\\u \\ \n\u{2603}\u{1f600}\u{e9}"));
+        assert_eq!(
+            loads(b"(S'a\\x41\\n\\''\ntp0\n.").unwrap(),
+            Value::Tuple(vec![Value::Bytes(b"aA\n'".to_vec())])
+        );
+    }
+
+    #[test]
     fn hostile_pickles_are_refused_not_followed() {
         let nested = [&b"\x80\x02"[..], &b"]".repeat(400_000), b"."].concat();
         assert_eq!(loads(&nested), loads(b"\x80\x02].").map_err(|_| PickleError::Truncated));
@@ -990,7 +1102,7 @@ mod tests {
             Err(PickleError::Malformed("a global instead of a value"))
         );
         assert_eq!(loads(b""), Err(PickleError::Truncated));
-        assert_eq!(loads(b"(dp0\n."), Err(PickleError::Opcode(b'p')));
+        assert_eq!(loads(b"(dp0\nb."), Err(PickleError::Opcode(b'b')));
         // Ten levels of ten references each: a hundred bytes that would be ten thousand million values.
         let mut bomb = b"\x80\x02]q\x00".to_vec();
         for level in 0..10u8 {

@@ -97,6 +97,13 @@ def pickles():
     for name, value in cases.items():
         with open(os.path.join(HERE, name + '.pickle'), 'wb') as f:
             f.write(pickle.dumps(value, 2))
+    update = {
+        'op': 'PUT', 'account': 'a', 'container': 'c\u00e9', 'obj': 'o\\u \\ \n\u2603\U0001f600\u00e9', 'successes': [1, 300],
+        'headers': HeaderKeyDict({'x-size': '1', 'a': '2'}), 'db_state': None, 'b': True, 'neg': -5, 'big': 2 ** 40,
+        'f': 1.5, 'bytes': b'x\xff', 'empty': b'', 't': (1,), 'u': ()}
+    for protocol in (0, 1, 2):
+        with open(os.path.join(HERE, 'async_pending_%d.pickle' % protocol), 'wb') as f:
+            f.write(pickle.dumps(update, protocol))
     py2 = b"\x80\x02}q\x01(U\x04nameq\x02U\x07/a/c/\xc3\xa9q\x03U\x01xq\x04U\x02\xc3\xa9q\x05u."
     with open(os.path.join(HERE, 'metadata_py2.pickle'), 'wb') as f:
         f.write(py2)
