@@ -2,7 +2,8 @@
 //!
 //! A piece is at most about 64 KiB and is asked for one at a time, so a body of any size takes bounded memory. The body of
 //! a request on a server stands for the connection's reading half: see [`Body::send_continue`] and
-//! [`Body::next_chunked_body`], which do nothing on bodies made in memory.
+//! [`Body::next_chunked_body`], which do nothing on bodies made in memory and on
+//! what wraps another body.
 
 use std::fmt;
 use std::future::Future;
@@ -13,6 +14,7 @@ use std::task::Poll;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
+use super::conn::Incoming;
 use super::{BoxFuture, Headers};
 
 /// Why a body ended before its end.
@@ -56,6 +58,8 @@ enum Inner {
     Empty,
     Full(Bytes),
     Stream(Box<dyn BodyStream>),
+    /// The body of a request on a connection. It stays after its end: another one may follow.
+    Incoming(Box<Incoming>),
 }
 
 /// The body of a request or of a response.
@@ -72,6 +76,10 @@ impl Body {
 
     pub fn stream(stream: impl BodyStream + 'static) -> Self {
         Self { inner: Inner::Stream(Box::new(stream)), length: None }
+    }
+
+    pub(super) fn incoming(incoming: Incoming) -> Self {
+        Self { inner: Inner::Incoming(Box::new(incoming)), length: None }
     }
 
     /// A body fed from elsewhere through a queue of `bound` pieces. It ends when the sender is dropped.
@@ -104,6 +112,7 @@ impl Body {
             Inner::Empty => Some(0),
             Inner::Full(bytes) => Some(bytes.len() as u64),
             Inner::Stream(stream) => self.length.or_else(|| stream.content_length()),
+            Inner::Incoming(incoming) => incoming.content_length(),
         }
     }
 
@@ -117,7 +126,7 @@ impl Body {
         match &self.inner {
             Inner::Empty => Some(&[]),
             Inner::Full(bytes) => Some(bytes),
-            Inner::Stream(_) => None,
+            Inner::Stream(_) | Inner::Incoming(_) => None,
         }
     }
 
@@ -132,6 +141,7 @@ impl Body {
                     return (!bytes.is_empty()).then_some(Ok(bytes));
                 }
                 Inner::Empty => return None,
+                Inner::Incoming(incoming) => return incoming.next().await.transpose(),
             };
             match stream.next().await {
                 Some(Ok(bytes)) if bytes.is_empty() => continue,
@@ -186,16 +196,27 @@ impl Body {
     }
 
     /// The headers that the `100 Continue` carries.
-    pub fn set_continue_headers(&mut self, _headers: Headers) {}
+    pub fn set_continue_headers(&mut self, headers: Headers) {
+        if let Inner::Incoming(incoming) = &mut self.inner {
+            incoming.continue_headers = headers;
+        }
+    }
 
     /// Sends `100 Continue` now if the request expects it and none was sent. Reading does this by itself.
     pub async fn send_continue(&mut self) -> Result<(), BodyError> {
-        Ok(())
+        match &mut self.inner {
+            Inner::Incoming(incoming) => incoming.send_expected_continue().await,
+            _ => Ok(()),
+        }
     }
 
-    /// Sends another `100 Continue` and expects another chunked body on the same request: Swift's two-phase PUT.
+    /// Sends another `100 Continue` and expects another chunked body on the same request: Swift's two-phase PUT. What is
+    /// left of the body before, which should be no more than its end, is dropped.
     pub async fn next_chunked_body(&mut self) -> Result<(), BodyError> {
-        Ok(())
+        match &mut self.inner {
+            Inner::Incoming(incoming) => incoming.next_chunked_body().await,
+            _ => Ok(()),
+        }
     }
 
     /// Gives up the rest: what a stream has to do at its end is run.

@@ -12,7 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 
-use super::{Body, Headers};
+use super::{Body, Headers, Peer};
 
 /// What Python's `quote` leaves alone, with `/` safe.
 const QUOTE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'_').remove(b'.').remove(b'-').remove(b'~');
@@ -277,6 +277,8 @@ pub struct Environ {
     pub source: Option<&'static str>,
     /// Whether the client spoke TLS, to us or to a terminator that told us by the PROXY protocol.
     pub https: bool,
+    /// The connection it came on, to see whether the client is still there.
+    pub peer: Option<Peer>,
     ext: Extensions,
 }
 

@@ -6,16 +6,33 @@
 //! writes (the SSYNC receiver).
 
 pub mod body;
+pub mod chunked;
+pub mod client;
+mod conn;
+pub mod head;
 pub mod headers;
 pub mod message;
+pub mod pool;
+pub mod serve;
+pub mod stream;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
 pub use body::{Body, BodyError, BodySender, BodyStream};
+pub use client::{BodyFraming, ClientConn, ClientError, Timeouts};
+pub use conn::Peer;
 pub use headers::{HeaderValue, Headers};
 pub use message::{Environ, Extensions, Method, Request, Response, Status};
+
+pub use pool::{Pool, PoolOptions};
+pub use serve::{ServeOptions, Server, ServerHandle, ServerStats};
+pub use stream::Stream;
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

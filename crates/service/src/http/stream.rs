@@ -1,0 +1,216 @@
+//! The byte stream under a connection: TCP, or anything else that reads and writes (TLS, a pipe in memory).
+//!
+//! The reading half moves with whoever reads - the connection, then the body of its request - while the writing half is
+//! shared by reference, because reading a body may have to write `100 Continue`. For TCP both halves work without a lock.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+
+/// What a stream that is not TCP must be able to do.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+type SharedIo = Arc<Mutex<Box<dyn Io>>>;
+
+/// A connected byte stream.
+pub enum Stream {
+    Tcp(TcpStream),
+    Other(Box<dyn Io>),
+}
+
+impl Stream {
+    pub fn tcp(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    pub fn other(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self::Other(Box::new(io))
+    }
+
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(tcp) => tcp.peer_addr().ok(),
+            Self::Other(_) => None,
+        }
+    }
+
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(tcp) => tcp.local_addr().ok(),
+            Self::Other(_) => None,
+        }
+    }
+
+    pub(super) fn split(self) -> (Reader, Writer) {
+        match self {
+            Self::Tcp(tcp) => {
+                let (read, write) = tcp.into_split();
+                (Reader::new(ReadHalf::Tcp(read)), Writer::Tcp(write))
+            }
+            Self::Other(io) => {
+                let shared = Arc::new(Mutex::new(io));
+                (Reader::new(ReadHalf::Shared(shared.clone())), Writer::Shared(shared))
+            }
+        }
+    }
+}
+
+enum ReadHalf {
+    Tcp(OwnedReadHalf),
+    Shared(SharedIo),
+}
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Shared(io) => Pin::new(&mut **io.lock()).poll_read(cx, buf),
+        }
+    }
+}
+
+/// The reading half with what has been read and not yet consumed.
+pub(super) struct Reader {
+    half: ReadHalf,
+    pub buf: BytesMut,
+}
+
+impl Reader {
+    fn new(half: ReadHalf) -> Self {
+        Self { half, buf: BytesMut::new() }
+    }
+
+    /// Reads once, with room for at least `room` bytes. Zero means that the peer sends no more.
+    pub async fn fill(&mut self, room: usize, limit: Duration) -> Result<usize, StreamError> {
+        self.buf.reserve(room);
+        match tokio::time::timeout(limit, self.half.read_buf(&mut self.buf)).await {
+            Ok(read) => Ok(read?),
+            Err(_) => Err(StreamError::Timeout),
+        }
+    }
+
+    /// Reads and forgets up to `bytes` within `total` time, so that the peer is not reset while it still sends.
+    pub async fn discard(&mut self, bytes: usize, total: Duration, idle: Duration) {
+        let discard = async {
+            let mut seen = self.buf.len();
+            while seen <= bytes {
+                self.buf.clear();
+                match self.fill(16 << 10, idle).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(read) => seen += read,
+                }
+            }
+        };
+        // Running out of time ends it as well as the end of the stream.
+        let _ = tokio::time::timeout(total, discard).await;
+    }
+
+    /// Reads what is there without waiting: whether there was anything, be it the end.
+    pub fn try_fill(&mut self, room: usize) -> bool {
+        self.buf.reserve(room);
+        let read = std::pin::pin!(self.half.read_buf(&mut self.buf));
+        read.poll(&mut Context::from_waker(std::task::Waker::noop())).is_ready()
+    }
+
+    /// Whether the stream is ended or has bytes nobody asked for: not fit for another request.
+    pub fn is_stale(&mut self) -> bool {
+        if !self.buf.is_empty() {
+            return true;
+        }
+        let mut byte = [0u8; 1];
+        let mut buf = ReadBuf::new(&mut byte);
+        let waker = std::task::Waker::noop();
+        Pin::new(&mut self.half).poll_read(&mut Context::from_waker(waker), &mut buf).is_ready()
+    }
+}
+
+/// The writing half. Only one task writes at any time.
+pub(super) enum Writer {
+    Tcp(OwnedWriteHalf),
+    Shared(SharedIo),
+}
+
+impl Writer {
+    /// Writes all of the slices; each step of progress restarts the time limit.
+    pub async fn write_all(&self, mut bufs: &mut [IoSlice<'_>], limit: Duration) -> Result<(), StreamError> {
+        IoSlice::advance_slices(&mut bufs, 0);
+        while !bufs.is_empty() {
+            let write = std::future::poll_fn(|cx| self.poll_write(cx, bufs));
+            match tokio::time::timeout(limit, write).await {
+                Err(_) => return Err(StreamError::Timeout),
+                Ok(Ok(0)) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                Ok(written) => IoSlice::advance_slices(&mut bufs, written?),
+            }
+        }
+        if let Self::Shared(io) = self {
+            let flush = std::future::poll_fn(|cx| Pin::new(&mut **io.lock()).poll_flush(cx));
+            tokio::time::timeout(limit, flush).await.map_err(|_| StreamError::Timeout)??;
+        }
+        Ok(())
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let tcp: &TcpStream = match self {
+            Self::Tcp(tcp) => tcp.as_ref(),
+            Self::Shared(io) => return Pin::new(&mut **io.lock()).poll_write_vectored(cx, bufs),
+        };
+        loop {
+            std::task::ready!(tcp.poll_write_ready(cx))?;
+            match tcp.try_write_vectored(bufs) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    /// Says that nothing more will be written.
+    pub async fn shutdown(&self) {
+        // A failure means that the stream is down already.
+        match self {
+            Self::Tcp(tcp) => {
+                let tcp: &TcpStream = tcp.as_ref();
+                let _ = socket2::SockRef::from(tcp).shutdown(std::net::Shutdown::Write);
+            }
+            Self::Shared(io) => {
+                let _ = std::future::poll_fn(|cx| Pin::new(&mut **io.lock()).poll_shutdown(cx)).await;
+            }
+        }
+    }
+
+    /// Waits until the peer has closed, while nobody reads; never returns if it sends something or is not TCP.
+    pub async fn peer_gone(&self) {
+        if let Self::Tcp(tcp) = self {
+            let tcp: &TcpStream = tcp.as_ref();
+            match tcp.peek(&mut [0u8; 1]).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum StreamError {
+    Timeout,
+    Io(io::Error),
+}
+
+impl From<io::Error> for StreamError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}

@@ -1,0 +1,285 @@
+//! What the client does, with our server and with servers that misbehave.
+
+use super::*;
+use crate::http::{BodyFraming, ClientConn, PoolOptions, Status};
+
+async fn get(pool: &Pool, addr: SocketAddr, path: &str) -> Result<(Status, String), ClientError> {
+    request(pool, addr, Method::Get, path, Body::empty()).await
+}
+
+async fn request(
+    pool: &Pool,
+    addr: SocketAddr,
+    method: Method,
+    path: &str,
+    body: Body,
+) -> Result<(Status, String), ClientError> {
+    let host = addr.ip().to_string();
+    let headers = Headers::from([("X-Timestamp", "1")]);
+    let mut resp = pool.request((&host, addr.port()), method, path, &headers, body, TIMEOUTS).await?;
+    let text = resp.body.collect(1 << 24).await.unwrap();
+    Ok((resp.status, String::from_utf8(text.to_vec()).unwrap()))
+}
+
+/// A server that plays one scripted connection after another: for each, what it reads up to and what it answers.
+async fn scripted(
+    connections: Vec<Vec<(&'static str, &'static str)>>,
+) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let task = tokio::spawn(async move {
+        for connection in connections {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            for (until, answer) in connection {
+                read_until(&mut tcp, until).await;
+                tcp.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    });
+    (addr, task)
+}
+
+#[tokio::test]
+async fn connections_are_kept_and_used_again() {
+    let (server, addr) = start(echo());
+    let pool = Pool::default();
+    for i in 0..5 {
+        let (status, text) =
+            request(&pool, addr, Method::Put, "/p", format!("body {i}").into()).await.unwrap();
+        assert_eq!((status, text), (Status::OK, format!("body {i}")));
+        assert_eq!(pool.idle(), 1);
+    }
+    assert_eq!(server.stats().accepted.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn streams_go_both_ways_without_a_known_length() {
+    let (_server, addr) = start(app_fn(|mut req| async move {
+        Response::new(200).with_body(Body::driven(move |tx| async move {
+            while let Some(piece) = req.body.next().await {
+                tx.send(piece.unwrap()).await.unwrap();
+            }
+        }))
+    }));
+    let pool = Pool::default();
+    let body = Body::driven(|tx| async move {
+        for i in 0..1000 {
+            tx.send(format!("{i},")).await.unwrap();
+        }
+    });
+    // The response comes while the request is being sent, so the rest of it is not sent: what came is a prefix.
+    let (status, text) = request(&pool, addr, Method::Put, "/", body).await.unwrap();
+    let all: String = (0..1000).map(|i| format!("{i},")).collect();
+    assert_eq!(status, Status::OK);
+    assert!(all.starts_with(&text));
+}
+
+#[tokio::test]
+async fn large_bodies_arrive_whole() {
+    let (_server, addr) = start(echo());
+    let pool = Pool::default();
+    let text: String = (0..300_000).map(|i| format!("{i:06}")).collect();
+    let (_, back) = request(&pool, addr, Method::Put, "/", text.clone().into()).await.unwrap();
+    assert!(back == text);
+    let source = text.clone();
+    let body = Body::driven(|tx| async move {
+        for piece in source.as_bytes().chunks(70_001) {
+            tx.send(piece.to_vec()).await.unwrap();
+        }
+    });
+    let (_, back) = request(&pool, addr, Method::Put, "/", body).await.unwrap();
+    assert!(back == text);
+}
+
+#[tokio::test]
+async fn bodies_end_by_length_chunks_or_close() {
+    let (addr, task) = scripted(vec![vec![
+        ("\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none"),
+        ("\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\ntwo\r\n0\r\n\r\n"),
+        ("\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"),
+        ("\r\n\r\n", "HTTP/1.0 200 OK\r\n\r\nthree"),
+    ]])
+    .await;
+    let pool = Pool::default();
+    for want in ["one", "two", "", "three"] {
+        assert_eq!(get(&pool, addr, "/").await.unwrap().1, want);
+    }
+    assert_eq!(pool.idle(), 0);
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_closed_while_idle_is_replaced() {
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let (addr, task) = scripted(vec![vec![("\r\n\r\n", ok)], vec![("\r\n\r\n", ok)]]).await;
+    let pool = Pool::default();
+    assert_eq!(get(&pool, addr, "/").await.unwrap().1, "ok");
+    assert_eq!(get(&pool, addr, "/").await.unwrap().1, "ok");
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_was_not_heard_is_sent_once_more_if_that_is_safe() {
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    // The first connection reads the second request and closes without a word.
+    let script = || vec![vec![("\r\n\r\n", ok), ("\r\n\r\n", "")], vec![("\r\n\r\n", ok)]];
+    let (addr, task) = scripted(script()).await;
+    let pool = Pool::default();
+    get(&pool, addr, "/").await.unwrap();
+    assert_eq!(get(&pool, addr, "/").await.unwrap().1, "ok");
+    task.await.unwrap();
+
+    let (addr, task) = scripted(vec![vec![("\r\n\r\n", ok), ("\r\n\r\n", "HTTP/1.1 200")], vec![]]).await;
+    let pool = Pool::default();
+    get(&pool, addr, "/").await.unwrap();
+    assert!(matches!(get(&pool, addr, "/").await, Err(ClientError::Closed)));
+    let _ = TcpStream::connect(addr).await;
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_is_not_sent_over_a_kept_connection() {
+    let (server, addr) = start(echo());
+    let pool = Pool::default();
+    get(&pool, addr, "/").await.unwrap();
+    let body = Body::driven(|tx| async move { tx.send("x").await.unwrap() });
+    assert_eq!(request(&pool, addr, Method::Put, "/", body).await.unwrap().1, "x");
+    assert_eq!(server.stats().accepted.load(std::sync::atomic::Ordering::Relaxed), 2);
+    assert_eq!(pool.idle(), 2);
+}
+
+#[tokio::test]
+async fn an_early_answer_ends_the_sending() {
+    let (_server, addr) = start(app_fn(|_| async { Response::error(507) }));
+    let pool = Pool::default();
+    let body = Body::driven(|tx| async move { while tx.send(vec![0u8; 65536]).await.is_ok() {} });
+    let (status, text) = request(&pool, addr, Method::Put, "/", body).await.unwrap();
+    assert_eq!(status, Status::INSUFFICIENT_STORAGE);
+    assert!(text.contains("Drive: unknown"));
+    assert_eq!(pool.idle(), 0);
+}
+
+#[tokio::test]
+async fn idle_connections_are_bounded_and_time_out() {
+    let (_server, addr) = start(app_fn(|_| async { Response::new(200).with_body("x") }));
+    let pool = Pool::new(PoolOptions { idle_per_addr: 2, ..PoolOptions::default() });
+    let host = addr.ip().to_string();
+    let mut responses = Vec::new();
+    for _ in 0..4 {
+        let headers = Headers::new();
+        let request = pool.request((&host, addr.port()), Method::Get, "/", &headers, Body::empty(), TIMEOUTS);
+        responses.push(request.await.unwrap());
+    }
+    for mut resp in responses {
+        resp.body.collect(10).await.unwrap();
+    }
+    assert_eq!(pool.idle(), 2);
+    let pool = Pool::new(PoolOptions { idle_timeout: Duration::ZERO, ..PoolOptions::default() });
+    get(&pool, addr, "/").await.unwrap();
+    let conn = pool.checkout((&host, addr.port()), TIMEOUTS).await.unwrap();
+    assert_eq!(pool.idle(), 0);
+    pool.checkin(conn);
+}
+
+/// The whole of an EC PUT by Swift's putter, and a request after it on the same connection.
+#[tokio::test]
+async fn the_phases_of_a_put_are_a_sequence_of_calls() {
+    let (_server, addr) = start(app_fn(|mut req| async move {
+        req.body.set_continue_headers(Headers::from([("X-Obj-Multiphase-Commit", "yes")]));
+        let data = req.body.collect(100).await.unwrap();
+        req.body.next_chunked_body().await.unwrap();
+        let commit = req.body.collect(100).await.unwrap();
+        Response::text(201, format!("{}+{}", data.len(), commit.len()))
+    }));
+    let host = addr.ip().to_string();
+    let mut conn = ClientConn::connect((&host, addr.port()), TIMEOUTS).await.unwrap();
+    let headers = Headers::from([("Expect", "100-continue")]);
+    for _ in 0..2 {
+        conn.send_request_head(&Method::Put, "/sda/0/a/c/o", &headers, BodyFraming::Chunked).await.unwrap();
+        let interim = conn.read_response_head(true).await.unwrap();
+        assert_eq!(interim.status, Status::CONTINUE);
+        assert!(interim.headers.get_bool("x-obj-multiphase-commit"));
+        conn.write_body("1234").await.unwrap();
+        conn.write_body("567").await.unwrap();
+        conn.finish_body().await.unwrap();
+        assert_eq!(conn.read_response_head(true).await.unwrap().status, Status::CONTINUE);
+        conn.start_next_chunked_body();
+        conn.write_body("commit").await.unwrap();
+        conn.finish_body().await.unwrap();
+        assert_eq!(conn.read_response_head(true).await.unwrap().status, Status::CREATED);
+        assert_eq!(conn.next_body().await.unwrap().unwrap(), "7+6");
+        assert!(conn.next_body().await.is_none());
+        assert!(conn.reusable());
+    }
+}
+
+/// The sender's side of SSYNC.
+#[tokio::test]
+async fn a_response_is_read_while_the_request_goes_on() {
+    let (_server, addr) = start(app_fn(|req| async move {
+        let mut body = req.body;
+        Response::new(200).with_body(Body::driven(move |tx| async move {
+            while let Some(Ok(piece)) = body.next().await {
+                tx.send(piece.to_ascii_uppercase()).await.unwrap();
+            }
+        }))
+    }));
+    let host = addr.ip().to_string();
+    let mut conn = ClientConn::connect((&host, addr.port()), TIMEOUTS).await.unwrap();
+    conn.send_request_head(&Method::Ssync, "/sda/0", &Headers::new(), BodyFraming::Chunked).await.unwrap();
+    assert_eq!(conn.read_response_head(false).await.unwrap().status, Status::OK);
+    for word in ["one", "two", "three"] {
+        assert!(!conn.response_ready());
+        conn.write_body(word).await.unwrap();
+        assert_eq!(conn.next_body().await.unwrap().unwrap(), word.to_uppercase());
+    }
+    conn.finish_body().await.unwrap();
+    assert!(conn.next_body().await.is_none());
+    assert!(conn.reusable());
+}
+
+#[tokio::test]
+async fn silence_and_refusal_are_told_apart() {
+    let (addr, _task) = scripted(vec![vec![("never", "")]]).await;
+    let host = addr.ip().to_string();
+    let timeouts = Timeouts { node: Duration::from_millis(30), ..TIMEOUTS };
+    let mut conn = ClientConn::connect((&host, addr.port()), timeouts).await.unwrap();
+    conn.send_request_head(&Method::Get, "/", &Headers::new(), BodyFraming::None).await.unwrap();
+    assert!(matches!(conn.read_response_head(false).await, Err(ClientError::Timeout)));
+    assert!(!conn.reusable());
+
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = ClientConn::connect((&host, closed.port()), TIMEOUTS).await;
+    assert!(matches!(refused, Err(ClientError::Connect(_))));
+}
+
+#[tokio::test]
+async fn what_would_split_a_head_is_refused() {
+    let (addr, _task) = scripted(vec![vec![]]).await;
+    let host = addr.ip().to_string();
+    let mut conn = ClientConn::connect((&host, addr.port()), TIMEOUTS).await.unwrap();
+    for target in ["/a b", "/a\r\nX: y", ""] {
+        let sent = conn.send_request_head(&Method::Get, target, &Headers::new(), BodyFraming::None).await;
+        assert!(matches!(sent, Err(ClientError::Malformed(_))), "{target:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cut_response_is_an_error() {
+    let (addr, task) =
+        scripted(vec![vec![("\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\npart")]]).await;
+    let host = addr.ip().to_string();
+    let pool = Pool::default();
+    let headers = Headers::new();
+    let request = pool.request((&host, addr.port()), Method::Get, "/", &headers, Body::empty(), TIMEOUTS);
+    let mut resp = request.await.unwrap();
+    assert_eq!(resp.body.content_length(), Some(30));
+    assert!(matches!(resp.body.collect(100).await, Err(crate::http::BodyError::Disconnected)));
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn our_app_can_be_called_without_a_wire() {
+    let resp = echo().call(Request::new(Method::Put, "/x").with_body("y")).await;
+    assert_eq!(resp.body.as_bytes(), Some(&b"y"[..]));
+}
