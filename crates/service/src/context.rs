@@ -18,7 +18,7 @@ use ring::Rings;
 
 use crate::daemon::{DaemonArgs, Progress, ProgressBoard, Shutdown};
 use crate::disk_pool::{self, DiskPools};
-use crate::http::SharedApp;
+use crate::http::{Pool, SharedApp};
 use crate::logs::{Logger, Sink};
 use crate::metrics::Metrics;
 use crate::rng::Rng;
@@ -35,6 +35,8 @@ pub struct Process {
     pub metrics: Metrics,
     pub progress: ProgressBoard,
     pub shutdown: Shutdown,
+    /// Kept connections to other servers.
+    pub pool: Pool,
     /// Which node of `up` this is; empty for a program of its own.
     pub node: String,
     pub args: DaemonArgs,
@@ -72,6 +74,7 @@ impl Process {
             metrics: Metrics::new(),
             progress: ProgressBoard::default(),
             shutdown: Shutdown::new(),
+            pool: Pool::default(),
             node: String::new(),
             args: DaemonArgs::default(),
             logs: Logs::Configured { console: false },
@@ -136,6 +139,7 @@ pub struct ContextData {
     pub swift_conf: Arc<SwiftConf>,
     pub rings: Arc<Rings>,
     pub disk_pools: DiskPools,
+    pub pool: Pool,
     pub recon_cache_path: PathBuf,
     pub shutdown: Shutdown,
     pub args: DaemonArgs,
@@ -160,6 +164,11 @@ impl PipelineApps {
     /// The final app below an access log of its own: where filters send backend requests of theirs.
     pub fn logging_app(&self) -> Option<SharedApp> {
         self.logging_app.read().clone().or_else(|| self.final_app())
+    }
+
+    /// Forgets the apps, which know the context that holds them.
+    pub fn clear(&self) {
+        self.set(None, None);
     }
 
     pub(crate) fn set(&self, final_app: Option<SharedApp>, logging_app: Option<SharedApp>) {
@@ -195,6 +204,7 @@ impl Context {
             swift_conf: cluster.swift_conf,
             rings: cluster.rings,
             disk_pools: DiskPools::new(threads),
+            pool: process.pool.clone(),
             recon_cache_path: PathBuf::from(section.str("recon_cache_path", DEFAULT_RECON_CACHE_PATH)),
             shutdown: process.shutdown.clone(),
             args: process.args.clone(),
@@ -316,6 +326,7 @@ impl ContextBuilder {
             swift_conf,
             rings: Arc::new(Rings::open(self.swift_dir)),
             disk_pools: self.disk_pools,
+            pool: process.pool.clone(),
             recon_cache_path: self.recon_cache_path,
             shutdown: process.shutdown.clone(),
             args: process.args.clone(),

@@ -6,7 +6,9 @@
 pub mod access_log;
 pub mod context;
 pub mod daemon;
+pub mod daemonize;
 pub mod disk_pool;
+pub mod handover;
 pub mod healthcheck;
 pub mod http;
 pub mod log_format;
@@ -16,7 +18,10 @@ pub mod metrics;
 pub mod pipeline;
 pub mod recon;
 pub mod rng;
+pub mod server;
+pub mod signals;
 pub mod statsd;
+pub mod supervisor;
 pub mod trans_id;
 
 pub use context::{Context, Process};

@@ -186,7 +186,7 @@ impl LogFormat {
                 Some(precision) => format!("{n}.{:0<precision$}", ""),
                 None => n.to_string(),
             },
-            (Value::Float(n), _) if n == 0.0 => return None,
+            (Value::Float(0.0), _) => return None,
             (Value::Float(n), _) => match spec.precision {
                 Some(precision) => format!("{n:.precision$}"),
                 None => format!("{n:?}"),

@@ -698,8 +698,11 @@ mod tests {
         }
     }
 
+    /// Flags and data by key.
+    type Items = Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>;
+
     /// A memcached of which only the commands are that the client uses; returns its address and what it stored.
-    async fn fake_server() -> (String, Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>) {
+    async fn fake_server() -> (String, Items) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let items = Arc::new(Mutex::new(HashMap::new()));
@@ -712,7 +715,7 @@ mod tests {
         (address, items)
     }
 
-    async fn serve(mut stream: Connection, items: Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>) {
+    async fn serve(mut stream: Connection, items: Items) {
         while let Ok(line) = read_line(&mut stream).await {
             let words: Vec<&str> = line.split(' ').collect();
             let answer = match words[..] {

@@ -1,7 +1,7 @@
 //! The filter `recon`: `GET /recon/...` tells the state of a machine and of its daemons, as `swift-recon` asks for it.
 //!
 //! The daemons leave their figures in `account.recon`, `container.recon`, `object.recon` (JSON, merged by
-//! `common::fs::dump_recon`); the rest is read from /proc, from the devices and from the rings. Keys, shapes and the
+//! `common::recon`); the rest is read from /proc, from the devices and from the rings. Keys, shapes and the
 //! texts of errors are Swift's. All of it runs in a disk pool of its own: a device that hangs in `statvfs` holds up
 //! nothing but recon.
 //!
@@ -23,14 +23,23 @@ use crate::context::{Context, DEFAULT_RECON_CACHE_PATH, DEFAULT_SWIFT_DIR};
 use crate::http::{App, BoxFuture, Request, Response, SharedApp};
 use crate::logs::Logger;
 
-pub const ACCOUNT_FILE: &str = "account.recon";
-pub const CONTAINER_FILE: &str = "container.recon";
-pub const OBJECT_FILE: &str = "object.recon";
-pub const DRIVE_FILE: &str = "drive.recon";
-pub const RELINKER_FILE: &str = "relinker.recon";
+pub use common::recon::{ACCOUNT_FILE, CONTAINER_FILE, DRIVE_FILE, OBJECT_FILE, RELINKER_FILE};
 
 /// The name under which recon's blocking work is queued.
 const POOL: &str = "recon";
+
+/// Merges `entries` into the recon cache file `name` of `ctx`, in its disk pool. A failure is logged.
+pub async fn dump_recon_cache(ctx: &Context, name: &str, entries: Vec<(String, Value)>) {
+    let file = ctx.recon_cache_path.join(name);
+    let logger = ctx.logger.clone();
+    let dump = move || {
+        let entries: Vec<(&str, Value)> = entries.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
+        if let Err(err) = common::recon::dump_recon(&file, &entries) {
+            logger.error(format_args!("Exception dumping recon cache {}: {err}", file.display()));
+        }
+    };
+    ctx.disk_pools.run(POOL, dump).await;
+}
 
 pub fn filter(section: &Section, ctx: &Context, app: SharedApp) -> Result<SharedApp, ConfigError> {
     let swift_dir = PathBuf::from(section.str("swift_dir", DEFAULT_SWIFT_DIR));

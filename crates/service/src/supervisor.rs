@@ -1,0 +1,572 @@
+//! A server's processes: a supervisor that holds the socket, and a worker that serves.
+//!
+//! As with Swift, the process which `swift-init` starts (and whose pid it writes down) never serves: it binds, starts a
+//! worker, and deals with signals. That keeps the pid over a reload and lets a crashed worker be replaced while
+//! connections wait in the socket's backlog. The worker is a second run of the same program with a
+//! [`Channel`](crate::handover::Channel) as its stdin; the supervisor sleeps in the kernel until something happens.
+//!
+//! | signal | supervisor | worker |
+//! |---|---|---|
+//! | TERM, INT | stops its workers and exits | stops: open requests get [`STOP_GRACE`] |
+//! | USR1 | runs its program anew in the same process, with the same socket; when the new worker serves, the old one is told to drain | drains: accepts no more, finishes what is open, exits |
+//! | HUP | under Swift's name as Swift: exits at once while the worker drains, and `swift-init reload` starts anew; under our own name as USR1 | drains |
+//!
+//! A reload first reads the configuration and is refused, with a line in the log, when that fails: the old worker goes on.
+//! No connection is lost in a reload: the listening socket is handed over, never closed.
+//!
+//! `workers = 0` serves in the first process. A reload then drains, runs the program anew in the same process and
+//! serves on; connections wait in the backlog meanwhile.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use common::config::ConfigError;
+use rustix::process::{Pid, Signal, WaitOptions};
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+
+use crate::context::{Context, Process};
+use crate::handover::{AsyncChannel, Channel, Message};
+use crate::logs::Logger;
+use crate::pipeline::Registry;
+use crate::server::{self, RunningServer, ServerConf};
+use crate::signals;
+
+/// What open requests get after SIGTERM.
+pub const STOP_GRACE: Duration = Duration::from_secs(2);
+/// A worker that has not gone so long after SIGTERM is killed.
+const KILL_AFTER: Duration = Duration::from_secs(5);
+/// A worker that died is replaced after this long, so that one which dies at once does not spin.
+const RESPAWN_DELAY: Duration = Duration::from_secs(1);
+/// Tells a new run of the program what its stdin is.
+const ROLE: &str = "MARTLET_ROLE";
+
+/// What to run, and how it was asked for.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// `object-server`
+    pub name: String,
+    pub conf_path: PathBuf,
+    /// Log on stderr too.
+    pub verbose: bool,
+    /// Whether SIGHUP means what it means to Swift.
+    pub swift_signals: bool,
+    pub exe: PathBuf,
+    /// The whole command line.
+    pub argv: Vec<OsString>,
+}
+
+impl Launch {
+    /// Of the running program, its path noted now: later it may have been replaced.
+    pub fn new(name: &str, conf_path: &Path, verbose: bool, swift_signals: bool) -> io::Result<Launch> {
+        Ok(Launch {
+            name: name.to_owned(),
+            conf_path: conf_path.to_owned(),
+            verbose,
+            swift_signals,
+            exe: std::env::current_exe()?,
+            argv: std::env::args_os().collect(),
+        })
+    }
+
+    fn process(&self) -> Process {
+        if self.logs_on_stderr() { Process::new().with_console() } else { Process::new() }
+    }
+
+    fn logs_on_stderr(&self) -> bool {
+        self.verbose || signals::is_interactive()
+    }
+
+    /// The same program once more, with `stdin` as its channel.
+    fn command(&self, role: &str, stdin: OwnedFd) -> Command {
+        let mut command = Command::new(&self.exe);
+        if let Some(arg0) = self.argv.first() {
+            command.arg0(arg0);
+        }
+        command.args(self.argv.iter().skip(1)).env(ROLE, role).stdin(Stdio::from(stdin));
+        command
+    }
+}
+
+/// Runs the server until it is stopped; what goes wrong at the start is one line on stderr and exit code 1.
+pub fn run_server(launch: &Launch, registry: &Registry) -> ExitCode {
+    let role = std::env::var(ROLE).unwrap_or_default();
+    let done = match role.as_str() {
+        "worker" => work(launch, registry),
+        "reload" => Channel::from_stdin().map_err(StartError::from).and_then(|channel| {
+            let inherited = channel.receive()?.map(Inherited::read).unwrap_or_default();
+            start(launch, registry, inherited)
+        }),
+        _ => start(launch, registry, Inherited::default()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StartError::Told) => ExitCode::FAILURE,
+        Err(err) => {
+            eprintln!("{err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads the configuration and builds everything but the socket: `--test-config`.
+pub fn test_config(launch: &Launch, registry: &Registry) -> Result<(), ConfigError> {
+    server::load(&launch.process(), registry, &launch.name, &launch.conf_path).map(drop)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Worker(String),
+    /// The supervisor says it.
+    #[error("")]
+    Told,
+}
+
+/// What the run before this one has left.
+#[derive(Default)]
+struct Inherited {
+    listeners: Vec<TcpListener>,
+    workers: Vec<Worker>,
+}
+
+impl Inherited {
+    fn read(message: Message) -> Inherited {
+        let mut fds = message.fds.into_iter();
+        let count = message.text["listeners"].as_u64().unwrap_or_default() as usize;
+        let listeners = fds.by_ref().take(count).map(TcpListener::from).collect();
+        let pids = message.text["workers"].as_array().cloned().unwrap_or_default();
+        let pids = pids.iter().filter_map(|pid| Pid::from_raw(pid.as_i64()?.try_into().ok()?));
+        let workers = pids.zip(fds).map(|(pid, fd)| Worker { pid, channel: Channel::from_fd(fd) }).collect();
+        Inherited { listeners, workers }
+    }
+
+    /// The listener on `address`, if there is one.
+    fn take_listener(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let is_it = |l: &TcpListener| l.local_addr().is_ok_and(|a| a == address);
+        let index = self.listeners.iter().position(is_it)?;
+        Some(self.listeners.swap_remove(index))
+    }
+}
+
+/// The first process: binds, and supervises or serves.
+fn start(launch: &Launch, registry: &Registry, mut inherited: Inherited) -> Result<(), StartError> {
+    let (conf, _) = server::load_conf(&launch.conf_path)?;
+    let process = launch.process();
+    let logger = Context::new(&process, &launch.name, &conf.section)?.logger.clone();
+    let user = signals::user_to_become(&conf.section)?;
+    let known = conf.address().ok().and_then(|address| inherited.take_listener(address));
+    let listener = match known {
+        Some(listener) => listener,
+        None => conf.bind(conf.bind_timeout)?,
+    };
+    signals::clean_up_daemon_hygiene();
+    if conf.workers == 0 {
+        return serve_alone(launch, registry, listener);
+    }
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let supervisor = Supervisor { launch, logger, user, listener, worker: None, stale: inherited.workers };
+    runtime.block_on(supervisor.run())
+}
+
+/// A process that serves.
+struct Worker {
+    pid: Pid,
+    channel: Channel,
+}
+
+struct Supervisor<'a> {
+    launch: &'a Launch,
+    logger: Logger,
+    user: Option<signals::User>,
+    listener: TcpListener,
+    worker: Option<(Pid, AsyncChannel)>,
+    /// Workers of former runs that drain, or will when ours serves.
+    stale: Vec<Worker>,
+}
+
+struct Signals {
+    term: SignalStream,
+    int: SignalStream,
+    hup: SignalStream,
+    usr1: SignalStream,
+    chld: SignalStream,
+}
+
+/// What the supervisor or a worker was told to do.
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum Told {
+    Stop,
+    Hup,
+    Usr1,
+    ChildExited,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            usr1: signal(SignalKind::user_defined1())?,
+            chld: signal(SignalKind::child())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.term.recv() => Told::Stop,
+            _ = self.int.recv() => Told::Stop,
+            _ = self.hup.recv() => Told::Hup,
+            _ = self.usr1.recv() => Told::Usr1,
+            _ = self.chld.recv() => Told::ChildExited,
+        }
+    }
+}
+
+impl Supervisor<'_> {
+    async fn run(mut self) -> Result<(), StartError> {
+        let mut signals = Signals::new()?;
+        match self.start_worker(&mut signals).await {
+            Ok(true) => self.retire_stale(),
+            Ok(false) => return self.stop(&mut signals).await,
+            Err(err) if self.stale.is_empty() => return Err(err),
+            Err(err) => self.keep_old_worker(&err)?,
+        }
+        // Not being able to close our own streams only costs swift-init some patience.
+        let _ = signals::capture_stdio(self.launch.logs_on_stderr());
+        signals::systemd_notify(&self.logger, "READY=1");
+        loop {
+            match signals.next().await {
+                Told::Stop => return self.stop(&mut signals).await,
+                Told::Hup if self.launch.swift_signals => {
+                    self.leave();
+                    return Ok(());
+                }
+                Told::Hup => self.reload("SIGHUP"),
+                Told::Usr1 => self.reload("SIGUSR1"),
+                Told::ChildExited => {
+                    if self.reap() {
+                        tokio::time::sleep(RESPAWN_DELAY).await;
+                        if !self.respawn(&mut signals).await {
+                            return self.stop(&mut signals).await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts a worker and waits until it serves; false when a signal to stop came first.
+    async fn start_worker(&mut self, signals: &mut Signals) -> Result<bool, StartError> {
+        let (ours, theirs) = Channel::pair()?;
+        ours.send(&json!({ "listeners": 1 }), &[self.listener.as_fd()])?;
+        let mut command = self.launch.command("worker", theirs.into_fd());
+        command.env_remove("NOTIFY_SOCKET");
+        if let Some(user) = &self.user {
+            command.uid(user.uid).gid(user.gid).env("HOME", &user.home);
+        }
+        let child = command.spawn()?;
+        let pid = Pid::from_child(&child);
+        self.logger.notice(format_args!("Started child {pid} from parent {}", std::process::id()));
+        let channel = ours.into_async()?;
+        loop {
+            tokio::select! {
+                answer = channel.receive() => {
+                    return match answer?.map(|message| message.text) {
+                        Some(Value::String(word)) if word == "ready" => {
+                            self.worker = Some((pid, channel));
+                            Ok(true)
+                        }
+                        Some(Value::Object(error)) => {
+                            let text = error.get("error").and_then(Value::as_str).unwrap_or_default();
+                            Err(StartError::Worker(text.to_owned()))
+                        }
+                        _ => Err(StartError::Worker(format!("worker {pid} did not start normally"))),
+                    };
+                }
+                told = signals.next() => {
+                    if told == Told::Stop {
+                        self.worker = Some((pid, channel));
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Replaces a worker that died, again and again if need be; false when a signal to stop came first.
+    async fn respawn(&mut self, signals: &mut Signals) -> bool {
+        loop {
+            match self.start_worker(signals).await {
+                Ok(serves) => return serves,
+                Err(err) => self.logger.error(format_args!("Could not start a worker: {err}")),
+            }
+            tokio::time::sleep(RESPAWN_DELAY).await;
+        }
+    }
+
+    fn retire_stale(&mut self) {
+        for worker in &self.stale {
+            // One that is gone already is what we want.
+            let _ = rustix::process::kill_process(worker.pid, Signal::USR1);
+        }
+    }
+
+    /// The new run could not serve: the old one goes on.
+    fn keep_old_worker(&mut self, err: &StartError) -> Result<(), StartError> {
+        self.logger.error(format_args!("Reload failed, the old worker goes on: {err}"));
+        if let Some(worker) = self.stale.pop() {
+            self.worker = Some((worker.pid, worker.channel.into_async()?));
+        }
+        Ok(())
+    }
+
+    /// Collects children that have ended; whether our worker was one of them.
+    fn reap(&mut self) -> bool {
+        let mut lost_worker = false;
+        while let Ok(Some((pid, _))) = rustix::process::wait(WaitOptions::NOHANG) {
+            let parent = std::process::id();
+            if let Some(index) = self.stale.iter().position(|worker| worker.pid == pid) {
+                self.stale.swap_remove(index);
+                self.logger.notice(format_args!("Removing stale child {pid} from parent {parent}"));
+            } else if self.worker.as_ref().is_some_and(|(worker, _)| *worker == pid) {
+                self.worker = None;
+                lost_worker = true;
+                self.logger.error(format_args!("Removing dead child {pid} from parent {parent}"));
+            }
+        }
+        lost_worker
+    }
+
+    fn pids(&self) -> Vec<Pid> {
+        self.worker.iter().map(|(pid, _)| *pid).chain(self.stale.iter().map(|worker| worker.pid)).collect()
+    }
+
+    async fn stop(mut self, signals: &mut Signals) -> Result<(), StartError> {
+        self.logger.notice(format_args!("SIGTERM received ({})", std::process::id()));
+        signals::systemd_notify(&self.logger, "STOPPING=1");
+        let signal_all = |pids: Vec<Pid>, signal| {
+            for pid in pids {
+                // One that is gone already is what we want.
+                let _ = rustix::process::kill_process(pid, signal);
+            }
+        };
+        signal_all(self.pids(), Signal::TERM);
+        let gone = async {
+            while !self.pids().is_empty() {
+                self.reap_quietly();
+                if !self.pids().is_empty() {
+                    signals.next().await;
+                }
+            }
+        };
+        if tokio::time::timeout(KILL_AFTER, gone).await.is_err() {
+            signal_all(self.pids(), Signal::KILL);
+        }
+        self.logger.notice(format_args!("Exited ({})", std::process::id()));
+        Ok(())
+    }
+
+    fn reap_quietly(&mut self) {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, _))) => {
+                    self.stale.retain(|worker| worker.pid != pid);
+                    self.worker = self.worker.take().filter(|(worker, _)| *worker != pid);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(None) => return,
+                // No child is left, whatever our books say.
+                Err(_) => {
+                    self.stale.clear();
+                    self.worker = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Swift: SIGHUP ends the parent; its workers drain.
+    fn leave(&self) {
+        self.logger.notice(format_args!("SIGHUP received ({})", std::process::id()));
+        signals::systemd_notify(&self.logger, "STOPPING=1");
+        for pid in self.pids() {
+            // One that is gone already is what we want.
+            let _ = rustix::process::kill_process(pid, Signal::HUP);
+        }
+        self.logger.notice(format_args!("Exited ({})", std::process::id()));
+    }
+
+    /// Runs the program anew in this process. Returns only if that could not be done.
+    fn reload(&mut self, signal: &str) {
+        self.logger.notice(format_args!("{signal} received ({})", std::process::id()));
+        if let Err(err) = server::load_conf(&self.launch.conf_path) {
+            self.logger.error(format_args!("Reload refused: {err}"));
+            return;
+        }
+        signals::systemd_notify(&self.logger, "RELOADING=1");
+        let failed = self.run_anew();
+        self.logger.error(format_args!("Reload failed: {failed}"));
+    }
+
+    fn run_anew(&self) -> io::Error {
+        let handed_over = || {
+            let (ours, theirs) = Channel::pair()?;
+            let worker = self.worker.iter().map(|(pid, channel)| (*pid, channel.fd()));
+            let workers: Vec<_> = worker.chain(self.stale.iter().map(|w| (w.pid, w.channel.fd()))).collect();
+            let pids: Vec<i32> = workers.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+            let listener = std::iter::once(self.listener.as_fd());
+            let fds: Vec<_> = listener.chain(workers.iter().map(|(_, fd)| *fd)).collect();
+            ours.send(&json!({ "listeners": 1, "workers": pids }), &fds)?;
+            Ok::<_, io::Error>(theirs.into_fd())
+        };
+        match handed_over() {
+            Ok(channel) => exec(self.launch, &self.logger, channel),
+            Err(err) => err,
+        }
+    }
+}
+
+/// Replaces this process by a new run of its program.
+fn exec(launch: &Launch, logger: &Logger, channel: OwnedFd) -> io::Error {
+    let pid = std::process::id();
+    logger.info(format_args!("Old server PID={pid} re'execing as: {:?}", launch.argv));
+    launch.command("reload", channel).exec()
+}
+
+fn serving_runtime(conf: &ServerConf) -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(conf.threads()).thread_name("serve").enable_all().build()
+}
+
+/// As many files as the system lets us have: sockets and disks together.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // The soft limit stays where it is if this fails.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// The worker: serves the supervisor's socket.
+fn work(launch: &Launch, registry: &Registry) -> Result<(), StartError> {
+    let channel = Channel::from_stdin()?;
+    let message = channel.receive()?.ok_or(StartError::Told)?;
+    let listeners: Vec<TcpListener> = message.fds.into_iter().map(TcpListener::from).collect();
+    raise_file_limit();
+    let (conf, _) = server::load_conf(&launch.conf_path)?;
+    let runtime = serving_runtime(&conf)?;
+    let done = runtime.block_on(async {
+        let started = server::load(&launch.process(), registry, &launch.name, &launch.conf_path)
+            .map_err(StartError::from)
+            .and_then(|loaded| Ok((Signals::new()?, loaded.start(listeners)?)));
+        let (mut signals, server) = match started {
+            Ok(started) => started,
+            Err(err) => {
+                channel.send(&json!({ "error": err.to_string() }), &[])?;
+                return Err(StartError::Told);
+            }
+        };
+        // Not being able to close our own streams only costs swift-init some patience.
+        let _ = signals::capture_stdio(launch.logs_on_stderr());
+        channel.send(&json!("ready"), &[])?;
+        let channel = channel.into_async()?;
+        serve_until_told(&server, &conf, &mut signals, Some(&channel)).await;
+        Ok(())
+    });
+    // Disk work that is still going on finishes by itself.
+    runtime.shutdown_timeout(STOP_GRACE);
+    done
+}
+
+/// Serves until a signal or the end of the supervisor, then stops or drains. Whether it was to stop.
+async fn serve_until_told(
+    server: &RunningServer,
+    conf: &ServerConf,
+    signals: &mut Signals,
+    supervisor: Option<&AsyncChannel>,
+) -> bool {
+    let gone = async {
+        match supervisor {
+            // No message comes; the end of the channel does.
+            Some(channel) => while matches!(channel.receive().await, Ok(Some(_))) {},
+            None => std::future::pending().await,
+        }
+    };
+    let told = tokio::select! {
+        told = next_but_child(signals) => told,
+        () = gone => Told::Usr1,
+    };
+    if told != Told::Stop {
+        let drained = server.stop(conf.stale_worker_timeout);
+        tokio::select! {
+            _ = drained => {
+                server.ctx.logger.notice(format_args!("Child {} exiting normally", std::process::id()));
+                return false;
+            }
+            () = until_stop(signals) => {}
+        }
+    }
+    server.stop(STOP_GRACE).await;
+    server.ctx.shutdown.trigger();
+    true
+}
+
+async fn next_but_child(signals: &mut Signals) -> Told {
+    loop {
+        let told = signals.next().await;
+        if told != Told::ChildExited {
+            return told;
+        }
+    }
+}
+
+async fn until_stop(signals: &mut Signals) {
+    while signals.next().await != Told::Stop {}
+}
+
+/// `workers = 0`: one process. A reload drains and then runs the program anew in the same process.
+fn serve_alone(launch: &Launch, registry: &Registry, listener: TcpListener) -> Result<(), StartError> {
+    raise_file_limit();
+    let loaded = server::load(&launch.process(), registry, &launch.name, &launch.conf_path)?;
+    let (conf, logger) = (loaded.conf.clone(), loaded.ctx.logger.clone());
+    let runtime = serving_runtime(&conf)?;
+    let kept = listener.try_clone()?;
+    let told = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let server = loaded.start(vec![listener])?;
+        // Not being able to close our own streams only costs swift-init some patience.
+        let _ = signals::capture_stdio(launch.logs_on_stderr());
+        signals::systemd_notify(&logger, "READY=1");
+        let told = loop {
+            let told = next_but_child(&mut signals).await;
+            match server::load_conf(&launch.conf_path) {
+                Err(err) if told != Told::Stop => logger.error(format_args!("Reload refused: {err}")),
+                _ => break told,
+            }
+        };
+        let grace = if told == Told::Stop { STOP_GRACE } else { conf.stale_worker_timeout };
+        server.stop(grace).await;
+        Ok::<_, io::Error>(told)
+    })?;
+    runtime.shutdown_timeout(STOP_GRACE);
+    if told == Told::Usr1 || (told == Told::Hup && !launch.swift_signals) {
+        signals::systemd_notify(&logger, "RELOADING=1");
+        let (ours, theirs) = Channel::pair()?;
+        ours.send(&json!({ "listeners": 1, "workers": [] }), &[kept.as_fd()])?;
+        drop(ours);
+        return Err(exec(launch, &logger, theirs.into_fd()).into());
+    }
+    signals::systemd_notify(&logger, "STOPPING=1");
+    Ok(())
+}
