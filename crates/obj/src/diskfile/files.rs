@@ -264,3 +264,82 @@ pub fn make_on_disk_filename(timestamp: Timestamp, ext: Ext, ctype_timestamp: Op
         _ => format!("{}{}", timestamp.internal(), ext.as_str()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by `tests/golden/make_ondisk_files.py`.
+    #[test]
+    fn choice_equals_that_of_python_swift() {
+        let mut cases = 0;
+        for line in include_str!("../../tests/golden/ondisk_files.txt").lines() {
+            let fields: Vec<&str> = line.split('|').collect();
+            let scheme = match fields[0] {
+                "e" => Scheme::Erasure { fragments: 6 },
+                _ => Scheme::Replication,
+            };
+            let prefs = (fields[2] != "-").then(|| list(fields[2]).map(frag_pref).collect::<Vec<_>>());
+            let want = Want { frag_index: fields[1].parse().ok(), frag_prefs: prefs.as_deref() };
+            let names: Vec<&str> = list(fields[3]).collect();
+            let chosen = get_ondisk_files(names.iter().map(|name| name.as_bytes()), scheme, want);
+            assert_eq!(describe(&chosen, &names), fields[4..].join("|"), "{line}");
+            cases += 1;
+        }
+        assert!(cases > 400);
+    }
+
+    fn list(text: &str) -> impl Iterator<Item = &str> {
+        text.split(',').filter(|item| !item.is_empty())
+    }
+
+    fn frag_pref(text: &str) -> FragPref {
+        let (timestamp, exclude) = text.split_once(':').unwrap();
+        let exclude = exclude.split('+').filter_map(|index| index.parse().ok()).collect();
+        FragPref { timestamp: Timestamp::parse(timestamp).unwrap(), exclude }
+    }
+
+    fn describe(chosen: &OnDiskFiles, names: &[&str]) -> String {
+        let one = |info: &Option<FileInfo>| info.map_or("", |info| names[info.index]);
+        let all = |indexes: Vec<usize>| {
+            let mut found: Vec<&str> = indexes.into_iter().map(|index| names[index]).collect();
+            found.sort();
+            found.dedup();
+            found.join(",")
+        };
+        let indexes = |infos: &[FileInfo]| all(infos.iter().map(|info| info.index).collect());
+        format!(
+            "data={}|meta={}|ts={}|ctype={}|obsolete={}|possible_reclaim={}|unexpected={}",
+            one(&chosen.data),
+            one(&chosen.meta),
+            one(&chosen.tombstone),
+            one(&chosen.ctype),
+            indexes(&chosen.obsolete),
+            indexes(&chosen.possible_reclaim),
+            all(chosen.unexpected.clone())
+        )
+    }
+
+    #[test]
+    fn temp_files_of_rsync_are_told_from_junk() {
+        assert!(is_rsync_tempfile(b".1234567890.12345.data.Xy_95a"));
+        for name in [
+            &b"1234567890.12345.data.Xy095a"[..],
+            b".1234567890.12345.data",
+            b".Xy095a",
+            b"",
+            b".data.Xy-95a",
+        ] {
+            assert!(!is_rsync_tempfile(name), "{}", String::from_utf8_lossy(name));
+        }
+    }
+
+    #[test]
+    fn names_of_meta_files_carry_the_time_of_their_content_type() {
+        let (post, ctype) = (Timestamp::from_raw(200_000), Timestamp::from_raw(199_999));
+        assert_eq!(make_on_disk_filename(post, Ext::Meta, None), "0000000002.00000.meta");
+        assert_eq!(make_on_disk_filename(post, Ext::Meta, Some(ctype)), "0000000002.00000-1.meta");
+        assert_eq!(make_on_disk_filename(post, Ext::Meta, Some(post)), "0000000002.00000+0.meta");
+        assert_eq!(make_on_disk_filename(post.with_offset(1), Ext::Data, Some(ctype)).len(), 16 + 17 + 5);
+    }
+}

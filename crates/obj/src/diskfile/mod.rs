@@ -208,3 +208,6 @@ impl DiskFile {
         writer.put(metadata)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,675 @@
+//! DiskFile on a real file system: histories in any order, damage, hashes, space.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use common::config::SwiftConf;
+use common::digest::{hex, md5};
+use common::{Clock, Suffix};
+use proptest::prelude::*;
+use service::logs::{Level, Lines};
+use service::statsd::Statsd;
+
+use super::*;
+
+struct Disk {
+    manager: Arc<DiskFileManager>,
+    lines: Lines,
+    dir: tempfile::TempDir,
+}
+
+const NOW: u64 = 1_000_000;
+
+fn disk() -> Disk {
+    disk_with(DiskFileConf::default())
+}
+
+/// A device `sda` with policy 0, at [`NOW`].
+fn disk_with(conf: DiskFileConf) -> Disk {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("sda")).unwrap();
+    let conf = DiskFileConf { devices: dir.path().into(), mount_check: false, ..conf };
+    let swift_conf = b"[swift-hash]\nswift_hash_path_suffix = endcap\n";
+    let swift_conf = SwiftConf::parse(swift_conf, "swift.conf", "/".as_ref()).unwrap();
+    let (logger, lines) = Logger::memory();
+    let clock = Clock::manual(at(NOW));
+    let router = DiskFileRouter::new(&conf, &swift_conf, &clock, &logger, &Statsd::disabled());
+    Disk { manager: router.get(common::policy::PolicyIndex(0)).unwrap().clone(), lines, dir }
+}
+
+fn at(secs: u64) -> Timestamp {
+    Timestamp::from_raw(secs * 100_000)
+}
+
+impl Disk {
+    fn object(&self, name: &str) -> DiskFile {
+        self.manager.diskfile("sda", 7, "a", "c", name).unwrap()
+    }
+
+    fn put(&self, name: &str, secs: u64, body: &[u8]) {
+        self.object(name).put_small(body, metadata(secs, body)).unwrap();
+    }
+
+    fn device(&self) -> PathBuf {
+        self.dir.path().join("sda")
+    }
+
+    fn partition(&self) -> PathBuf {
+        self.device().join("objects/7")
+    }
+
+    fn hashes(&self) -> SuffixHashes {
+        self.manager.get_hashes("sda", 7, &[], false).unwrap().unwrap()
+    }
+
+    fn files(&self, name: &str) -> Vec<String> {
+        names(self.object(name).datadir())
+    }
+
+    fn quarantined(&self) -> Vec<String> {
+        names(&self.device().join("quarantined/objects"))
+    }
+
+    fn warnings(&self) -> usize {
+        self.lines.at_least(Level::Warning).len()
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn metadata(secs: u64, body: &[u8]) -> Metadata {
+    Metadata::from_iter([
+        ("X-Timestamp", at(secs).internal()),
+        ("Content-Type", format!("put/{secs}")),
+        ("Content-Length", body.len().to_string()),
+        ("ETag", hex(&md5(body))),
+    ])
+}
+
+fn post(secs: u64, ctype: Option<u64>) -> Metadata {
+    let mut metadata = Metadata::new();
+    metadata.insert("X-Timestamp", at(secs).internal());
+    metadata.insert("X-Object-Meta-Post", secs.to_string());
+    if let Some(ctype) = ctype {
+        metadata.insert("Content-Type", format!("post/{ctype}"));
+        metadata.insert("Content-Type-Timestamp", at(ctype).internal());
+    }
+    metadata
+}
+
+#[derive(Copy, Clone, Debug)]
+enum Step {
+    Put(u64),
+    /// At, and with a content-type of the time so much earlier.
+    Post(u64, Option<u64>),
+    Delete(u64),
+    Rehash,
+}
+
+fn apply(disk: &Disk, step: Step) {
+    match step {
+        Step::Put(secs) => disk.put("o", secs, format!("body {secs}").as_bytes()),
+        Step::Post(secs, ctype) => disk.object("o").write_metadata(post(secs, ctype)).unwrap(),
+        Step::Delete(secs) => disk.object("o").delete(at(secs)).unwrap(),
+        Step::Rehash => drop(disk.hashes()),
+    }
+}
+
+/// What must be found after all steps: the body's time, the last POST's, and the content-type.
+#[derive(Debug, PartialEq)]
+enum State {
+    Object { put: u64, post: Option<u64>, content_type: String },
+    Deleted(u64),
+    Absent,
+}
+
+fn model(steps: &[Step]) -> State {
+    let put =
+        steps.iter().filter_map(|step| if let Step::Put(secs) = step { Some(*secs) } else { None }).max();
+    let delete =
+        steps.iter().filter_map(|step| if let Step::Delete(secs) = step { Some(*secs) } else { None }).max();
+    match (put, delete) {
+        (None, None) => State::Absent,
+        (put, Some(delete)) if put <= Some(delete) => State::Deleted(delete),
+        (None, Some(delete)) => State::Deleted(delete),
+        (Some(put), _) => {
+            let posts = steps.iter().filter_map(|step| match step {
+                Step::Post(secs, ctype) if *secs > put => Some((*secs, *ctype)),
+                _ => None,
+            });
+            let posts: Vec<_> = posts.collect();
+            let ctype = posts.iter().filter_map(|(_, ctype)| *ctype).max().filter(|ctype| *ctype > put);
+            let content_type = ctype.map_or(format!("put/{put}"), |ctype| format!("post/{ctype}"));
+            State::Object { put, post: posts.iter().map(|(secs, _)| *secs).max(), content_type }
+        }
+    }
+}
+
+fn found(disk: &Disk) -> State {
+    match disk.object("o").open(None) {
+        Ok(opened) => {
+            let put = opened.data_timestamp().as_secs();
+            assert_eq!(opened.read_small().unwrap().data, format!("body {put}").as_bytes());
+            let post = opened.metadata().get_str("X-Object-Meta-Post").map(|secs| secs.parse().unwrap());
+            let content_type = String::from_utf8(opened.content_type().unwrap().to_vec()).unwrap();
+            State::Object { put, post, content_type }
+        }
+        Err(DiskFileError::Deleted { timestamp, .. }) => State::Deleted(timestamp.as_secs()),
+        Err(DiskFileError::NotExist) => State::Absent,
+        Err(err) => panic!("{err}"),
+    }
+}
+
+/// A history with a time of its own for each POST (two POSTs of one time may overwrite one another), and a second
+/// order of the same steps.
+fn histories() -> impl Strategy<Value = (Vec<Step>, Vec<Step>)> {
+    let step = (0..7u8, 0..8u64, proptest::option::of(0..6u64));
+    let steps = proptest::collection::vec(step, 1..8).prop_map(|steps| {
+        let mut taken = BTreeMap::new();
+        let start = NOW - 1000;
+        let step = |(kind, secs, earlier): (u8, u64, Option<u64>)| {
+            let post =
+                start + secs * 10 + u64::from(*taken.entry(secs).and_modify(|n| *n += 1u8).or_insert(1));
+            match kind {
+                0 | 1 => Step::Put(start + secs * 10),
+                2 | 3 => Step::Post(post, earlier.map(|earlier| post - earlier * 10)),
+                4 | 5 => Step::Delete(start + secs * 10),
+                _ => Step::Rehash,
+            }
+        };
+        steps.into_iter().map(step).collect::<Vec<_>>()
+    });
+    steps.prop_flat_map(|steps| (Just(steps.clone()), Just(steps).prop_shuffle()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn histories_converge_in_any_order((first, second) in histories()) {
+        let (one, other) = (disk(), disk());
+        first.iter().for_each(|&step| apply(&one, step));
+        second.iter().for_each(|&step| apply(&other, step));
+        prop_assert_eq!(found(&one), model(&first));
+        prop_assert_eq!(found(&other), model(&first));
+        if model(&first) != State::Absent {
+            prop_assert_eq!(one.files("o"), other.files("o"));
+        }
+        prop_assert_eq!(one.hashes(), other.hashes());
+        // Nothing is left of what was superseded.
+        prop_assert!(one.files("o").len() <= 3);
+    }
+}
+
+#[test]
+fn streamed_and_small_puts_leave_the_same_file() {
+    let disk = disk();
+    let body: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
+    disk.put("small", 10, &body);
+    let mut writer = disk.object("big").writer(Some(body.len() as u64)).unwrap();
+    body.chunks(4097).for_each(|chunk| writer.write(chunk).unwrap());
+    assert_eq!((writer.upload_size(), writer.etag()), (200_000, hex(&md5(&body))));
+    writer.put(metadata(10, &body)).unwrap();
+    for name in ["small", "big"] {
+        assert_eq!(disk.files(name), ["0000000010.00000.data"]);
+        let mut reader = disk.object(name).open(None).unwrap().reader(ReaderOptions::default());
+        let mut read = Vec::new();
+        loop {
+            let chunk = reader.read_chunk(read.len() as u64, u64::MAX).unwrap();
+            if chunk.is_empty() {
+                break;
+            }
+            read.extend(chunk);
+        }
+        assert_eq!(read, body);
+        assert_eq!(reader.close(), None);
+    }
+    assert_eq!(disk.warnings(), 0);
+}
+
+#[test]
+fn a_writer_that_is_given_up_leaves_no_file() {
+    for use_linkat in [true, false] {
+        let disk = disk();
+        disk.manager.use_linkat.store(use_linkat, std::sync::atomic::Ordering::Relaxed);
+        let mut writer = disk.object("o").writer(None).unwrap();
+        writer.write(b"half").unwrap();
+        drop(writer);
+        assert!(disk.files("o").is_empty());
+        assert!(names(&disk.device().join("tmp")).is_empty());
+        disk.put("o", 10, b"whole");
+        assert_eq!(disk.files("o"), ["0000000010.00000.data"]);
+        assert!(names(&disk.device().join("tmp")).is_empty());
+    }
+}
+
+#[test]
+fn the_same_timestamp_again_replaces_the_file_in_one_step() {
+    let disk = disk();
+    disk.put("o", 10, b"first");
+    let opened = disk.object("o").open(None).unwrap();
+    disk.put("o", 10, b"second");
+    assert_eq!(disk.files("o"), ["0000000010.00000.data"]);
+    assert_eq!(disk.object("o").open(None).unwrap().read_small().unwrap().data, b"second");
+    // Who had it open goes on reading the first.
+    assert_eq!(opened.read_small().unwrap().data, b"first");
+}
+
+#[test]
+fn hash_dirs_removed_under_a_writer_are_made_again() {
+    let disk = disk();
+    let mut writer = disk.object("o").writer(None).unwrap();
+    writer.write(b"body").unwrap();
+    fs::remove_dir_all(disk.device().join("objects")).unwrap();
+    writer.put(metadata(10, b"body")).unwrap();
+    assert_eq!(disk.object("o").open(None).unwrap().read_small().unwrap().data, b"body");
+    assert_eq!(disk.hashes().len(), 1);
+}
+
+#[test]
+fn a_device_that_is_gone_is_not_made() {
+    let disk = disk();
+    let object = disk.object("o");
+    fs::remove_dir_all(disk.device()).unwrap();
+    assert!(matches!(object.open(None), Err(DiskFileError::NotExist)));
+    assert!(object.delete(at(10)).is_err());
+    assert!(!disk.device().exists());
+    assert!(matches!(disk.manager.diskfile("sda", 7, "a", "c", "o"), Err(DiskFileError::DeviceUnavailable)));
+    for bad in ["", ".", "..", "a/b", "s d"] {
+        assert!(disk.manager.dev_path(bad).is_none(), "{bad:?}");
+    }
+}
+
+#[test]
+fn mount_check_wants_a_mount_point_or_its_stub() {
+    let disk = disk_with(DiskFileConf::default());
+    let conf = DiskFileConf { mount_check: true, ..disk.manager.conf().clone() };
+    let checked = DiskFileManager::new(
+        conf,
+        <common::policy::Policies as Default>::default().legacy(),
+        Default::default(),
+        Clock::system(),
+        Logger::memory().0,
+        Statsd::disabled(),
+    );
+    assert_eq!(checked.dev_path("sda"), None);
+    fs::write(disk.device().join(".ismount"), "").unwrap();
+    assert_eq!(checked.dev_path("sda"), Some(disk.device()));
+}
+
+#[test]
+fn full_devices_refuse_puts_and_posts_but_not_deletes() {
+    let reserve = common::config::FallocateReserve::Percent(99.999);
+    let disk = disk_with(DiskFileConf { fallocate_reserve: reserve, ..DiskFileConf::default() });
+    for size in [None, Some(0), Some(1), Some(1 << 20)] {
+        assert!(matches!(disk.object("o").writer(size), Err(DiskFileError::NoSpace)), "{size:?}");
+    }
+    assert!(matches!(disk.object("o").write_metadata(post(10, None)), Err(DiskFileError::NoSpace)));
+    disk.object("o").delete(at(10)).unwrap();
+}
+
+#[test]
+fn objects_expire_at_the_second() {
+    let disk = disk();
+    let mut metadata = metadata(10, b"x");
+    metadata.insert("X-Delete-At", "2000");
+    disk.object("o").put_small(b"x", metadata).unwrap();
+    assert!(disk.object("o").open(Some(at(1999))).is_ok());
+    match disk.object("o").open(Some(at(2000))) {
+        Err(DiskFileError::Expired { timestamp, metadata }) => {
+            assert_eq!(timestamp, at(10));
+            assert_eq!(metadata.get_str("X-Delete-At"), Some("2000"));
+        }
+        _ => panic!("not expired"),
+    }
+    assert!(disk.object("o").open_expired(true).open(None).is_ok());
+}
+
+#[test]
+fn old_tombstones_are_reclaimed_with_their_directories() {
+    let disk = disk();
+    let age = disk.manager.conf().reclaim_age.as_secs();
+    disk.object("o").delete(at(NOW - age)).unwrap();
+    assert_eq!(disk.hashes().len(), 1);
+    disk.manager.clock().advance(std::time::Duration::from_secs(1));
+    disk.manager.invalidate_hash("sda", 7, disk.object("o").hash().suffix()).unwrap();
+    assert!(disk.hashes().is_empty());
+    assert_eq!(names(&disk.partition()), [".lock", "hashes.invalid", "hashes.pkl"]);
+}
+
+#[test]
+fn metadata_of_a_post_stays_without_data_until_reclaim() {
+    let disk = disk();
+    disk.object("o").write_metadata(post(NOW, None)).unwrap();
+    assert!(matches!(disk.object("o").open(None), Err(DiskFileError::NotExist)));
+    assert_eq!(disk.files("o").len(), 1);
+    disk.manager.clock().advance(disk.manager.conf().reclaim_age + std::time::Duration::from_secs(1));
+    assert_eq!(disk.manager.yield_hashes("sda", 7, None).unwrap().count(), 0);
+    assert!(disk.files("o").is_empty());
+}
+
+/// One damaged object: it goes to quarantine with one log line, its neighbour stays, and the suffix is rehashed.
+#[track_caller]
+fn check_damage(damage: impl Fn(&Path), expected: &str) {
+    let disk = disk();
+    disk.put("good", 10, b"good");
+    disk.put("bad", 10, b"0123456789");
+    let before = disk.hashes();
+    damage(disk.object("bad").datadir());
+    match disk.object("bad").open(None) {
+        Err(DiskFileError::Quarantined(reason)) => assert!(reason.contains(expected), "{reason}"),
+        Err(err) => panic!("{err}"),
+        Ok(opened) => {
+            let reason = opened.read_small().unwrap().quarantined.unwrap();
+            assert!(reason.contains(expected), "{reason}");
+        }
+    }
+    assert_eq!(disk.quarantined(), [disk.object("bad").hash().to_string()]);
+    assert_eq!(disk.warnings(), 1);
+    assert!(matches!(disk.object("bad").open(None), Err(DiskFileError::NotExist)));
+    assert!(disk.object("good").open(None).is_ok());
+    let after = disk.hashes();
+    assert_eq!((before.len(), after.len()), (2, 1));
+    assert!(after.get(disk.object("good").hash().suffix()).is_some());
+    disk.put("bad", 11, b"good again");
+    assert_eq!(disk.warnings(), 1);
+}
+
+fn data_file(dir: &Path) -> fs::File {
+    let name = names(dir).into_iter().find(|name| name.ends_with(".data")).unwrap();
+    fs::File::options().read(true).write(true).open(dir.join(name)).unwrap()
+}
+
+fn rewrite(dir: &Path, change: impl Fn(&mut Metadata)) {
+    let file = data_file(dir);
+    let mut metadata = read_metadata(&file, false).unwrap();
+    change(&mut metadata);
+    write_metadata(&file, &metadata).unwrap();
+}
+
+#[test]
+fn corrupt_data_is_quarantined() {
+    check_damage(
+        |dir| data_file(dir).set_len(3).unwrap(),
+        "metadata content-length 10 does not match actual",
+    );
+    check_damage(|dir| rustix::io::pwrite(data_file(dir), b"X", 4).map(drop).unwrap(), "do not match");
+}
+
+#[test]
+fn corrupt_metadata_is_quarantined() {
+    let set = |dir: &Path, value: &[u8]| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::fsetxattr(data_file(dir), "user.swift.metadata", value, flags).unwrap();
+    };
+    check_damage(|dir| set(dir, b"\x80\x02}q\x00"), "Metadata checksum mismatch");
+    check_damage(|dir| rewrite(dir, |m| drop(m.remove("name"))), "missing name metadata");
+    check_damage(|dir| rewrite(dir, |m| drop(m.remove("Content-Length"))), "missing content-length");
+    check_damage(
+        |dir| rewrite(dir, |m| m.insert("Content-Length", "ten")),
+        "bad metadata content-length value ten",
+    );
+    check_damage(
+        |dir| rewrite(dir, |m| m.insert("X-Delete-At", "soon")),
+        "bad metadata x-delete-at value soon",
+    );
+    let remove = |dir: &Path| rustix::fs::fremovexattr(data_file(dir), "user.swift.metadata").unwrap();
+    check_damage(remove, "Metadata checksum mismatch");
+}
+
+#[test]
+fn files_where_directories_should_be_are_quarantined() {
+    let replace = |dir: &Path| {
+        fs::remove_dir_all(dir).unwrap();
+        fs::write(dir, "").unwrap();
+    };
+    check_damage(replace, "Expected directory, found file");
+    let directory_as_data_file = |dir: &Path| {
+        let name = names(dir).remove(0);
+        fs::remove_file(dir.join(&name)).unwrap();
+        fs::create_dir(dir.join(&name)).unwrap();
+    };
+    check_damage(directory_as_data_file, "Exception reading metadata");
+}
+
+#[test]
+fn a_second_quarantine_of_the_same_object_gets_a_name_of_its_own() {
+    let disk = disk();
+    for secs in 10..13 {
+        disk.put("o", secs, b"body");
+        data_file(disk.object("o").datadir()).set_len(1).unwrap();
+        assert!(matches!(disk.object("o").open(None), Err(DiskFileError::Quarantined(_))));
+    }
+    let hash = disk.object("o").hash().to_string();
+    assert_eq!(disk.quarantined().len(), 3);
+    assert!(disk.quarantined().iter().all(|name| name.starts_with(&hash)));
+}
+
+#[test]
+fn a_full_read_that_finds_other_bytes_quarantines_on_close_and_ranges_do_not() {
+    let disk = disk();
+    let body = vec![7; 100_000];
+    disk.put("o", 10, &body);
+    rewrite(disk.object("o").datadir(), |m| m.insert("ETag", "bad"));
+    let open = || disk.object("o").open(None).unwrap().reader(ReaderOptions::default());
+    let mut range = open();
+    assert_eq!(range.read_chunk(5, 10).unwrap().len(), 5);
+    assert_eq!(range.read_chunk(99_999, u64::MAX).unwrap().len(), 1);
+    assert_eq!(range.close(), None);
+    let mut full = open();
+    assert_eq!(full.read_chunk(0, 50_000).unwrap().len(), 50_000);
+    assert_eq!(full.read_chunk(50_000, 100_000).unwrap().len(), 50_000);
+    assert!(full.close().unwrap().contains("do not match"));
+    assert!(matches!(disk.object("o").open(None), Err(DiskFileError::NotExist)));
+}
+
+#[test]
+fn a_suffix_that_is_a_file_goes_to_quarantine() {
+    let disk = disk();
+    let suffix_dir = disk.object("o").place.suffix_dir().to_owned();
+    fs::create_dir_all(disk.partition()).unwrap();
+    fs::write(&suffix_dir, "").unwrap();
+    assert!(matches!(disk.object("o").open(None), Err(DiskFileError::Quarantined(_))));
+    disk.put("o", 10, b"body");
+    assert!(disk.object("o").open(None).is_ok());
+    assert_eq!(disk.quarantined().len(), 1);
+}
+
+#[test]
+fn broken_hashes_pkl_is_made_anew() {
+    let disk = disk();
+    disk.put("o", 10, b"body");
+    let hashes = disk.hashes();
+    for junk in [&b""[..], b"junk", b"\x80\x02]q\x00.", b"\x80\x02}q\x00X\x03\x00\x00\x00zzzq\x01Ns."] {
+        fs::write(disk.partition().join("hashes.pkl"), junk).unwrap();
+        assert_eq!(disk.hashes(), hashes);
+    }
+    fs::write(disk.partition().join("hashes.invalid"), "junk\n\u{fffd}\n\nabcd\n").unwrap();
+    assert_eq!(disk.hashes(), hashes);
+    assert_eq!(fs::metadata(disk.partition().join("hashes.invalid")).unwrap().len(), 0);
+    assert_eq!(disk.warnings(), 0);
+}
+
+#[test]
+fn hashes_that_are_up_to_date_are_not_written_again() {
+    let disk = disk();
+    disk.put("o", 10, b"body");
+    let hashes = disk.hashes();
+    let inode = || fs::metadata(disk.partition().join("hashes.pkl")).unwrap().ino();
+    let before = inode();
+    assert_eq!(disk.hashes(), hashes);
+    assert_eq!(inode(), before);
+    let suffix = disk.object("o").hash().suffix();
+    assert_eq!(disk.manager.get_hashes("sda", 7, &[suffix], true).unwrap(), None);
+    assert_eq!(disk.manager.rehash(&disk.device(), 7, &[], false).unwrap(), (1, hashes));
+    assert!(disk.manager.get_hashes("sda", 8, &[], false).unwrap().unwrap().is_empty());
+    assert!(!disk.device().join("objects/8").exists());
+}
+
+/// Swift loses the new file here until its suffix changes again.
+#[test]
+fn a_rehash_between_invalidation_and_link_does_not_hide_the_new_file() {
+    let disk = disk();
+    disk.put("o", 10, b"body");
+    let old = disk.hashes();
+    let suffix = disk.object("o").hash().suffix();
+    let invalidation = hashes::Invalidation::begin(&disk.partition(), &disk.device(), &[suffix]).unwrap();
+    assert_eq!(disk.hashes(), old);
+    invalidation
+        .publish(|| {
+            fs::write(disk.object("o").datadir().join(format!("{}.ts", at(11).internal())), "").unwrap();
+            Ok(())
+        })
+        .unwrap();
+    assert_ne!(disk.hashes().get(suffix), old.get(suffix));
+}
+
+#[test]
+fn concurrent_writers_and_rehashes_lose_nothing() {
+    let disk = disk();
+    std::thread::scope(|scope| {
+        for writer in 0..4u64 {
+            let disk = &disk;
+            scope.spawn(move || {
+                for secs in 0..8 {
+                    disk.put("shared", 100 + secs * 4 + writer, b"shared");
+                    disk.put(&format!("own-{writer}-{secs}"), 10, b"own");
+                    disk.hashes();
+                }
+            });
+        }
+    });
+    assert_eq!(disk.files("shared"), ["0000000131.00000.data"]);
+    let incremental = disk.hashes();
+    fs::remove_file(disk.partition().join("hashes.pkl")).unwrap();
+    let mut anew: Vec<_> = disk.hashes().iter().map(|(s, h)| (s, h.cloned())).collect();
+    let mut incremental: Vec<_> = incremental.iter().map(|(s, h)| (s, h.cloned())).collect();
+    anew.sort_by_key(|(suffix, _)| *suffix);
+    incremental.sort_by_key(|(suffix, _)| *suffix);
+    assert_eq!(incremental, anew);
+    assert_eq!(disk.manager.yield_hashes("sda", 7, None).unwrap().count(), 33);
+    assert_eq!(disk.warnings(), 0);
+}
+
+#[test]
+fn yield_hashes_tells_all_timestamps_and_skips_junk() {
+    let disk = disk();
+    disk.put("o", 10, b"body");
+    disk.object("o").write_metadata(post(12, Some(11))).unwrap();
+    disk.object("gone").delete(at(NOW)).unwrap();
+    let junk = disk.object("o").place.suffix_dir().join("junk");
+    fs::write(&junk, "").unwrap();
+    fs::create_dir_all(disk.partition().join("fff")).unwrap();
+    let found: BTreeMap<_, _> = disk.manager.yield_hashes("sda", 7, None).unwrap().collect();
+    assert_eq!(found.len(), 2);
+    let object = found[&disk.object("o").hash()];
+    assert_eq!((object.data, object.meta, object.ctype), (at(10), Some(at(12)), Some(at(11))));
+    assert_eq!(found[&disk.object("gone").hash()].data, at(NOW));
+    assert!(!junk.exists());
+    assert_eq!(disk.warnings(), 1);
+    // The empty suffix was invalidated, and is removed by the rehash.
+    disk.hashes();
+    assert!(!disk.partition().join("fff").exists());
+    assert_eq!(disk.manager.yield_hashes("sda", 7, Some(&[])).unwrap().count(), 0);
+}
+
+#[test]
+fn a_hash_alone_leads_to_the_object_or_its_tombstone() {
+    let disk = disk();
+    disk.put("a/b", 10, b"body");
+    disk.object("gone").delete(at(NOW)).unwrap();
+    for name in ["a/b", "gone"] {
+        let hash = disk.object(name).hash();
+        let (diskfile, filenames) = disk.manager.diskfile_and_filenames_from_hash("sda", 7, hash).unwrap();
+        assert_eq!(diskfile.name(), Some(format!("/a/c/{name}").as_str()));
+        assert_eq!(filenames, disk.files(name));
+        let found = disk.manager.diskfile_from_audit_location("sda", 7, hash).open(None);
+        assert_eq!(found.is_ok(), name == "a/b");
+    }
+    let unknown = disk.object("unknown").hash();
+    assert!(matches!(disk.manager.diskfile_from_hash("sda", 7, unknown), Err(DiskFileError::NotExist)));
+}
+
+#[test]
+fn an_object_in_the_hash_dir_of_another_is_refused() {
+    let disk = disk();
+    disk.put("o", 10, b"body");
+    let other = disk.object("other");
+    fs::create_dir_all(other.place.suffix_dir()).unwrap();
+    fs::rename(disk.object("o").datadir(), other.datadir()).unwrap();
+    assert!(matches!(other.open(None), Err(DiskFileError::Collision)));
+    let by_hash = disk.manager.diskfile_from_audit_location("sda", 7, other.hash());
+    assert!(matches!(by_hash.open(None), Err(DiskFileError::Quarantined(_))));
+}
+
+#[test]
+fn locks_keep_others_out_until_dropped() {
+    let timeout = std::time::Duration::from_millis(30);
+    let conf = DiskFileConf { replication_lock_timeout: timeout, ..DiskFileConf::default() };
+    let disk = disk_with(conf);
+    let held = disk.manager.replication_lock("sda", 7).unwrap();
+    let refused = |partition| {
+        matches!(disk.manager.replication_lock("sda", partition), Err(DiskFileError::LockTimeout(_)))
+    };
+    assert!(refused(7), "the partition is locked");
+    assert!(refused(8), "the device takes one at a time");
+    assert!(disk.manager.partition_lock("sda", 7, None, None).is_ok(), "another lock of the partition");
+    drop(held);
+    assert!(disk.manager.replication_lock("sda", 8).is_ok());
+    assert!(disk.device().join("objects/7/.lock-replication").exists());
+}
+
+#[test]
+fn container_updates_are_left_for_the_updater() {
+    let disk = disk();
+    let update = common::pickle::Value::Dict(vec![]);
+    disk.manager.pickle_async_update("sda", "a", "c", "o", &update, at(10)).unwrap();
+    let hash = disk.object("o").hash();
+    let path = disk.device().join(format!("async_pending/{}/{hash}-{}", hash.suffix(), at(10).internal()));
+    assert_eq!(common::pickle::loads(&fs::read(path).unwrap()).unwrap(), update);
+    assert!(names(&disk.device().join("tmp")).is_empty());
+}
+
+#[test]
+fn writes_follow_into_the_next_partition() {
+    let disk = disk();
+    let hash = disk.object("o").hash();
+    let (part_power, suffix) = (5, hash.suffix().to_string());
+    let object = |power| {
+        let partition = hash.partition(power);
+        disk.manager.diskfile("sda", partition, "a", "c", "o").unwrap().next_part_power(Some(part_power + 1))
+    };
+    let body = b"body";
+    let dir = |power: u32| disk.device().join(format!("objects/{}/{suffix}/{hash}", hash.partition(power)));
+    assert_ne!(dir(part_power), dir(part_power + 1), "the name was chosen for this");
+    object(part_power).put_small(body, metadata(10, body)).unwrap();
+    object(part_power).put_small(body, metadata(11, body)).unwrap();
+    for power in [part_power, part_power + 1] {
+        assert_eq!(names(&dir(power)), ["0000000011.00000.data"]);
+    }
+    // After the increase: written in the new partition; the old one keeps what only the relinker may remove.
+    object(part_power + 1).delete(at(12)).unwrap();
+    assert_eq!(names(&dir(part_power + 1)), ["0000000012.00000.ts"]);
+    assert_eq!(names(&dir(part_power)), ["0000000011.00000.data"]);
+}
+
+#[test]
+fn suffixes_are_hashed_as_swift_does() {
+    let disk = disk();
+    disk.put("o", 10, b"body");
+    disk.object("o").write_metadata(post(13, None)).unwrap();
+    disk.object("o").write_metadata(post(12, Some(11))).unwrap();
+    let expected = "0000000013.00000.meta0000000010.00000.data0000000011.00000_ctype";
+    let hash = SuffixHash::Whole(hex(&md5(expected.as_bytes())));
+    assert_eq!(disk.hashes().get(disk.object("o").hash().suffix()), Some(&hash));
+    let value = disk.hashes().to_value();
+    assert_eq!(SuffixHashes::from_value(&value), Some(disk.hashes()));
+    assert_eq!(Suffix::parse("zzz"), None);
+}
