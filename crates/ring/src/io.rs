@@ -25,11 +25,13 @@
 //!
 //! Not done: reading the formats of before 2011 (pickles), and loading only the metadata.
 
-use std::io::Read;
+use std::fs::Permissions;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::digest;
+use common::{digest, fs};
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 use serde_json::{Map, Value, json};
 use sha2::Digest;
@@ -110,8 +112,7 @@ impl RingData {
     pub fn save(&self, path: &Path, format: FormatVersion) -> Result<(), RingError> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let bytes = self.to_bytes(format, &name).map_err(|reason| RingError::new(path, reason))?;
-        common::fs::write_file_durable(path, &bytes)
-            .map_err(|err| RingError::new(path, format!("cannot write ring: {err}")))
+        write_file(path, &bytes).map_err(|err| RingError::new(path, format!("cannot write ring: {err}")))
     }
 
     fn write_v1(&self, name: &str) -> Result<Vec<u8>, String> {
@@ -189,6 +190,17 @@ impl RingData {
             self.devs.iter().map(|dev| dev.as_ref().map_or(Value::Null, |dev| dev.to_json())).collect(),
         )
     }
+}
+
+/// Readable for everyone: servers run as another user than who makes rings. A crash leaves the old file or the new one.
+fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = fs::TmpFile::create(dir, dir, false)?;
+    file.file_mut().write_all(bytes)?;
+    file.file().set_permissions(Permissions::from_mode(0o644))?;
+    fs::fsync(file.file())?;
+    let made = file.link(path)?;
+    fs::fsync_dirs(dir, made)
 }
 
 fn blob(data: &[u8]) -> Vec<u8> {
