@@ -24,6 +24,7 @@
 mod input;
 pub mod protocol;
 pub mod receiver;
+pub mod sender;
 pub mod session;
 
 pub use receiver::SsyncReceiver;

@@ -1,0 +1,494 @@
+//! The sending end of SSYNC, in the object replicator.
+//!
+//! It offers every object of the given suffixes, reads which of them the receiver wants, and sends those with exactly the
+//! metadata that they have here. An object whose data turns out shorter or longer than its Content-Length ends the session:
+//! the receiver must not finish it.
+//!
+//! The disk is read ahead of the wire within bounds: a few objects, or one chunk of a large one.
+//!
+//! Not done: fragments (their `Frag-Index` headers, non-durable ones, rebuilding them), and a limit on the objects of a
+//! session, which only the reconstructor sets.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use common::hash::{ObjHash, Suffix};
+use common::timestamp::Timestamp;
+use futures_util::StreamExt;
+use indexmap::IndexMap;
+use ring::Device;
+use service::context::Context;
+use service::http::client::{BodyFraming, ClientConn, ClientError, Timeouts};
+use service::http::{Headers, Method, Status};
+
+use super::input::timeout_message;
+use super::protocol::{
+    MISSING_CHECK_END, MISSING_CHECK_START, Offer, UPDATES_END, UPDATES_START, Wanted, printable,
+    python_repr, python_repr_bytes, subrequest_head, subrequest_path,
+};
+use crate::diskfile::{
+    DiskFileError, DiskFileManager, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT, TimestampSet,
+};
+
+/// Wanted objects that are read from the disk before they are sent.
+const OBJECTS_AHEAD: usize = 4;
+/// Offers that are written as one chunk.
+const OFFERS_CHUNK: usize = 32 * 1024;
+/// A read of a large object.
+const READ_SIZE: usize = 256 * 1024;
+/// The part of a refusal that is logged.
+const MAX_REASON: usize = 1024;
+
+/// The options of a daemon that sends.
+#[derive(Debug, Clone, Copy)]
+pub struct SenderConf {
+    pub conn_timeout: Duration,
+    pub node_timeout: Duration,
+    pub http_timeout: Duration,
+    pub network_chunk_size: usize,
+}
+
+/// One partition's suffixes on their way to one node.
+pub struct Sender<'a> {
+    pub ctx: &'a Context,
+    pub conf: SenderConf,
+    pub manager: &'a Arc<DiskFileManager>,
+    pub device: &'a str,
+    pub partition: u32,
+    pub node: &'a Device,
+    pub suffixes: &'a [Suffix],
+    /// Nothing is sent: only those of these objects that the receiver has are asked about.
+    pub remote_check_objs: Option<&'a HashSet<ObjHash>>,
+}
+
+/// Objects that the receiver has in the state of this side, so that they may be deleted from a handoff.
+pub type InSync = HashMap<ObjHash, TimestampSet>;
+
+/// Why a session has failed.
+#[derive(Debug)]
+enum SendError {
+    /// Known to happen; says what.
+    Expected(String),
+    Unexpected(String),
+}
+
+impl From<DiskFileError> for SendError {
+    fn from(err: DiskFileError) -> Self {
+        Self::Unexpected(err.to_string())
+    }
+}
+
+/// `ip:port/device`, as Swift's log lines name a node by its replication address.
+pub fn node_to_string(node: &Device) -> String {
+    let (ip, port, device) = (&node.replication_ip, node.replication_port, &node.device);
+    if ip.contains(':') { format!("[{ip}]:{port}/{device}") } else { format!("{ip}:{port}/{device}") }
+}
+
+impl Sender<'_> {
+    /// Runs the session; `None` if it failed, which has been logged.
+    pub async fn run(&self) -> Option<InSync> {
+        if self.suffixes.is_empty() {
+            return Some(InSync::new());
+        }
+        let (node, partition) = (node_to_string(self.node), self.partition);
+        match self.converse().await {
+            Ok(in_sync) => Some(in_sync),
+            Err(SendError::Expected(message)) => {
+                self.ctx.logger.error(format_args!("{node}/{partition} {message}"));
+                None
+            }
+            Err(SendError::Unexpected(message)) => {
+                self.ctx
+                    .logger
+                    .error(format_args!("{node}/{partition} EXCEPTION in ssync.Sender: {message}"));
+                None
+            }
+        }
+    }
+
+    async fn converse(&self) -> Result<InSync, SendError> {
+        let mut link = self.connect().await?;
+        let result = self.exchange(&mut link).await;
+        // Best effort: the receiver sees the end of the connection too.
+        let _ = link.conn.finish_body().await;
+        result
+    }
+
+    async fn exchange(&self, link: &mut Link) -> Result<InSync, SendError> {
+        let mut available = self.offer(link).await?;
+        let wanted = link.read_wanted().await?;
+        let sent = wanted.len();
+        let offered = available.len();
+        if self.remote_check_objs.is_none() {
+            self.updates(link, wanted).await?;
+        } else {
+            available.retain(|hash, _| !wanted.contains_key(hash));
+        }
+        self.ctx.logger.debug(format_args!(
+            "ssync completed ok: dev: {}, part: {}, policy: {}, num suffixes: {}, available: {offered}, sent: {sent}, \
+             deletable: {}",
+            self.device,
+            self.partition,
+            self.manager.policy().0,
+            self.suffixes.len(),
+            available.len(),
+        ));
+        Ok(available)
+    }
+
+    async fn connect(&self) -> Result<Link, SendError> {
+        let addr = (self.node.replication_ip.as_str(), self.node.replication_port);
+        let conf = self.conf;
+        let timeouts = Timeouts { conn: conf.conn_timeout, node: conf.node_timeout };
+        let conn = match ClientConn::connect(addr, timeouts).await {
+            Err(ClientError::ConnTimeout) => {
+                return Err(SendError::Expected(timeout_message(conf.conn_timeout, "connect send")));
+            }
+            conn => conn.map_err(|err| SendError::Unexpected(err.to_string()))?,
+        };
+        let mut link = Link { conn, conf, buffer: BytesMut::new(), ended: false };
+        let mut headers = Headers::new();
+        headers.insert("X-Backend-Storage-Policy-Index", self.manager.policy().0.to_string());
+        let target = format!("/{}/{}", self.node.device, self.partition);
+        let sent = link.conn.send_request_head(&Method::Ssync, &target, &headers, BodyFraming::Chunked).await;
+        sent.map_err(|err| link.error(err, conf.node_timeout, "connect send"))?;
+        let head = link.conn.read_response_head(false).await;
+        let head = head.map_err(|err| link.error(err, conf.node_timeout, "connect receive"))?;
+        if head.status != Status::OK {
+            let mut reason = Vec::new();
+            while let Some(Ok(piece)) = link.conn.next_body().await {
+                reason.extend_from_slice(&piece);
+                if reason.len() > MAX_REASON {
+                    break;
+                }
+            }
+            let more = if reason.len() > MAX_REASON { "..." } else { "" };
+            reason.truncate(MAX_REASON);
+            reason.extend_from_slice(more.as_bytes());
+            let reason = python_repr_bytes(&reason);
+            return Err(SendError::Expected(format!(
+                "Expected status 200; got {} ({reason})",
+                head.status.0
+            )));
+        }
+        Ok(link)
+    }
+
+    /// Offers what is here, and returns it.
+    async fn offer(&self, link: &mut Link) -> Result<InSync, SendError> {
+        let mut available = InSync::new();
+        let mut chunk = format!("{MISSING_CHECK_START}\r\n");
+        for &suffix in self.suffixes {
+            for (hash, timestamps) in self.list(suffix).await? {
+                if self.remote_check_objs.is_some_and(|objs| !objs.contains(&hash)) {
+                    continue;
+                }
+                chunk.push_str(&offer_of(hash, &timestamps).encode());
+                chunk.push_str("\r\n");
+                available.insert(hash, timestamps);
+                if chunk.len() >= OFFERS_CHUNK {
+                    link.write(&chunk, "missing_check send line").await?;
+                    chunk.clear();
+                }
+            }
+        }
+        chunk.push_str(MISSING_CHECK_END);
+        chunk.push_str("\r\n");
+        link.write(&chunk, "missing_check end").await?;
+        Ok(available)
+    }
+
+    async fn list(&self, suffix: Suffix) -> Result<Vec<(ObjHash, TimestampSet)>, DiskFileError> {
+        let (manager, device, partition) = (self.manager.clone(), self.device.to_string(), self.partition);
+        let list = move || Ok(manager.yield_hashes(&device, partition, Some(&[suffix]))?.collect());
+        self.ctx.disk_pools.run(self.device, list).await
+    }
+
+    async fn updates(&self, link: &mut Link, wanted: IndexMap<ObjHash, Wanted>) -> Result<(), SendError> {
+        link.write(format!("{UPDATES_START}\r\n"), "updates start").await?;
+        let prepared = futures_util::stream::iter(wanted).map(|(hash, wanted)| self.prepare(hash, wanted));
+        let mut prepared = std::pin::pin!(prepared.buffered(OBJECTS_AHEAD));
+        while let Some(update) = prepared.next().await {
+            let update = update?;
+            if let Some(put) = update.put {
+                self.send_put(link, put).await?;
+            }
+            if let Some((method, head)) = update.then {
+                link.write(head, &format!("send_{method}")).await?;
+            }
+        }
+        link.write(format!("{UPDATES_END}\r\n"), "updates end").await?;
+        link.read_updates_reply().await
+    }
+
+    async fn prepare(&self, hash: ObjHash, wanted: Wanted) -> Result<Update, SendError> {
+        let (manager, device, partition) = (self.manager.clone(), self.device.to_string(), self.partition);
+        self.ctx
+            .disk_pools
+            .run(self.device, move || prepare(&manager, &device, partition, hash, wanted))
+            .await
+    }
+
+    async fn send_put(&self, link: &mut Link, put: Put) -> Result<(), SendError> {
+        let reader = match put.data {
+            Data::Whole(data) => {
+                // One chunk: the receiver reads lines and counted bytes, whatever the chunks.
+                let message = [&put.head[..], &data[..]].concat();
+                return link.write(message, "send_put").await;
+            }
+            Data::Reader(reader) => reader,
+        };
+        link.write(put.head, "send_put").await?;
+        let mut offset = 0;
+        let mut next = self.read(*reader, offset);
+        loop {
+            let (reader, data) = next.await.map_err(|err| SendError::Unexpected(err.to_string()))??;
+            if data.is_empty() {
+                // Ends the reading, which may put a corrupt object into quarantine. The receiver finds out by itself.
+                self.ctx.disk_pools.run(self.device, move || reader.close()).await;
+                break;
+            }
+            offset += data.len() as u64;
+            next = self.read(reader, offset);
+            link.write(&data, "send_put chunk").await?;
+        }
+        if offset != put.content_length {
+            return Err(wrong_length());
+        }
+        Ok(())
+    }
+
+    /// Starts to read; a task of its own, so that the disk works while the last chunk is on its way.
+    fn read(
+        &self,
+        mut reader: Reader,
+        offset: u64,
+    ) -> tokio::task::JoinHandle<Result<(Reader, Vec<u8>), DiskFileError>> {
+        let read = move || {
+            let mut data = vec![0; READ_SIZE];
+            let mut length = 0;
+            while length < data.len() {
+                match reader.read_at(offset + length as u64, &mut data[length..])? {
+                    0 => break,
+                    n => length += n,
+                }
+            }
+            data.truncate(length);
+            Ok((reader, data))
+        };
+        tokio::spawn(self.ctx.disk_pools.run(self.device, read))
+    }
+}
+
+fn wrong_length() -> SendError {
+    SendError::Expected("Sent data length does not match content-length".to_string())
+}
+
+fn offer_of(hash: ObjHash, timestamps: &TimestampSet) -> Offer {
+    let data = timestamps.data;
+    Offer {
+        hash,
+        ts_data: data,
+        ts_meta: timestamps.meta.unwrap_or(data),
+        ts_ctype: timestamps.ctype.unwrap_or(data),
+        durable: timestamps.durable,
+    }
+}
+
+/// What is sent for one wanted object.
+#[derive(Default)]
+struct Update {
+    put: Option<Put>,
+    /// A POST or DELETE: its method in lower case, and its head.
+    then: Option<(&'static str, Vec<u8>)>,
+}
+
+struct Put {
+    head: Vec<u8>,
+    data: Data,
+    content_length: u64,
+}
+
+enum Data {
+    Whole(Vec<u8>),
+    Reader(Box<Reader>),
+}
+
+/// Opens an object and reads it if it is small. An object that cannot be opened is left out: nothing has been sent of it.
+fn prepare(
+    manager: &Arc<DiskFileManager>,
+    device: &str,
+    partition: u32,
+    hash: ObjHash,
+    wanted: Wanted,
+) -> Result<Update, SendError> {
+    let mut update = Update::default();
+    let diskfile = match manager.diskfile_from_hash(device, partition, hash) {
+        Ok(diskfile) => diskfile.open_expired(true),
+        Err(DiskFileError::NotExist) => return Ok(update),
+        Err(err) => return Err(err.into()),
+    };
+    let opened = match diskfile.open(None) {
+        Ok(opened) => opened,
+        Err(DiskFileError::Deleted { timestamp, .. }) => {
+            if wanted.data {
+                update.then = diskfile.name().map(|name| ("delete", delete_head(name, timestamp)));
+            }
+            return Ok(update);
+        }
+        Err(err) if err.is_not_exist() || matches!(err, DiskFileError::Collision) => return Ok(update),
+        Err(err) => return Err(err.into()),
+    };
+    if wanted.meta && opened.data_timestamp() != opened.timestamp() {
+        update.then = post_head(&opened).map(|head| ("post", head));
+    }
+    if wanted.data {
+        update.put = Some(put(opened)?);
+    }
+    Ok(update)
+}
+
+fn put(opened: OpenDiskFile) -> Result<Put, SendError> {
+    let head = put_head(&opened);
+    let content_length = opened.content_length();
+    if content_length > SMALL_OBJECT {
+        let reader = Box::new(opened.reader(ReaderOptions::default()));
+        return Ok(Put { head, data: Data::Reader(reader), content_length });
+    }
+    let data = opened.read_small()?.data;
+    if data.len() as u64 != content_length {
+        return Err(wrong_length());
+    }
+    Ok(Put { head, data: Data::Whole(data), content_length })
+}
+
+/// The headers of a PUT are the data file's metadata as it stands; what a POST has changed since is sent by a POST.
+fn put_head(opened: &OpenDiskFile) -> Vec<u8> {
+    let content_length = opened.content_length().to_string();
+    let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
+    let no_commit = (!durable).then_some((&b"X-Backend-No-Commit"[..], &b"True"[..]));
+    let metadata =
+        opened.datafile_metadata().iter().filter(|(name, _)| *name != b"name" && *name != b"Content-Length");
+    let headers =
+        [(&b"Content-Length"[..], content_length.as_bytes())].into_iter().chain(no_commit).chain(metadata);
+    subrequest_head("PUT", &path_of(opened.name()), headers)
+}
+
+fn post_head(opened: &OpenDiskFile) -> Option<Vec<u8>> {
+    Some(subrequest_head("POST", &path_of(opened.name()), opened.metafile_metadata()?.iter()))
+}
+
+fn delete_head(name: &str, timestamp: Timestamp) -> Vec<u8> {
+    let timestamp = timestamp.internal();
+    subrequest_head("DELETE", &path_of(name), [(&b"X-Timestamp"[..], timestamp.as_bytes())])
+}
+
+/// `name` is `/account/container/object`.
+fn path_of(name: &str) -> String {
+    let mut parts = name.trim_start_matches('/').splitn(3, '/');
+    let mut part = || parts.next().unwrap_or_default();
+    let (account, container, object) = (part(), part(), part());
+    subrequest_path(account, container, object)
+}
+
+/// The connection to the receiver.
+struct Link {
+    conn: ClientConn,
+    conf: SenderConf,
+    /// What has come of the response and is not yet read.
+    buffer: BytesMut,
+    ended: bool,
+}
+
+impl Link {
+    async fn write(&mut self, message: impl AsRef<[u8]>, context: &str) -> Result<(), SendError> {
+        self.conn.set_timeout(self.conf.node_timeout);
+        match self.conn.write_body(message).await {
+            Ok(()) => Ok(()),
+            Err(err) => Err(self.error(err, self.conf.node_timeout, context)),
+        }
+    }
+
+    fn error(&self, err: ClientError, timeout: Duration, context: &str) -> SendError {
+        match err {
+            ClientError::Timeout | ClientError::ConnTimeout => {
+                SendError::Expected(timeout_message(timeout, context))
+            }
+            ClientError::Closed => SendError::Expected("Early disconnect".to_string()),
+            err => SendError::Unexpected(format!("{context}: {err}")),
+        }
+    }
+
+    /// The next line without its line end.
+    async fn read_line(&mut self, context: &str) -> Result<Bytes, SendError> {
+        let timeout = self.conf.http_timeout;
+        self.conn.set_timeout(timeout);
+        loop {
+            if let Some(at) = memchr::memchr(b'\n', &self.buffer) {
+                return Ok(self.buffer.split_to(at + 1).freeze());
+            }
+            if self.buffer.len() >= self.conf.network_chunk_size {
+                return Err(unexpected(&self.buffer));
+            }
+            if self.ended {
+                return match self.buffer.is_empty() {
+                    true => Err(SendError::Expected("Early disconnect".to_string())),
+                    false => Ok(self.buffer.split().freeze()),
+                };
+            }
+            match self.conn.next_body().await {
+                Some(Ok(piece)) => self.buffer.extend_from_slice(&piece),
+                None => self.ended = true,
+                // What came before may say why.
+                Some(Err(ClientError::Closed)) if !self.buffer.is_empty() => self.ended = true,
+                Some(Err(err)) => return Err(self.error(err, timeout, context)),
+            }
+        }
+    }
+
+    /// Skips empty lines up to `want`.
+    async fn expect_line(&mut self, context: &str, want: &str) -> Result<(), SendError> {
+        loop {
+            let line = self.read_line(context).await?;
+            match line.trim_ascii() {
+                b"" => {}
+                line if line == want.as_bytes() => return Ok(()),
+                line => return Err(unexpected(line)),
+            }
+        }
+    }
+
+    async fn read_wanted(&mut self) -> Result<IndexMap<ObjHash, Wanted>, SendError> {
+        self.expect_line("missing_check start wait", MISSING_CHECK_START).await?;
+        let mut wanted = IndexMap::new();
+        loop {
+            let line = self.read_line("missing_check line wait").await?;
+            let line = line.trim_ascii();
+            if line == MISSING_CHECK_END.as_bytes() {
+                return Ok(wanted);
+            }
+            match Wanted::decode(line) {
+                Ok(None) => {}
+                Ok(Some((hash, parts))) => {
+                    wanted.insert(hash, parts);
+                }
+                Err(err) => return Err(SendError::Expected(err.0)),
+            }
+        }
+    }
+
+    async fn read_updates_reply(&mut self) -> Result<(), SendError> {
+        self.expect_line("updates start wait", UPDATES_START).await?;
+        self.expect_line("updates line wait", UPDATES_END).await
+    }
+}
+
+fn unexpected(line: &[u8]) -> SendError {
+    let line = match std::str::from_utf8(&line[..line.len().min(MAX_REASON)]) {
+        Ok(text) => python_repr(text),
+        Err(_) => printable(line),
+    };
+    SendError::Expected(format!("Unexpected response: {line}"))
+}
