@@ -1,1 +1,25 @@
 //! The account and container tier on SQLite.
+//!
+//! `broker` is what both kinds of database share, `connections` how they are opened; `account` and `container` hold a broker and a
+//! server each, and `container` the container-updater. `listing` walks names for both, `listing_formats` and `json` write them.
+//!
+//! Not here yet: database replication, auditing, the account reaper, the sharder, container sync, the reconciler.
+
+pub mod account;
+pub mod broker;
+pub mod connections;
+pub mod container;
+mod content_type;
+mod json;
+pub mod listing;
+mod listing_formats;
+pub mod metadata;
+mod server;
+
+use service::Registry;
+
+/// Add the apps of this crate to what configurations may name.
+pub fn register(registry: &mut Registry) {
+    registry.app("egg:swift#account", account::server::app);
+    registry.app("egg:swift#container", container::server::app);
+}

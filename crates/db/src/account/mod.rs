@@ -1,0 +1,6 @@
+//! The account tier: databases of container rows, and the server over them.
+
+pub mod broker;
+mod listing;
+mod schema;
+pub mod server;

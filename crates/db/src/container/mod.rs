@@ -1,0 +1,11 @@
+//! The container tier: databases of object rows, the server over them, and the daemon that reports their counts to accounts.
+
+mod account_update;
+pub mod broker;
+mod listing;
+pub mod rows;
+mod schema;
+pub mod server;
+mod shards;
+mod sync_to;
+pub mod updater;

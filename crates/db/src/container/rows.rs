@@ -1,0 +1,309 @@
+//! Object rows: how a new one and the one already there become one row (swift/container/backend.py `update_new_item_from_existing`
+//! and `merge_items`).
+//!
+//! A row answers for three things that change apart from one another: the data (size, ETag, deletion), the content type and the
+//! metadata. Each has a timestamp, and all three are encoded into the column `created_at`. A row arrives from an object server
+//! with any of them, in any order; what is stored has each part from its latest writer.
+
+use std::collections::HashMap;
+
+use common::pickle::Value;
+use common::timestamp::{Timestamp, TimestampError, decode_timestamps, encode_timestamps};
+use indexmap::IndexMap;
+use rusqlite::{Connection, params, params_from_iter};
+
+use crate::content_type::extract_swift_bytes;
+
+/// Bound arguments of one statement; SQLite's own limit was 999 when Swift chose it.
+const SQLITE_ARG_LIMIT: usize = 999;
+
+/// An update of an object's row, as it stands in the pending file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObjectRecord {
+    pub name: String,
+    /// Timestamp of the data, or all three encoded into one string.
+    pub created_at: String,
+    pub size: i64,
+    pub content_type: String,
+    pub etag: String,
+    pub deleted: bool,
+    pub storage_policy_index: i64,
+    pub ctype_timestamp: Option<String>,
+    pub meta_timestamp: Option<String>,
+}
+
+impl ObjectRecord {
+    /// The row of a deleted object.
+    pub fn tombstone(name: String, created_at: String, storage_policy_index: i64) -> Self {
+        Self {
+            name,
+            created_at,
+            content_type: "application/deleted".to_owned(),
+            etag: "noetag".to_owned(),
+            deleted: true,
+            storage_policy_index,
+            ..Self::default()
+        }
+    }
+
+    /// The tuple that Swift pickles into the pending file.
+    pub fn to_pickle(&self) -> Value {
+        let optional = |text: &Option<String>| text.clone().map_or(Value::None, Value::Str);
+        Value::Tuple(vec![
+            Value::Str(self.name.clone()),
+            Value::Str(self.created_at.clone()),
+            Value::Int(self.size),
+            Value::Str(self.content_type.clone()),
+            Value::Str(self.etag.clone()),
+            Value::Int(i64::from(self.deleted)),
+            Value::Int(self.storage_policy_index),
+            optional(&self.ctype_timestamp),
+            optional(&self.meta_timestamp),
+        ])
+    }
+
+    /// Reads tuples of six items (before storage policies), seven, and nine.
+    pub fn from_pickle(entry: Value) -> Option<Self> {
+        let (Value::Tuple(items) | Value::List(items)) = entry else { return None };
+        if items.len() < 6 {
+            return None;
+        }
+        let mut items = items.into_iter();
+        let mut next = || items.next().unwrap_or(Value::None);
+        let record = Self {
+            name: text(next())?,
+            created_at: text(next())?,
+            size: integer(&next())?,
+            content_type: text(next())?,
+            etag: text(next())?,
+            deleted: integer(&next())? != 0,
+            storage_policy_index: integer(&next()).unwrap_or(0),
+            ctype_timestamp: text(next()),
+            meta_timestamp: text(next()),
+        };
+        // A row whose timestamps nobody can read would fail every merge from here on.
+        Timestamps::of(&record).ok()?;
+        Some(record)
+    }
+}
+
+impl ObjectRecord {
+    /// The rows of an UPDATE request: a JSON list of objects with the names of the columns.
+    pub fn from_json_list(list: &serde_json::Value) -> Option<Vec<Self>> {
+        list.as_array()?.iter().map(Self::from_json).collect()
+    }
+
+    fn from_json(item: &serde_json::Value) -> Option<Self> {
+        let text = |key: &str| item.get(key)?.as_str().map(str::to_owned);
+        let number = |key: &str| match item.get(key)? {
+            serde_json::Value::String(digits) => digits.trim().parse().ok(),
+            other => other.as_i64(),
+        };
+        let record = Self {
+            name: text("name")?,
+            created_at: text("created_at")?,
+            size: number("size")?,
+            content_type: text("content_type")?,
+            etag: text("etag")?,
+            deleted: number("deleted")? != 0,
+            storage_policy_index: number("storage_policy_index").unwrap_or(0),
+            ctype_timestamp: text("ctype_timestamp"),
+            meta_timestamp: text("meta_timestamp"),
+        };
+        Timestamps::of(&record).ok()?;
+        Some(record)
+    }
+}
+
+/// A row in the table, or about to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectRow {
+    pub created_at: String,
+    pub size: i64,
+    pub content_type: String,
+    pub etag: String,
+    pub deleted: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Timestamps {
+    data: Timestamp,
+    content_type: Timestamp,
+    meta: Timestamp,
+}
+
+impl Timestamps {
+    fn of(record: &ObjectRecord) -> Result<Self, TimestampError> {
+        let mut found = Self::decode(&record.created_at)?;
+        if let Some(text) = record.ctype_timestamp.as_deref().filter(|text| !text.is_empty()) {
+            found.content_type = Timestamp::parse(text)?;
+            found.meta = found.content_type;
+        }
+        if let Some(text) = record.meta_timestamp.as_deref().filter(|text| !text.is_empty()) {
+            found.meta = Timestamp::parse(text)?;
+        }
+        Ok(found)
+    }
+
+    fn decode(created_at: &str) -> Result<Self, TimestampError> {
+        let (data, content_type, meta) = decode_timestamps(created_at, false)?;
+        Ok(Self { data, content_type: content_type.unwrap_or(data), meta: meta.unwrap_or(data) })
+    }
+
+    fn encode(self) -> String {
+        encode_timestamps(self.data, Some(self.content_type), Some(self.meta), false)
+    }
+}
+
+/// A record on its way into the table.
+struct Candidate {
+    /// What the record brought, whatever it took over from other rows.
+    timestamps: Timestamps,
+    row: ObjectRow,
+}
+
+impl Candidate {
+    fn new(record: &ObjectRecord) -> Option<Self> {
+        let timestamps = Timestamps::of(record).ok()?;
+        let row = ObjectRow {
+            created_at: timestamps.encode(),
+            size: record.size,
+            content_type: record.content_type.clone(),
+            etag: record.etag.clone(),
+            deleted: record.deleted,
+        };
+        Some(Self { timestamps, row })
+    }
+
+    /// Take over from `existing` what is not older there. False if nothing here is newer.
+    fn merge(&mut self, existing: &ObjectRow) -> bool {
+        let Ok(theirs) = Timestamps::decode(&existing.created_at) else { return true };
+        let mut merged = self.timestamps;
+        let (mut content_type, mut swift_bytes) = extract_swift_bytes(&self.row.content_type);
+        let (their_content_type, their_swift_bytes) = extract_swift_bytes(&existing.content_type);
+        let mut newer = [true; 3];
+        if theirs.data >= merged.data {
+            self.row.size = existing.size;
+            self.row.etag.clone_from(&existing.etag);
+            self.row.deleted = existing.deleted;
+            // The size of an SLO belongs to the data although it is written into the content type.
+            swift_bytes = their_swift_bytes;
+            merged.data = theirs.data;
+            newer[0] = false;
+        }
+        if theirs.content_type >= merged.content_type {
+            content_type = their_content_type;
+            merged.content_type = theirs.content_type;
+            newer[1] = false;
+        }
+        if theirs.meta >= merged.meta {
+            merged.meta = theirs.meta;
+            newer[2] = false;
+        }
+        if let Some(bytes) = swift_bytes.filter(|bytes| !bytes.is_empty()) {
+            content_type.push_str(";swift_bytes=");
+            content_type.push_str(&bytes);
+        }
+        self.row.content_type = content_type;
+        self.row.created_at = merged.encode();
+        newer.contains(&true)
+    }
+}
+
+type Identity = (String, i64);
+
+/// Merge records into the table; runs inside a transaction.
+pub fn merge(sqlite: &Connection, records: Vec<ObjectRecord>) -> rusqlite::Result<()> {
+    let existing = existing_rows(sqlite, &records)?;
+    let mut replaced = Vec::new();
+    let mut adding: IndexMap<Identity, Candidate> = IndexMap::new();
+    for record in records {
+        let Some(mut candidate) = Candidate::new(&record) else { continue };
+        let identity = (record.name, record.storage_policy_index);
+        if let Some(row) = existing.get(&identity) {
+            if !candidate.merge(row) {
+                continue;
+            }
+            if !adding.contains_key(&identity) {
+                replaced.push(identity.clone());
+            }
+        }
+        if let Some(earlier) = adding.get(&identity) {
+            candidate.merge(&earlier.row);
+        }
+        adding.insert(identity, candidate);
+    }
+    let mut delete = sqlite.prepare_cached(
+        "DELETE FROM object WHERE deleted IN (0, 1) AND name = ? AND storage_policy_index = ?",
+    )?;
+    for (name, policy) in &replaced {
+        delete.execute(params![name, policy])?;
+    }
+    let mut insert = sqlite.prepare_cached(
+        "INSERT INTO object (name, created_at, size, content_type, etag, deleted, storage_policy_index) \
+         VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )?;
+    for ((name, policy), Candidate { row, .. }) in &adding {
+        insert.execute(params![
+            name,
+            row.created_at,
+            row.size,
+            row.content_type,
+            row.etag,
+            row.deleted,
+            policy
+        ])?;
+    }
+    Ok(())
+}
+
+fn existing_rows(
+    sqlite: &Connection,
+    records: &[ObjectRecord],
+) -> rusqlite::Result<HashMap<Identity, ObjectRow>> {
+    let mut found = HashMap::new();
+    for chunk in records.chunks(SQLITE_ARG_LIMIT) {
+        let marks = vec!["?"; chunk.len()].join(",");
+        let sql = format!(
+            "SELECT name, storage_policy_index, created_at, size, content_type, etag, deleted \
+             FROM object WHERE deleted IN (0, 1) AND name IN ({marks})"
+        );
+        let mut statement = sqlite.prepare(&sql)?;
+        let mut rows = statement.query(params_from_iter(chunk.iter().map(|record| record.name.as_str())))?;
+        while let Some(row) = rows.next()? {
+            let stored = ObjectRow {
+                created_at: row.get(2)?,
+                size: row.get::<_, Option<i64>>(3)?.unwrap_or(0),
+                content_type: row.get::<_, Option<String>>(4)?.unwrap_or_default(),
+                etag: row.get::<_, Option<String>>(5)?.unwrap_or_default(),
+                deleted: row.get::<_, i64>(6)? != 0,
+            };
+            found.insert((row.get(0)?, row.get(1)?), stored);
+        }
+    }
+    Ok(found)
+}
+
+fn text(value: Value) -> Option<String> {
+    match value {
+        Value::Str(text) => Some(text),
+        // What Python 2 wrote.
+        Value::Bytes(bytes) => String::from_utf8(bytes).ok(),
+        _ => None,
+    }
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(number) => Some(*number),
+        Value::Bool(flag) => Some(i64::from(*flag)),
+        Value::Str(digits) => digits.trim().parse().ok(),
+        Value::Bytes(digits) => std::str::from_utf8(digits).ok()?.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// When an object of a row last changed: the time of its metadata.
+pub fn last_modified(created_at: &str) -> Timestamp {
+    Timestamps::decode(created_at).map_or(Timestamp::ZERO, |timestamps| timestamps.meta)
+}
