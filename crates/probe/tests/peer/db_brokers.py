@@ -1,0 +1,250 @@
+"""Holds Martlet's account and container brokers against Swift's on the same files.
+
+    python db_brokers.py path/to/examples/broker_peer [seed [rounds]]
+
+Each round makes two databases, one by each implementation, and does the same random things to both, by brokers of
+either side in turn. At times the pending files must hold the same bytes; in the end the rows, statistics, hashes,
+metadata and listings must be equal, whoever reads which.
+"""
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+
+from swift.account.backend import AccountBroker
+from swift.common.utils.timestamp import Timestamp
+from swift.container.backend import ContainerBroker
+
+NAMES = ['a', 'b', 'a/b', 'a/b/c', 'a/', 'a0', 'a//b', 'b/a', 'é', 'é/x', 'é/ü', '€', '😀', '😀/1', 'A', 'z z', '/x',
+         'x/', '\x00r', '\x00r/a', 'a-b', 'a-b/c', 'a+b', "q'\"", 'ab', 'abc', 'abcd/e']
+TYPES = ['text/plain', 'text/plain; charset=utf-8', 'text/plain;swift_bytes=77', 'a/b; x = "y;z" ;swift_bytes=3', '',
+         'application/x-é', 'a/b;c', 'a/b;swift_bytes=', 'x; swift_bytes=12; y=1']
+
+
+class Peer:
+    def __init__(self, program):
+        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, op, db_file, **what):
+        self.process.stdin.write(json.dumps(dict(what, op=op, db=db_file)).encode() + b'\n')
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        if isinstance(answer, dict) and 'error' in answer:
+            raise AssertionError((op, db_file, what, answer['error']))
+        return answer
+
+
+def stamp(rng, offset=True):
+    t = Timestamp(1700000000 + rng.randrange(60) + rng.randrange(3) / 10.0, offset=rng.choice([0, 0, 0, 5]))
+    return t.internal if offset else t.normal
+
+
+def maybe(rng, make):
+    return make() if rng.random() < .3 else None
+
+
+def random_query(rng):
+    name = lambda: rng.choice(NAMES + ['b', 'a/b', 'x', '', 'zzz'])
+    return {
+        'limit': rng.choice([0, 1, 2, 3, 5, 10000]),
+        'marker': rng.choice(['', '', name()]), 'end_marker': rng.choice(['', '', name()]),
+        'prefix': rng.choice([None, None, '', 'a', 'a/', 'é', 'a/b', '\x00', name()]),
+        'delimiter': rng.choice(['', '/', '/', 'b', '//', 'é', '-b']),
+        'path': rng.choice([None, None, None, '', 'a', 'a/', 'é', 'x']),
+        'reverse': rng.random() < .4, 'allow_reserved': rng.random() < .5}
+
+
+class Side:
+    """A database of one maker, and brokers of both on it."""
+
+    def __init__(self, peer, root, kind):
+        self.peer = peer
+        self.path = os.path.join(root, 'dev', kind + 's', '1', 'abc', 'd' * 32, 'd' * 32 + '.db')
+        self.kind = kind
+
+    def broker(self):
+        if self.kind == 'account':
+            return AccountBroker(self.path, account='a')
+        return ContainerBroker(self.path, account='a', container='c é')
+
+    def dump(self):
+        db = sqlite3.connect(self.path)
+        table = 'container' if self.kind == 'account' else 'object'
+        columns = [c[1] for c in db.execute('PRAGMA table_info(%s)' % table)]
+        rows = sorted(db.execute('SELECT * FROM ' + table), key=repr)
+        shape = sorted(
+            (t, n, [tuple(c[1:]) for c in db.execute('PRAGMA table_info(%s)' % n)] if t in ('table', 'view') else None)
+            for t, n in db.execute('SELECT type, name FROM sqlite_master'))
+        assert db.execute('PRAGMA integrity_check').fetchone()[0] == 'ok'
+        db.close()
+        return columns, [row[1:] for row in rows], shape
+
+
+def python_container_info(broker):
+    info = broker.get_info()
+    info.pop('x_container_sync_point1'), info.pop('x_container_sync_point2')
+    stats = [[k, v['object_count'], v['bytes_used']] for k, v in broker.get_policy_stats().items()]
+    return dict(info, is_deleted=broker.is_deleted(), empty=broker.empty(), policy_stats=stats,
+                metadata=json.dumps(broker.metadata), is_root=broker.is_root_container())
+
+
+def python_account_info(broker):
+    stats = [[k, v['container_count'], v['object_count'], v['bytes_used']]
+             for k, v in broker.get_policy_stats().items()]
+    return dict(broker.get_info(), is_deleted=broker.is_deleted(), is_status_deleted=broker.is_status_deleted(),
+                policy_stats=stats, metadata=json.dumps(broker.metadata))
+
+
+def container_step(rng, side, us, arguments):
+    op, a = arguments
+    if us:
+        side.peer(op, side.path, **a)
+        return
+    with side.broker() as broker:
+        if op == 'put':
+            broker.put_object(a['name'], a['created_at'], a['size'], a['content_type'], a['etag'], a['deleted'],
+                              a['policy'], a['ctype_timestamp'], a['meta_timestamp'])
+        elif op == 'merge':
+            item = {k: v for k, v in a.items() if k != 'policy'}
+            broker.merge_items([dict(item, storage_policy_index=a['policy'])])
+        elif op == 'delete_db':
+            broker.delete_db(a['timestamp'])
+        elif op == 'put_timestamp':
+            broker.update_put_timestamp(a['timestamp'])
+        elif op == 'metadata':
+            broker.update_metadata(a['metadata'])
+        elif op == 'policy':
+            broker.set_storage_policy_index(a['policy'], a['timestamp'])
+        elif op == 'reported':
+            i = broker.get_info()
+            broker.reported(i['put_timestamp'], i['delete_timestamp'], i['object_count'], i['bytes_used'])
+
+
+def random_container_step(rng):
+    op = rng.choice(['put'] * 14 + ['merge'] * 3 + ['metadata', 'policy', 'put_timestamp', 'delete_db', 'reported'])
+    if op in ('put', 'merge'):
+        deleted = int(rng.random() < .2)
+        a = dict(name=rng.choice(NAMES), created_at=stamp(rng), size=rng.choice([0, 1, 5, 2 ** 40]),
+                 content_type=rng.choice(TYPES), etag='e%d' % rng.randrange(9), deleted=deleted,
+                 policy=rng.choice([0, 0, 0, 1]), ctype_timestamp=maybe(rng, lambda: stamp(rng)),
+                 meta_timestamp=maybe(rng, lambda: stamp(rng)))
+        if deleted:
+            a.update(size=0, content_type='application/deleted', etag='noetag')
+    elif op == 'metadata':
+        a = {'metadata': {'X-Container-Meta-' + rng.choice('ABé'): (rng.choice(['', 'v', 'ü"\\\x7f']), stamp(rng))}}
+    elif op == 'policy':
+        a = {'policy': rng.choice([0, 1]), 'timestamp': stamp(rng, False)}
+    else:
+        a = {'timestamp': stamp(rng, False)}
+    return op, a
+
+
+def account_step(rng, side, us, arguments):
+    op, a = arguments
+    if us:
+        side.peer(op, side.path, **a)
+        return
+    with side.broker() as broker:
+        if op == 'put':
+            broker.put_container(a['name'], a['put_timestamp'], a['delete_timestamp'], a['object_count'],
+                                 a['bytes_used'], a['policy'])
+        elif op == 'delete_db':
+            broker.delete_db(a['timestamp'])
+        elif op == 'put_timestamp':
+            broker.update_put_timestamp(a['timestamp'])
+        elif op == 'metadata':
+            broker.update_metadata(a['metadata'])
+
+
+def random_account_step(rng):
+    op = rng.choice(['put'] * 14 + ['metadata', 'put_timestamp', 'delete_db'])
+    if op == 'put':
+        a = dict(name=rng.choice(NAMES), put_timestamp=stamp(rng, False),
+                 delete_timestamp=rng.choice(['0', stamp(rng, False)]), object_count=rng.choice([0, '0', 3, '12']),
+                 bytes_used=rng.choice([0, '0', 3, '1200']), policy=rng.choice([0, '0', 1, '1']))
+    elif op == 'metadata':
+        a = {'metadata': {'X-Account-Meta-' + rng.choice('ABé'): (rng.choice(['', 'v', 'ü"\\']), stamp(rng))}}
+    else:
+        a = {'timestamp': stamp(rng, False)}
+    return op, a
+
+
+def pending(path):
+    try:
+        with open(path + '.pending', 'rb') as f:
+            return f.read()
+    except FileNotFoundError:
+        return b''
+
+
+def equal(ours, theirs, *what):
+    assert ours == theirs, '\n'.join(['%r' % (w,) for w in what] + ['ours   %r' % (ours,), 'theirs %r' % (theirs,)])
+
+
+def a_round(peer, rng, kind):
+    root = tempfile.mkdtemp(prefix='db-brokers-')
+    sides = [Side(peer, os.path.join(root, maker), kind) for maker in ('ours', 'theirs')]
+    step, make, python_info = {
+        'account': (account_step, random_account_step, python_account_info),
+        'container': (container_step, random_container_step, python_container_info)}[kind]
+    first = stamp(rng, False)
+    sides[0].peer('create', sides[0].path, account='a', container='c é', timestamp=first, policy=0)
+    with sides[1].broker() as broker:
+        broker.initialize(first, 0)
+    for _ in range(rng.choice([3, 30, 120])):
+        if rng.random() < .1:
+            # Both files have the same history and are read at the same moments, so what is pending is the same, too.
+            equal(pending(sides[0].path), pending(sides[1].path), 'pending')
+            us = rng.random() < .5
+            for side in sides:
+                side.peer('info', side.path) if us else python_info(side.broker())
+        else:
+            arguments = make(rng)
+            # Not the same maker's broker on both files, and neither always its own.
+            us = rng.random() < .5
+            step(rng, sides[0], us, arguments)
+            step(rng, sides[1], not us, arguments)
+    for side in sides:
+        ours, theirs = side.peer('info', side.path), python_info(side.broker())
+        if kind == 'container':
+            theirs['db_state'] = str(theirs['db_state'])
+        equal(ours, json.loads(json.dumps(theirs)), 'info', side.path)
+        for _ in range(40):
+            q = random_query(rng)
+            if kind == 'account':
+                q['path'] = None
+                theirs = side.broker().list_containers_iter(
+                    q['limit'], q['marker'], q['end_marker'], q['prefix'], q['delimiter'], q['reverse'],
+                    q['allow_reserved'])
+            else:
+                q['policy'] = rng.choice([0, 0, 1])
+                theirs = side.broker().list_objects_iter(
+                    q['limit'], q['marker'], q['end_marker'], q['prefix'], q['delimiter'], q['path'], q['policy'],
+                    q['reverse'], allow_reserved=q['allow_reserved'])
+            equal(side.peer('list', side.path, **q), [list(row) for row in theirs], 'list', q, side.path)
+    equal(sides[0].dump(), sides[1].dump(), 'rows and schema')
+    volatile = ('id', 'created_at')
+    infos = [{k: v for k, v in python_info(side.broker()).items() if k not in volatile} for side in sides]
+    equal(infos[0], infos[1], 'info of both')
+    shutil.rmtree(root)
+
+
+def main():
+    program, seed, rounds = (sys.argv[1:] + ['', ''])[:3]
+    peer = Peer(program)
+    for number in range(int(rounds or 40)):
+        for kind in ('container', 'account'):
+            name = '%s/%s/%s' % (seed or 0, number, kind)
+            try:
+                a_round(peer, random.Random(name), kind)
+            except BaseException:
+                print('in round', name)
+                raise
+    print('equal in %s rounds' % (rounds or 40))
+
+
+main()
