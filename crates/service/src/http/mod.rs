@@ -8,11 +8,14 @@
 pub mod body;
 pub mod chunked;
 pub mod client;
+pub mod conditional;
 mod conn;
 pub mod head;
 pub mod headers;
 pub mod message;
+pub mod mime;
 pub mod pool;
+pub mod range;
 pub mod serve;
 pub mod stream;
 #[cfg(test)]
@@ -26,6 +29,7 @@ use std::sync::Arc;
 
 pub use body::{Body, BodyError, BodySender, BodyStream};
 pub use client::{BodyFraming, ClientConn, ClientError, Timeouts};
+pub use conditional::{ConditionalOptions, Conditions, RangeSource};
 pub use conn::Peer;
 pub use headers::{HeaderValue, Headers};
 pub use message::{Environ, Extensions, Method, Request, Response, Status};
