@@ -52,6 +52,13 @@ pub fn martlet() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// A program built from an `examples/` file of one of the crates.
+pub fn example(name: &str) -> Result<PathBuf> {
+    let path = profile_dir()?.join("examples").join(name);
+    ensure!(path.is_file(), "{} is not built: run `cargo build --workspace --examples`", path.display());
+    Ok(path)
+}
+
 /// The venv that holds real Swift and its clients.
 pub fn venv() -> Result<PathBuf> {
     let dir = match std::env::var_os("MARTLET_PEERS") {

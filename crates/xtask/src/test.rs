@@ -17,7 +17,7 @@ pub fn run(args: &[String]) -> Result<()> {
             .env("CARGO_TARGET_DIR", fuzz_dir()),
     )?;
     let peers = peers::ensure()?;
-    cmd::run(cmd::cargo().args(["build", "-q", "-p", "martlet"]))?;
+    cmd::run(cmd::cargo().args(["build", "-q", "--workspace", "--bins", "--examples"]))?;
     let mut tests = cmd::cargo();
     if cmd::succeeds(cmd::cargo().args(["nextest", "--version"])) {
         tests.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
