@@ -7,7 +7,7 @@ use common::config::parse_float;
 use service::http::{Request, Response};
 
 use crate::content_type::{quoted_len, token_len};
-use crate::server::{Answer, param};
+use crate::server::{Answer, html_answer, param};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -46,7 +46,7 @@ impl ListingType {
         match best_match(&accept) {
             Ok(Some(found)) => Ok(found),
             Ok(None) => Err(Response::error(406)),
-            Err(Malformed) => Err(Response::html(400, "Invalid Accept header")),
+            Err(Malformed) => Err(html_answer(400, "Invalid Accept header")),
         }
     }
 
@@ -54,6 +54,16 @@ impl ListingType {
     pub fn header(self) -> String {
         format!("{}; charset=utf-8", self.content_type)
     }
+}
+
+/// The response of a listing, without what is known of the account or container. Only text can be empty, which is a 204.
+pub fn listing_response(listing_type: ListingType, body: Vec<u8>) -> Response {
+    let mut response = Response::new(if body.is_empty() { 204 } else { 200 });
+    response.headers.insert("Content-Type", listing_type.header());
+    if !body.is_empty() {
+        response.headers.insert("Content-Length", body.len());
+    }
+    response.with_body(body)
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -85,14 +85,14 @@ impl Target {
     /// Split a path of `min` to `max` segments; the last takes the rest of the path with `rest_with_last`.
     pub fn of(req: &Request, min: usize, max: usize, rest_with_last: bool) -> Answer<Self> {
         let Ok(parts) = req.split_path(min, max, rest_with_last) else {
-            return Err(Response::text(400, format!("Invalid path: {}", req.quoted_path())));
+            return Err(text_answer(400, format!("Invalid path: {}", req.quoted_path())));
         };
         let mut parts = parts.into_iter();
         let mut next = || parts.next().flatten();
         let (drive, partition) = (next().unwrap_or_default(), next().unwrap_or_default());
         for (what, name) in [("device", &drive), ("partition", &partition)] {
             if name.is_empty() || name == "." || name == ".." {
-                return Err(Response::text(400, format!("Invalid {what}: {}", quote_path(name))));
+                return Err(text_answer(400, format!("Invalid {what}: {}", quote_path(name))));
             }
         }
         let target = Self {
@@ -117,10 +117,10 @@ impl Target {
         validate_name(object, "object")?;
         match (container.starts_with(RESERVED), object.starts_with(RESERVED)) {
             (true, false) => {
-                Err(Response::html(400, "Invalid user-namespace object in reserved-namespace container"))
+                Err(html_answer(400, "Invalid user-namespace object in reserved-namespace container"))
             }
             (false, true) => {
-                Err(Response::html(400, "Invalid reserved-namespace object in user-namespace container"))
+                Err(html_answer(400, "Invalid reserved-namespace object in user-namespace container"))
             }
             _ => Ok(()),
         }
@@ -129,7 +129,7 @@ impl Target {
 
 fn validate_name(name: &str, what: &str) -> Answer<()> {
     if name.contains(RESERVED) && !name.starts_with(RESERVED) {
-        return Err(Response::html(400, format!("Invalid reserved-namespace {what}")));
+        return Err(html_answer(400, format!("Invalid reserved-namespace {what}")));
     }
     Ok(())
 }
@@ -138,7 +138,7 @@ fn validate_name(name: &str, what: &str) -> Answer<()> {
 
 pub fn valid_timestamp(req: &Request) -> Answer<Timestamp> {
     request_timestamp(req.headers.get(headers::X_TIMESTAMP))
-        .map_err(|(status, body)| Response::text(status, body))
+        .map_err(|(status, body)| text_answer(status, body))
 }
 
 /// A parameter of the query, which must be UTF-8.
@@ -146,7 +146,7 @@ pub fn param(req: &Request, name: &str) -> Answer<Option<String>> {
     let Some(value) = req.param_bytes(name) else { return Ok(None) };
     match String::from_utf8(value) {
         Ok(value) => Ok(Some(value)),
-        Err(_) => Err(Response::text(400, format!("\"{name}\" parameter not valid UTF-8"))),
+        Err(_) => Err(text_answer(400, format!("\"{name}\" parameter not valid UTF-8"))),
     }
 }
 
@@ -169,7 +169,7 @@ fn constrain_limit(req: &Request, most: usize) -> Answer<usize> {
     match given.map(|digits| digits.parse()) {
         None => Ok(most),
         Some(Ok(limit)) if limit <= most => Ok(limit),
-        Some(_) => Err(Response::html(412, format!("Maximum limit is {most}"))),
+        Some(_) => Err(html_answer(412, format!("Maximum limit is {most}"))),
     }
 }
 
@@ -193,7 +193,7 @@ pub fn policy_index(req: &Request, policies: &Policies) -> Answer<Option<i64>> {
 }
 
 fn invalid_policy(value: &str) -> Response {
-    Response::text(400, format!("Invalid X-Backend-Storage-Policy-Index {value}"))
+    text_answer(400, format!("Invalid X-Backend-Storage-Policy-Index {value}"))
 }
 
 /// The headers of a request that a database keeps as metadata.
@@ -234,10 +234,24 @@ pub fn metadata_limits(conf: &SwiftConf) -> MetadataLimits {
 /// The response that an error of a broker makes; `Swift:` its controllers answer 500 to all that no check foresaw.
 pub fn broker_failure(ctx: &Context, method: &str, path: &str, error: BrokerError) -> Response {
     if let BrokerError::InvalidMetadata(reason) = error {
-        return Response::html(400, reason);
+        return html_answer(400, reason);
     }
     ctx.logger.error(format_args!("ERROR __call__ error with {method} {path} : {error}"));
     Response::error(500)
+}
+
+/// A response whose body is told and not made of its status. Its length is known to a HEAD, too, as with swob.
+pub fn text_answer(status: u16, body: impl Into<String>) -> Response {
+    with_length(Response::new(status).with_header("Content-Type", "text/plain"), body.into())
+}
+
+/// The same of swob's default content type.
+pub fn html_answer(status: u16, body: impl Into<String>) -> Response {
+    with_length(Response::new(status), body.into())
+}
+
+fn with_length(response: Response, body: String) -> Response {
+    response.with_header("Content-Length", body.len()).with_body(body)
 }
 
 /// Count how long an inner step of a verb took, as Swift's decorators of `PUT_object` and the like do.

@@ -18,10 +18,10 @@ use service::{Context, access_log::ServerType as LoggedType};
 use super::broker::{AccountBroker, AccountInfo, ContainerRecord, Count, DATADIR};
 use super::listing::ContainerListing;
 use crate::broker::{BrokerError, Options};
-use crate::listing_formats::ListingType;
+use crate::listing_formats::{ListingType, listing_response};
 use crate::server::{
-    Answer, Databases, Devices, Target, broker_failure, db_path, has_invalid_metadata, listing_query,
-    metadata_limits, metadata_of, normal, options, valid_timestamp,
+    Answer, Databases, Devices, Target, broker_failure, db_path, has_invalid_metadata, html_answer,
+    listing_query, metadata_limits, metadata_of, normal, options, valid_timestamp,
 };
 
 const ALLOWED: [&str; 6] = ["DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT"];
@@ -55,7 +55,7 @@ impl App for AccountServer {
 impl Server {
     async fn respond(self: Arc<Self>, req: Request) -> Response {
         if !req.path_is_utf8 {
-            return Response::html(412, "Invalid UTF8");
+            return html_answer(412, "Invalid UTF8");
         }
         match &req.method {
             Method::Options => return options("account-server", &ALLOWED),
@@ -102,17 +102,12 @@ impl AccountRequest<'_> {
         let listing_type = ListingType::of(self.req)?;
         let mut broker = self.broker(Options::reading())?;
         let info = self.existing(&mut broker, 404, "")?;
-        let mut response = Response::new(200);
-        response.headers.insert("Content-Type", listing_type.header());
-        self.add_headers(&mut response.headers, &mut broker, &info)?;
         let policies = &self.server.ctx.swift_conf.policies;
         let mut listing = ContainerListing::new(listing_type.format, &self.target.account, policies);
         self.run(broker.list_containers(&query, |entry| listing.push(&entry)))?;
-        let body = listing.finish();
-        if body.is_empty() {
-            response.status = 204.into();
-        }
-        Ok(response.with_body(body))
+        let mut response = listing_response(listing_type, listing.finish());
+        self.add_headers(&mut response.headers, &mut broker, &info)?;
+        Ok(response)
     }
 
     fn head(&self) -> Answer<Response> {
@@ -243,8 +238,7 @@ impl AccountRequest<'_> {
     }
 
     fn deleted_response(&self, status: u16, status_deleted: bool, body: &'static str) -> Response {
-        let mut response =
-            Response::html(status, body).with_header("Content-Type", "text/html; charset=utf-8");
+        let mut response = html_answer(status, body).with_header("Content-Type", "text/html; charset=utf-8");
         if status_deleted {
             response.headers.insert(names::X_ACCOUNT_STATUS, "Deleted");
         }
@@ -254,7 +248,7 @@ impl AccountRequest<'_> {
     fn update_metadata(&self, broker: &mut AccountBroker, timestamp: Timestamp) -> Answer<()> {
         let headers = &self.req.headers;
         if has_invalid_metadata(headers, ServerType::Account, |_| false) {
-            return Err(Response::html(400, "Metadata must be valid UTF-8"));
+            return Err(html_answer(400, "Metadata must be valid UTF-8"));
         }
         let updates = metadata_of(headers, ServerType::Account, |_| false, timestamp);
         if updates.is_empty() {

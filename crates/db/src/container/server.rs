@@ -17,7 +17,7 @@ use common::config::{ConfigError, Section};
 use common::headers::{self as names, ServerType, is_true_value};
 use common::timestamp::Timestamp;
 use service::access_log;
-use service::http::{App, BoxFuture, Headers, Method, Request, Response, SharedApp};
+use service::http::{App, BoxFuture, Headers, Method, Request, Response, SharedApp, Status};
 use service::{Context, access_log::ServerType as LoggedType};
 
 use super::account_update::{self, Report};
@@ -26,11 +26,12 @@ use super::listing::{self, ObjectListing};
 use super::rows::ObjectRecord;
 use super::sync_to::SyncTo;
 use crate::broker::{BrokerError, Options};
-use crate::listing_formats::ListingType;
+use crate::listing_formats::{ListingType, listing_response};
 use crate::metadata::Metadata;
 use crate::server::{
-    Answer, Databases, Devices, Target, broker_failure, db_path, header_is_true, internal, listing_query,
-    metadata_limits, metadata_of, normal, options, policy_index, time_step, valid_timestamp,
+    Answer, Databases, Devices, Target, broker_failure, db_path, header_is_true, html_answer, internal,
+    listing_query, metadata_limits, metadata_of, normal, options, policy_index, text_answer, time_step,
+    valid_timestamp,
 };
 
 const ALLOWED: [&str; 7] = ["DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT", "UPDATE"];
@@ -102,7 +103,7 @@ impl Server {
 
     async fn respond(self: Arc<Self>, mut req: Request) -> Response {
         if !req.path_is_utf8 {
-            return Response::html(412, "Invalid UTF8 or contains NULL");
+            return html_answer(412, "Invalid UTF8 or contains NULL");
         }
         match &req.method {
             Method::Options => return options("container-server", &ALLOWED),
@@ -113,7 +114,7 @@ impl Server {
         let body = match req.method {
             Method::Update => match req.body.collect(MAX_UPDATE_BYTES).await {
                 Ok(body) => body,
-                Err(error) => return Response::text(400, error.to_string()),
+                Err(error) => return text_answer(400, error.to_string()),
             },
             _ => Bytes::new(),
         };
@@ -207,15 +208,15 @@ impl ContainerRequest<'_> {
         let policy = policy.unwrap_or(info.storage_policy_index);
         let mut listing = ObjectListing::new(listing_type.format, self.container());
         self.run(broker.list_objects(&query, policy, |entry| listing.push(&entry)))?;
-        let body = listing.finish();
-        let mut response = Response::new(if body.is_empty() { 204 } else { 200 });
-        response.headers.insert("Content-Type", listing_type.header());
+        let mut response = listing_response(listing_type, listing.finish());
+        if response.status == Status::NO_CONTENT {
+            response.headers.insert("Content-Length", 0u32);
+        }
         add_info_headers(&mut response.headers, &info);
         response.headers.insert(names::X_BACKEND_RECORD_TYPE, "object");
         response.headers.insert(names::X_BACKEND_RECORD_STORAGE_POLICY_INDEX, policy);
         self.add_metadata_headers(&mut response.headers, &self.run(broker.db.metadata())?);
         add_last_modified(&mut response.headers, &info);
-        let response = response.with_body(body);
         time_step(&self.server.ctx, "GET_object", start, &response);
         Ok(response.into())
     }
@@ -393,7 +394,7 @@ impl ContainerRequest<'_> {
         let mut broker = self.broker_with_space()?;
         let policy = policy_index(self.req, &self.server.ctx.swift_conf.policies)?;
         self.maybe_autocreate(&mut broker, timestamp, policy)?;
-        let records = serde_json::from_slice(body).map_err(|error| Response::text(400, error.to_string()))?;
+        let records = serde_json::from_slice(body).map_err(|error| text_answer(400, error.to_string()))?;
         let Some(records) = ObjectRecord::from_json_list(&records) else {
             return Err(Response::error(500));
         };
@@ -416,7 +417,7 @@ impl ContainerRequest<'_> {
             && !self.run(broker.exists())?
         {
             let Some(policy) = policy else {
-                return Err(Response::html(400, "X-Backend-Storage-Policy-Index header is required"));
+                return Err(html_answer(400, "X-Backend-Storage-Policy-Index header is required"));
             };
             // A row's timestamp may have an offset, a container's has none.
             self.create(broker, &timestamp.normal(), policy)?;
@@ -443,7 +444,7 @@ impl ContainerRequest<'_> {
     fn update_metadata(&self, broker: &mut ContainerBroker, timestamp: Timestamp) -> Answer<()> {
         let saved = |name: &str| self.server.is_saved(name);
         if crate::server::has_invalid_metadata(&self.req.headers, ServerType::Container, saved) {
-            return Err(Response::html(400, "Metadata must be valid UTF-8"));
+            return Err(html_answer(400, "Metadata must be valid UTF-8"));
         }
         let updates = metadata_of(&self.req.headers, ServerType::Container, saved, timestamp);
         if updates.is_empty() {

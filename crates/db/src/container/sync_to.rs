@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use common::config::{Conf, Section};
 use common::headers::X_CONTAINER_SYNC_TO;
-use service::http::{Headers, Response};
+use service::http::Headers;
 
 use super::broker::{ContainerBroker, DATADIR};
 use crate::broker::{BrokerError, Result};
-use crate::server::Answer;
+use crate::server::{Answer, html_answer};
 
 const SYNC_DATADIR: &str = "sync_containers";
 
@@ -43,7 +43,7 @@ impl SyncTo {
         } else {
             self.validate_url(target)
         };
-        checked.map_err(|error| Response::html(400, error))
+        checked.map_err(|error| html_answer(400, error))
     }
 
     fn validate_realm(&self, target: &str, value: &str) -> std::result::Result<(), String> {

@@ -1,0 +1,362 @@
+"""Holds Martlet's account and container servers against Swift's, answer by answer.
+
+    python db_servers.py path/to/examples/db_server
+
+Both get the same requests in the same order on devices of their own; status, headers (and their order) and body must
+be the same bytes, save for what tells the time of day. Then the devices are swapped: each server must answer
+from the other's databases what it answered from its own.
+"""
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from urllib.parse import quote
+
+NAMES = ['a', 'b', 'a/b', 'a/b/c', 'a/', 'a0', 'é', 'é/x', '€', '😀', 'z z', '<x>&"\'', 'ab', 'abc', 'abcd/e', 'q\\"',
+         'x\ty', 'new\nline', 'del\x7f']
+LAUNCH = '''
+import sys
+import swift.common.utils as utils
+utils.SWIFT_CONF_FILE = sys.argv.pop(1)
+kind = sys.argv.pop(1)
+main = __import__('swift.%s.server' % kind, fromlist=['main']).main
+main()
+'''
+# What depends on when and where: the clock, ids of the process and of transactions, and the addresses.
+VOLATILE = {'date', 'x-timestamp', 'x-backend-timestamp', 'x-trans-id', 'x-openstack-request-id'}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    def __init__(self, kind, root, devices, command):
+        self.port = free_port()
+        conf = os.path.join(root, '%s-%d.conf' % (kind, self.port))
+        with open(conf, 'w') as f:
+            f.write('[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = %d\nworkers = 0\nswift_dir = %s\ndevices = %s\n'
+                    'mount_check = false\nlog_address = %s\nfallocate_reserve = 0\n[pipeline:main]\npipeline = %s-server\n'
+                    '[app:%s-server]\nuse = egg:swift#%s\n'
+                    % (self.port, root, devices, os.path.join(root, 'nolog'), kind, kind, kind))
+        self.process = subprocess.Popen(command(kind, conf), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=open(conf + '.err', 'w'))
+        for _ in range(200):
+            try:
+                socket.create_connection(('127.0.0.1', self.port)).close()
+                return
+            except OSError:
+                time.sleep(.05)
+        raise AssertionError('no %s server: %s' % (kind, open(conf + '.err').read()))
+
+    def ask(self, method, path, headers, body=b''):
+        """The whole answer as it came: head lines and body."""
+        lines = ['%s %s HTTP/1.1' % (method, path), 'Host: h', 'Connection: close']
+        lines += ['%s: %s' % h for h in headers]
+        if body or method in ('PUT', 'POST', 'UPDATE'):
+            lines.append('Content-Length: %d' % len(body))
+        s = socket.create_connection(('127.0.0.1', self.port))
+        s.sendall('\r\n'.join(lines).encode('utf-8', 'surrogateescape') + b'\r\n\r\n' + body)
+        answer = b''
+        while True:
+            piece = s.recv(65536)
+            if not piece:
+                break
+            answer += piece
+        s.close()
+        head, _, body = answer.partition(b'\r\n\r\n')
+        status, *headers = head.split(b'\r\n')
+        kept = [h for h in headers if h.split(b':')[0].decode('latin1').lower() not in VOLATILE]
+        # swob keeps the old reason when a container listing turns out to be empty.
+        status = status.replace(b'204 OK', b'204 No Content')
+        return status, kept, re.sub(rb'(?s)^Traceback.*', b'', body)
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.terminate()
+        self.process.wait()
+
+
+class Side:
+    """An account and a container server of one maker on devices of its own."""
+
+    def __init__(self, root, name, command):
+        self.root, self.name, self.command = root, name, command
+        self.devices = os.path.join(root, name)
+        os.makedirs(os.path.join(self.devices, 'sda'), exist_ok=True)
+        self.servers = {}
+
+    def start(self):
+        self.servers = {k: Server(k, self.root, self.devices, self.command) for k in ('account', 'container')}
+
+    def stop(self):
+        for server in self.servers.values():
+            server.stop()
+
+
+def stamp(n, offset=''):
+    return '%010d.%05d%s' % (1700000000 + n, n % 7, offset)
+
+
+def queries(rng, table):
+    """Query strings of listings: each parameter alone, then random ones, then bad ones."""
+    name = lambda: quote(rng.choice(NAMES + ['b/', 'zz']), safe='')
+    fixed = ['', 'format=json', 'format=xml', 'format=plain', 'format=XML', 'format=', 'format=no', 'limit=0',
+             'limit=3', 'limit=-1', 'limit=10001', 'limit=x', 'marker=b', 'end_marker=b', 'prefix=a', 'prefix=a%2F',
+             'prefix=', 'delimiter=/', 'delimiter=/&prefix=a/', 'delimiter=b&format=json', 'path=', 'path=a',
+             'path=a/&format=json', 'reverse=true', 'reverse=on&marker=b', 'reverse=no', 'marker=%FF', 'prefix=%C3',
+             'delimiter=%FF', 'format=%FF', 'limit=%FF', 'marker=a+b', 'marker=a&marker=b', 'states=%FF',
+             'delimiter=//&prefix=', 'limit=2&delimiter=/&format=xml']
+    for q in fixed:
+        yield q
+    for _ in range(table):
+        parts = ['format=' + rng.choice(['json', 'json', 'xml', 'plain'])]
+        for key, make in [('marker', name), ('end_marker', name), ('prefix', name), ('path', name),
+                          ('delimiter', lambda: rng.choice(['/', 'b', '%C3%A9', '//'])),
+                          ('limit', lambda: str(rng.choice([0, 1, 2, 5, 100]))), ('reverse', lambda: 'yes')]:
+            if rng.random() < .3:
+                parts.append('%s=%s' % (key, make()))
+        yield '&'.join(parts)
+
+
+ACCEPTS = ['*/*', 'text/plain', 'application/json', 'application/xml', 'text/xml', 'text/*;q=0.1, application/*',
+           'image/png', 'nonsense', 'application/json;q=x', '']
+
+
+def account_requests(rng):
+    a = '/sda/7/AUTH_é'
+    p = quote(a)
+    ts = lambda n, o='': ('X-Timestamp', stamp(n, o))
+    row = lambda n, put, delete, objects, used: [ts(n), ('X-Put-Timestamp', put), ('X-Delete-Timestamp', delete),
+                                                 ('X-Object-Count', objects), ('X-Bytes-Used', used)]
+    for method in ('GET', 'HEAD', 'DELETE', 'POST', 'PUT'):
+        yield method, p, [] if method in ('GET', 'HEAD', 'POST', 'PUT') else [ts(1)]
+    yield 'HEAD', p, []
+    yield 'PUT', p + '/c', row(1, stamp(1), '0', '0', '0')
+    yield 'POST', p, [ts(1)]
+    yield 'PUT', p, [ts(2), ('X-Account-Meta-Ü', 'wert ü'), ('X-Account-Sysmeta-S', 's'), ('X-Other', 'o')]
+    yield 'PUT', p, [ts(3)]
+    yield 'PUT', p, [('X-Timestamp', 'nonsense')]
+    yield 'PUT', p, [ts(1)]
+    yield 'POST', p, [ts(4), ('X-Account-Meta-Ü', 'neu'), ('X-Account-Meta-Empty', '')]
+    yield 'POST', p, [ts(4), ('X-Account-Meta-Bad', '\udcff')]
+    yield 'POST', p, [ts(4)] + [('X-Account-Meta-%d' % i, 'x') for i in range(91)]
+    yield 'POST', p, [ts(4), ('X-Account-Meta-Long', 'x' * 4090)]
+    for i, name in enumerate(NAMES + ['\x00hidden', '\x00', 'a\x00b']):
+        path = p + '/' + quote(name, safe='')
+        if '/' in name:
+            path = p + '/' + quote(name.replace('/', '-'), safe='')
+        yield 'PUT', path, row(5 + i, stamp(5 + i), '0', str(i), str(i * i)) + [
+            ('X-Backend-Storage-Policy-Index', str(i % 3))] * (i % 4 > 0)
+    yield 'PUT', p + '/b', row(60, stamp(5), stamp(60), '0', '0')
+    yield 'PUT', p + '/never', row(60, stamp(5), stamp(60), '0', '0')
+    yield 'PUT', p + '/full', row(60, stamp(5), stamp(60), '1', '0')
+    yield 'PUT', p + '/nohdr', [ts(3), ('X-Put-Timestamp', stamp(1))]
+    yield 'PUT', p + '/badts', row('1' and 60, 'x', stamp(60), '1', '0')
+    yield 'HEAD', p, []
+    for q in queries(rng, 60):
+        yield 'GET', p + '?' + q, [('X-Backend-Allow-Reserved-Names', 'true')] if rng.random() < .3 else []
+        if rng.random() < .2:
+            yield 'HEAD', p + '?' + q, []
+    for accept in ACCEPTS:
+        yield 'GET', p, [('Accept', accept)]
+        yield 'HEAD', p, [('Accept', accept)]
+        yield 'GET', p + '?format=json', [('Accept', accept)]
+    for path in ('/', '/sda', '/sda/7', '/sda/7/', '/../7/a', '/sda/../a', '/sdb/7/a', '/s%20d/7/a', '/sda/7/a/b/c',
+                 '/sda/7/%FF', '/sda/7/a%00b', '/sda/7/%00a'):
+        for method in ('GET', 'HEAD', 'PUT', 'POST', 'DELETE'):
+            yield method, path, [ts(5)]
+    for method in ('COPY', 'PATCH', 'get', 'SSYNC', 'UPDATE'):
+        yield method, p, [ts(5)]
+    yield 'DELETE', p, [ts(1)]
+    yield 'HEAD', p, []
+    yield 'DELETE', p, []
+    yield 'DELETE', p, [ts(100)]
+    yield 'DELETE', p, [ts(101)]
+    for method in ('GET', 'HEAD', 'POST', 'PUT', 'DELETE'):
+        yield method, p, [ts(102)]
+    yield 'PUT', p + '/c', row(103, stamp(103), '0', '0', '0')
+    yield 'PUT', p + '/c', row(103, stamp(103), '0', '0', '0') + [('X-Account-Override-Deleted', 'yes')]
+    yield 'GET', p, []
+    auto = '/sda/7/.auto'
+    yield 'GET', auto, []
+    yield 'PUT', auto + '/c', row(1, stamp(1), '0', '0', '0')
+    yield 'GET', auto + '?format=json', []
+    yield 'HEAD', auto, []
+
+
+def container_requests(rng):
+    p = quote('/sda/9/a/c é')
+    ts = lambda n, o='': ('X-Timestamp', stamp(n, o))
+    policy = lambda n: ('X-Backend-Storage-Policy-Index', str(n))
+    for method in ('GET', 'HEAD', 'DELETE', 'POST', 'PUT', 'DELETE'):
+        yield method, p, [ts(1)] if method in ('GET', 'HEAD', 'POST', 'DELETE') else []
+    yield 'PUT', p + '/o', [ts(1), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
+    yield 'DELETE', p + '/o', [ts(1)]
+    yield 'PUT', p, [ts(2), policy(9)]
+    yield 'PUT', p, [ts(2), policy('x')]
+    yield 'PUT', p, [ts(2), policy(' 1 '), ('X-Container-Meta-Ü', 'wert ü'), ('X-Container-Sysmeta-S', 's'),
+                     ('X-Container-Read', '.r:*'), ('X-Container-Write', 'me'), ('X-Other', 'o'),
+                     ('X-Versions-Location', 'v')]
+    yield 'PUT', p, [ts(3)]
+    yield 'PUT', p, [ts(3), policy(0)]
+    yield 'PUT', p, [ts(3), policy(1)]
+    yield 'PUT', p, [('X-Timestamp', 'nonsense')]
+    yield 'POST', p, [ts(4), ('X-Container-Meta-Ü', 'neu'), ('X-Container-Meta-Empty', '')]
+    yield 'POST', p, [ts(5), ('X-Container-Meta-New', 'n'), ('X-Backend-No-Timestamp-Update', 'true')]
+    yield 'HEAD', p, []
+    yield 'POST', p, [ts(4), ('X-Container-Meta-Bad', '\udcff')]
+    yield 'POST', p, [ts(4)] + [('X-Container-Meta-%d' % i, 'x') for i in range(91)]
+    yield 'POST', p, [ts(4), ('X-Container-Meta-Long', 'x' * 4090)]
+    for sync in ('http://127.0.0.1/v1/a/c', 'http://nowhere/v1/a/c', '//r/c/a/c', 'ftp://x/', '//r/c', 'x', ''):
+        yield 'POST', p, [ts(6), ('X-Container-Sync-To', sync), ('X-Container-Sync-Key', 'k')]
+        yield 'PUT', p, [ts(6), ('X-Container-Sync-To', sync)]
+    yield 'POST', '/sda/9/a/c/o', [ts(6)]
+    types = ['text/plain', 'text/plain; charset=utf-8', 'text/plain;swift_bytes=77', 'a/b; x = "y;z" ;swift_bytes=3',
+             'application/x-é', 'a/b;swift_bytes=x']
+    for i, name in enumerate(NAMES):
+        yield 'PUT', p + '/' + quote(name), [ts(10 + i), ('X-Size', str(i * 10)), ('X-Content-Type', types[i % len(types)]),
+                                             ('X-Etag', '%032x' % i), policy(1)]
+    yield 'PUT', p + '/other', [ts(10), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e'), policy(0)]
+    yield 'PUT', p + '/old', [ts(10, '_0000000000000002'), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
+    yield 'PUT', p + '/late', [ts(10), ('X-Size', '1'), ('X-Content-Type', 'old'), ('X-Etag', 'e'), policy(1),
+                               ('X-Content-Type-Timestamp', stamp(40)), ('X-Meta-Timestamp', stamp(50))]
+    yield 'PUT', p + '/nohdr', [ts(10), ('X-Size', '1')]
+    yield 'PUT', p + '/badsize', [ts(10), ('X-Size', 'x'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
+    yield 'PUT', p + '/badpolicy', [ts(10), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e'), policy(7)]
+    yield 'DELETE', p + '/ab', [ts(70), policy(1)]
+    yield 'DELETE', p + '/abc', [('X-Timestamp', '1'), policy(1)]
+    yield 'DELETE', p + '/abc', [('X-Timestamp', 'x')]
+    yield 'HEAD', p, []
+    for q in queries(rng, 100):
+        headers = [('X-Backend-Allow-Reserved-Names', 'true')] if rng.random() < .3 else []
+        headers += [policy(0)] if rng.random() < .1 else []
+        headers += [('X-Backend-Record-Type', rng.choice(['auto', 'object']))] if rng.random() < .5 else []
+        yield 'GET', p + '?' + q, headers
+        if rng.random() < .2:
+            yield 'HEAD', p + '?' + q, headers
+    yield 'GET', p, [policy('bad')]
+    for accept in ACCEPTS:
+        yield 'GET', p, [('Accept', accept)]
+        yield 'HEAD', p, [('Accept', accept)]
+    for path in ('/', '/sda', '/sda/7', '/sda/7/', '/sda/7/a', '/sda/7/a/', '/../7/a/c', '/sda/../a/c', '/sdb/7/a/c',
+                 '/s%20d/7/a/c', '/sda/7/%FF/c', '/sda/7/a%00b/c', '/sda/7/a/%00c', '/sda/7/a/%00c/o', '/sda/7/a/c/%00o',
+                 '/sda/7/.a/c/%00o', '/sda/7/a/c%00'):
+        for method in ('GET', 'HEAD', 'PUT', 'POST', 'DELETE'):
+            yield method, path, [ts(5), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
+    for method in ('COPY', 'PATCH', 'get', 'SSYNC'):
+        yield method, p, [ts(5)]
+    update = b'[{"name": "upd", "created_at": "1700000000.00000", "size": 3, "content_type": "t", "etag": "e", "deleted": 0, ' \
+             b'"storage_policy_index": 1}]'
+    yield 'UPDATE', p, [ts(80)], update
+    yield 'GET', p + '?format=json&prefix=u', []
+    yield 'DELETE', p, [ts(90)]
+    d = '/sda/9/a/del'
+    yield 'PUT', d, [ts(1), ('X-Backend-Storage-Policy-Default', '2'), ('X-Container-Meta-A', 'a')]
+    yield 'HEAD', d, []
+    yield 'DELETE', d, [ts(1)]
+    yield 'DELETE', d, [ts(2)]
+    yield 'DELETE', d, [ts(3)]
+    for method in ('GET', 'HEAD', 'POST'):
+        yield method, d, [ts(4)]
+    yield 'PUT', d, [ts(2)]
+    yield 'PUT', d, [ts(5), policy(1)]
+    yield 'HEAD', d, []
+    yield 'PUT', d + '/o', [ts(6), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e'), policy(0)]
+    yield 'DELETE', d, [ts(7)]
+    yield 'HEAD', d, []
+    e = '/sda/9/.auto/c'
+    yield 'PUT', e + '/o', [ts(6, '_0000000000000002'), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e'), policy(2)]
+    yield 'HEAD', e, []
+    yield 'GET', e + '?format=json', []
+    yield 'DELETE', '/sda/9/.auto/d/o', [ts(6)]
+    yield 'PUT', '/sda/9/.shards_a/c/o', [ts(6), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
+    yield 'PUT', '/sda/9/a/asked/o', [ts(6), ('X-Size', '1'), ('X-Content-Type', 't'), ('X-Etag', 'e'),
+                                      ('X-Backend-Auto-Create', 'true')]
+    yield 'GET', '/sda/9/a/asked?format=json', []
+
+
+def account_updates(account_port):
+    """Container requests that tell account servers; what those then list."""
+    ts = lambda n: ('X-Timestamp', stamp(n))
+    hosts = lambda *names: [('X-Account-Host', ','.join('127.0.0.1:%d' % account_port for _ in names)),
+                            ('X-Account-Device', ','.join(names)), ('X-Account-Partition', '3')]
+    row = [('X-Size', '5'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
+    yield 'container', 'PUT', '/sda/9/acc/c1', [ts(1)] + hosts('sda')
+    yield 'account', 'PUT', '/sda/3/acc', [ts(1)]
+    yield 'container', 'PUT', '/sda/9/acc/c1', [ts(2)] + hosts('sda')
+    yield 'container', 'PUT', '/sda/9/acc/c1/o', [ts(3)] + row
+    yield 'container', 'PUT', '/sda/9/acc/c1', [ts(4)] + hosts('sda', 'sdb')
+    yield 'container', 'PUT', '/sda/9/acc/c1', [ts(4)] + hosts('sda')[:1] + [('X-Account-Device', 'a,b')]
+    yield 'container', 'PUT', '/sda/9/acc/c2', [ts(5), ('X-Backend-Storage-Policy-Index', '1')] + hosts('sda')
+    yield 'container', 'PUT', '/sda/9/acc/c3', [ts(5)]
+    yield 'account', 'GET', '/sda/3/acc?format=json', []
+    yield 'container', 'DELETE', '/sda/9/acc/c2', [ts(6)] + hosts('sda')
+    yield 'account', 'GET', '/sda/3/acc?format=json', []
+    yield 'account', 'DELETE', '/sda/3/acc', [ts(9)]
+    yield 'container', 'PUT', '/sda/9/acc/c4', [ts(10)] + hosts('sda')
+    yield 'container', 'PUT', '/sda/9/acc/c4', [ts(11), ('X-Account-Override-Deleted', 'yes')] + hosts('sda')
+    yield 'account', 'HEAD', '/sda/3/acc', []
+
+
+def compare(what, ours, theirs, failures):
+    if ours[0] == theirs[0] and b' 500 ' in ours[0]:
+        return  # the body is a traceback there
+    if ours != theirs:
+        failures.append(what)
+        print(what)
+        for part, a, b in zip(('status', 'headers', 'body'), ours, theirs):
+            if a != b:
+                print('  %s\n    ours   %r\n    theirs %r' % (part, a, b))
+
+
+def main():
+    program = sys.argv[1]
+    root = tempfile.mkdtemp(prefix='db-servers-')
+    with open(os.path.join(root, 'swift.conf'), 'w') as f:
+        f.write('[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n'
+                '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver-Two\n')
+    ours = Side(root, 'ours', lambda kind, conf: [program, kind + '-server', conf])
+    theirs = Side(root, 'theirs', lambda kind, conf: [
+        sys.executable, '-c', LAUNCH, os.path.join(root, 'swift.conf'), kind, conf])
+    failures, count = [], 0
+    try:
+        for attempt in ('own devices', 'swapped devices'):
+            ours.start()
+            theirs.start()
+            for kind, requests in (('account', account_requests), ('container', container_requests)):
+                for request in requests(random.Random(0)):
+                    if attempt == 'swapped devices' and request[0] not in ('GET', 'HEAD'):
+                        continue
+                    answers = [side.servers[kind].ask(*request) for side in (ours, theirs)]
+                    compare((attempt, kind) + request, *answers, failures)
+                    count += 1
+            if attempt == 'own devices':
+                # Each side's container server tells the other side's account server.
+                for ours_step, theirs_step in zip(account_updates(theirs.servers['account'].port),
+                                                  account_updates(ours.servers['account'].port)):
+                    side = {'container': (ours, theirs), 'account': (theirs, ours)}[ours_step[0]]
+                    answers = [side[0].servers[ours_step[0]].ask(*ours_step[1:]),
+                               side[1].servers[theirs_step[0]].ask(*theirs_step[1:])]
+                    compare(('account update',) + ours_step, *answers, failures)
+                    count += 1
+            ours.stop()
+            theirs.stop()
+            ours.devices, theirs.devices = theirs.devices, ours.devices
+    finally:
+        ours.stop()
+        theirs.stop()
+        if not failures:
+            shutil.rmtree(root)
+    print('%d of %d answers differ' % (len(failures), count))
+    sys.exit(1 if failures else 0)
+
+
+main()
