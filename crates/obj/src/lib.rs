@@ -1,4 +1,20 @@
 //! The object tier: DiskFile, object server, SSYNC and the object daemons.
 
+mod delete;
 pub mod diskfile;
+mod get;
+mod multipart;
+mod post;
+mod put;
+pub mod server;
 pub mod ssync;
+mod update;
+
+use service::pipeline::Registry;
+
+pub use update::ExpirerConfig;
+
+/// Tells a registry what this crate has for pipelines.
+pub fn register(registry: &mut Registry) {
+    registry.app("egg:swift#object", server::app);
+}

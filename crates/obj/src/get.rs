@@ -1,0 +1,284 @@
+//! GET and HEAD.
+//!
+//! A small object is opened, read and checked in one job of its device's pool, and sent from memory. A larger one is read
+//! in batches, one job each, while it is sent; its last bytes go out only when the MD5 of all has been checked.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::headers::*;
+use common::wsgi::from_stored;
+use common::{Timestamp, headers};
+use parking_lot::Mutex;
+use service::disk_pool::DiskPools;
+use service::http::conditional::{ConditionalOptions, Conditions, RangeSource, resolve_etag_is_at};
+use service::http::{Body, BodyError, BodyStream, BoxFuture, Headers, Method, Request, Response};
+
+use crate::diskfile::{DiskFileError, Metadata, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT};
+use crate::server::{ObjectServer, Target, Wants};
+
+/// What one job reads of a large object.
+const READ_BATCH: u64 = 256 * 1024;
+/// A piece of a body.
+const PIECE: usize = 64 * 1024;
+
+/// What the head of a response tells about an object.
+struct Info {
+    metadata: Metadata,
+    timestamp: Timestamp,
+    data_timestamp: Timestamp,
+    durable_timestamp: Option<Timestamp>,
+    content_length: u64,
+}
+
+impl Info {
+    fn of(opened: &OpenDiskFile) -> Self {
+        Info {
+            metadata: opened.metadata().clone(),
+            timestamp: opened.timestamp(),
+            data_timestamp: opened.data_timestamp(),
+            durable_timestamp: opened.durable_timestamp(),
+            content_length: opened.content_length(),
+        }
+    }
+}
+
+enum Content {
+    /// A HEAD.
+    None,
+    Small(Bytes),
+    Large(Box<OpenDiskFile>),
+}
+
+impl ObjectServer {
+    /// GET and HEAD.
+    pub(crate) async fn get(self: &Arc<Self>, mut req: Request) -> Result<Response, Response> {
+        let target = self.target(&req)?;
+        let now = self.ensure_timestamp(&req.headers)?;
+        let (wants, head, method) = (Wants::expired(&req.headers), req.is_head(), req.method.clone());
+        let device = target.device.clone();
+        let logger = target.logger.clone();
+        let opened = self.ctx.disk_pools.run(&device, move || open(&target, wants, now, head)).await;
+        let (info, content) = match opened {
+            Ok(opened) => opened,
+            Err(e) => return Ok(self.not_opened(e, &device, &method, &logger, &req)),
+        };
+        if has_ignored_range(&req.headers, &info.metadata) {
+            req.headers.remove(RANGE);
+        }
+        let mut response = self.head_of(&info);
+        let etag = resolve_etag_is_at(&req.headers, |name| info.metadata.get_str(headers::title_case(name)));
+        let mut options = ConditionalOptions { etag: etag.map(str::to_owned), ..Default::default() };
+        match content {
+            Content::None => response.headers.insert(CONTENT_LENGTH, info.content_length),
+            Content::Small(data) => response.body = data.into(),
+            Content::Large(opened) => {
+                let file = self.open_body(*opened, &req.headers, &info.metadata, device);
+                response.body = file.stream(0, info.content_length);
+                options.source = Some(Box::new(file));
+            }
+        }
+        response.apply_conditions(&Conditions::of(&req), options);
+        Ok(response)
+    }
+
+    fn not_opened(
+        &self,
+        e: DiskFileError,
+        device: &str,
+        method: &Method,
+        logger: &service::logs::Logger,
+        req: &Request,
+    ) -> Response {
+        let mut response = self.disk_error(e, device, method, logger);
+        if response.status.0 == 404 {
+            // If-Match: * of what isn't there is 412.
+            response.apply_conditions(&Conditions::of(req), ConditionalOptions::default());
+        }
+        response
+    }
+
+    /// The time of a request that need not have one.
+    fn ensure_timestamp(&self, headers: &Headers) -> Result<Timestamp, Response> {
+        let Some(value) = headers.get(X_TIMESTAMP) else { return Ok(self.ctx.clock.now()) };
+        let value = String::from_utf8_lossy(value);
+        Timestamp::parse(&value).map_err(|_| {
+            let text = format!("X-Timestamp should be a UNIX timestamp float value; was '{value}'");
+            Response::text(400, text)
+        })
+    }
+
+    /// The headers that an object's metadata becomes.
+    fn head_of(&self, info: &Info) -> Response {
+        let mut response = Response::new(200);
+        let out = &mut response.headers;
+        let content_type = info.metadata.get(CONTENT_TYPE).unwrap_or(b"application/octet-stream");
+        out.insert(CONTENT_TYPE, &*from_stored(content_type));
+        for (name, value) in info.metadata.iter() {
+            if self.is_shown(name) {
+                out.insert(from_stored(name), &*from_stored(value));
+            }
+        }
+        out.insert(ETAG, [b"\"", info.metadata.get(ETAG).unwrap_or_default(), b"\""].concat());
+        out.insert(LAST_MODIFIED, info.timestamp.http_date());
+        if let Some(encoding) = info.metadata.get(CONTENT_ENCODING) {
+            out.insert(CONTENT_ENCODING, &*from_stored(encoding));
+        }
+        out.insert(X_TIMESTAMP, info.timestamp.normal());
+        out.insert(X_BACKEND_TIMESTAMP, info.timestamp.internal());
+        out.insert(X_BACKEND_DATA_TIMESTAMP, info.data_timestamp.internal());
+        if let Some(durable) = info.durable_timestamp {
+            out.insert(X_BACKEND_DURABLE_TIMESTAMP, durable.internal());
+        }
+        response
+    }
+
+    fn is_shown(&self, name: &[u8]) -> bool {
+        let Ok(text) = std::str::from_utf8(name) else { return false };
+        is_sys_or_user_meta(ServerType::Object, text)
+            || is_object_transient_sysmeta(text)
+            || self.is_allowed_header(name)
+    }
+
+    fn open_body(
+        &self,
+        opened: OpenDiskFile,
+        headers: &Headers,
+        metadata: &Metadata,
+        device: String,
+    ) -> DiskBody {
+        let is_private = headers.contains(X_AUTH_TOKEN) || headers.contains(X_STORAGE_TOKEN);
+        let is_manifest = metadata.get_str(X_STATIC_LARGE_OBJECT).is_some_and(is_true_value);
+        let options = &self.options;
+        let keep_cache =
+            options.keep_cache_private || !is_private || (options.keep_cache_slo_manifest && is_manifest);
+        let frac = options.etag_validate_frac;
+        let verify_etag = frac >= 1.0 || self.ctx.rng.next_f64() < frac;
+        let reader = opened.reader(ReaderOptions { keep_cache, verify_etag });
+        DiskBody { reader: Arc::new(Mutex::new(Some(reader))), pools: self.ctx.disk_pools.clone(), device }
+    }
+}
+
+/// The job that opens an object, and reads it if it is small.
+fn open(target: &Target, wants: Wants, now: Timestamp, head: bool) -> Result<(Info, Content), DiskFileError> {
+    let opened = target.diskfile(&wants)?.open(Some(now))?;
+    let info = Info::of(&opened);
+    if head {
+        return Ok((info, Content::None));
+    }
+    if opened.content_length() > SMALL_OBJECT {
+        return Ok((info, Content::Large(Box::new(opened))));
+    }
+    let read = opened.read_small()?;
+    match read.quarantined {
+        None => Ok((info, Content::Small(read.data.into()))),
+        Some(reason) => Err(DiskFileError::Quarantined(reason)),
+    }
+}
+
+/// Whether the metadata has one of the names for which a range is ignored.
+fn has_ignored_range(headers: &Headers, metadata: &Metadata) -> bool {
+    let names = headers.get_str(X_BACKEND_IGNORE_RANGE_IF_METADATA_PRESENT).unwrap_or_default();
+    names
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .any(|name| metadata.iter().any(|(other, _)| other.eq_ignore_ascii_case(name.as_bytes())))
+}
+
+/// A large object that is being read. The reader travels to the device's threads and back.
+struct DiskBody {
+    reader: Arc<Mutex<Option<Reader>>>,
+    pools: DiskPools,
+    device: String,
+}
+
+impl DiskBody {
+    fn stream(&self, offset: u64, end: u64) -> Body {
+        let stream = DiskStream {
+            reader: self.reader.clone(),
+            pools: self.pools.clone(),
+            device: self.device.clone(),
+            offset,
+            end,
+            pieces: VecDeque::new(),
+        };
+        Body::stream(stream).with_length(end - offset)
+    }
+}
+
+impl RangeSource for DiskBody {
+    fn range(&mut self, start: u64, end: u64) -> Body {
+        self.stream(start, end)
+    }
+}
+
+struct DiskStream {
+    reader: Arc<Mutex<Option<Reader>>>,
+    pools: DiskPools,
+    device: String,
+    offset: u64,
+    end: u64,
+    pieces: VecDeque<Bytes>,
+}
+
+impl DiskStream {
+    async fn next_batch(&mut self) -> Result<(), BodyError> {
+        // Only one body of an object is read at a time: its ranges come one after the other.
+        let taken = self.reader.lock().take();
+        let mut reader = taken.ok_or_else(|| BodyError::Other("the object is not open".to_owned()))?;
+        let (offset, end) = (self.offset, self.end);
+        let whole = end == reader.content_length();
+        let job = move || {
+            let batch = read_batch(&mut reader, offset, end)?;
+            if whole && offset + batch.len() as u64 >= end {
+                // Nobody gets the last bytes of an object that isn't what its ETag says.
+                if let Some(reason) = reader.close() {
+                    return Err(DiskFileError::Quarantined(reason));
+                }
+                return Ok((batch, None));
+            }
+            Ok((batch, Some(reader)))
+        };
+        let read = self.pools.run(&self.device, job).await;
+        let (mut batch, reader) = read.map_err(|e| BodyError::Other(e.to_string()))?;
+        *self.reader.lock() = reader;
+        if batch.is_empty() {
+            return Err(BodyError::Other("the object is shorter than its metadata says".to_owned()));
+        }
+        self.offset += batch.len() as u64;
+        while batch.len() > PIECE {
+            self.pieces.push_back(batch.split_to(PIECE));
+        }
+        self.pieces.push_back(batch);
+        Ok(())
+    }
+}
+
+fn read_batch(reader: &mut Reader, offset: u64, end: u64) -> Result<Bytes, DiskFileError> {
+    let mut batch = vec![0; (end - offset).min(READ_BATCH) as usize];
+    let mut length = 0;
+    while length < batch.len() {
+        match reader.read_at(offset + length as u64, &mut batch[length..])? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    batch.truncate(length);
+    Ok(batch.into())
+}
+
+impl BodyStream for DiskStream {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
+        Box::pin(async move {
+            if self.pieces.is_empty()
+                && self.offset < self.end
+                && let Err(e) = self.next_batch().await
+            {
+                return Some(Err(e));
+            }
+            self.pieces.pop_front().map(Ok)
+        })
+    }
+}

@@ -1,0 +1,447 @@
+//! PUT.
+//!
+//! 1. Checks against the object that is there, before the body is asked for: 409 if it is as new, 412, 507.
+//! 2. The body goes to a file without a name, in batches: while one is written the next is received.
+//! 3. Footers, if the client sends metadata after the body (a MIME document), and the ETag: 422 if it isn't the
+//!    body's.
+//! 4. The file is made durable and gets its name. A client that wants two phases is then asked, by a second 100
+//!    Continue, to commit; under replication that is only an answer, the object is there already.
+//! 5. The container and the expirer's queue are told.
+//!
+//! A small body that nobody waits to be asked for is received first, and everything else is one job.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::constraints::message_length;
+use common::digest::{hex, md5};
+use common::headers::*;
+use common::wsgi::to_stored;
+use common::{Timestamp, headers};
+use futures_util::future::join;
+use service::http::conditional::Match;
+use service::http::{Body, BodyError, Headers, Method, Request, Response};
+
+use crate::diskfile::{DiskFile, DiskFileError, Metadata, SMALL_OBJECT, Writer};
+use crate::multipart::{Footers, MultiStage};
+use crate::server::{ObjectServer, Target, Wants, valid_timestamp};
+use crate::update::{Origin, apply_overrides};
+
+/// What is received before it is handed to the disk.
+const WRITE_BATCH: usize = 256 * 1024;
+
+/// A PUT that has passed its first checks.
+struct Put {
+    target: Arc<Target>,
+    timestamp: Timestamp,
+    wants: Wants,
+    if_none_match: Option<Match>,
+    /// What the client says about the body's length.
+    size: Option<u64>,
+}
+
+/// The object that was there before.
+#[derive(Default)]
+struct Original {
+    delete_at: u64,
+}
+
+/// Where the object's data comes from.
+enum Input<'a> {
+    Plain(&'a mut Body),
+    Staged(&'a mut MultiStage),
+}
+
+impl Input<'_> {
+    async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        match self {
+            Input::Plain(body) => body.next().await,
+            Input::Staged(stages) => stages.next_piece().await,
+        }
+    }
+}
+
+/// Why a job of a PUT went no further.
+enum Refusal {
+    Disk(DiskFileError),
+    Conflict(Timestamp),
+    Precondition,
+    BadEtag,
+    Disconnected,
+}
+
+impl From<DiskFileError> for Refusal {
+    fn from(e: DiskFileError) -> Self {
+        Refusal::Disk(e)
+    }
+}
+
+impl ObjectServer {
+    pub(crate) async fn put(self: &Arc<Self>, mut req: Request) -> Result<Response, Response> {
+        let target = Arc::new(self.target(&req)?);
+        let timestamp = valid_timestamp(&req.headers)?;
+        let constraints = &self.ctx.swift_conf.constraints;
+        let delete_at = constraints.check_object_creation(req.headers.iter(), &target.obj).map_err(refuse)?;
+        if let Some(delete_at) = delete_at {
+            req.headers.remove(X_DELETE_AFTER);
+            req.headers.insert(X_DELETE_AT, delete_at);
+        }
+        let put = Put {
+            target,
+            timestamp,
+            wants: Wants::default().next_part_power(&req.headers),
+            if_none_match: req.headers.get(IF_NONE_MATCH).map(Match::parse),
+            size: body_size(&req.headers)?,
+        };
+        let origin = Origin::of(&req, timestamp);
+        let is_small =
+            put.size.is_some_and(|size| size <= SMALL_OBJECT) && req.body.content_length().is_some();
+        let (original, metadata, footers) = if MultiStage::is_wanted(&req.headers) {
+            self.put_multi_stage(&put, req).await?
+        } else if is_small {
+            let (original, metadata) = self.put_small(&put, req).await?;
+            (original, metadata, Footers::default())
+        } else {
+            let (original, metadata) = self.put_large(&put, req).await?;
+            (original, metadata, Footers::default())
+        };
+        self.tell_containers(&put.target, &origin, &original, &metadata, &footers).await;
+        let etag = metadata.get(ETAG).unwrap_or_default();
+        Ok(Response::error(201).with_header(ETAG, [b"\"", etag, b"\""].concat()))
+    }
+
+    /// One job, or two if the client waits for 100 Continue: then the checks come before the body.
+    async fn put_small(&self, put: &Put, mut req: Request) -> Result<(Original, Metadata), Response> {
+        let waits = req.headers.get_str(EXPECT).is_some_and(|e| e.eq_ignore_ascii_case("100-continue"));
+        let checked = match waits {
+            true => Some(self.check(put).await?),
+            false => None,
+        };
+        let data = match req.body.collect(SMALL_OBJECT as usize).await {
+            Ok(data) => data,
+            Err(e) => return Err(body_error(&e)),
+        };
+        if put.size != Some(data.len() as u64) {
+            return Err(Response::error(499));
+        }
+        let wanted_etag = request_etag(&req.headers);
+        let metadata = self.request_metadata(&req.headers, put.timestamp, data.len() as u64);
+        let (target, wants, timestamp) = (put.target.clone(), put.wants, put.timestamp);
+        let if_none_match = put.if_none_match.clone();
+        let job = move || {
+            let diskfile = target.diskfile(&wants)?;
+            let original = match checked {
+                Some(original) => original,
+                None => check(&diskfile, timestamp, if_none_match.as_ref())?,
+            };
+            let metadata = with_etag(metadata, hex(&md5(&data)), &wanted_etag)?;
+            diskfile.put_small(&data, metadata.clone())?;
+            Ok((original, metadata))
+        };
+        self.run(put, job).await
+    }
+
+    async fn put_large(&self, put: &Put, mut req: Request) -> Result<(Original, Metadata), Response> {
+        let (original, writer) = self.open_writer(put).await?;
+        let started = Instant::now();
+        let mut writer = writer;
+        let received = self.receive(put, &mut writer, Input::Plain(&mut req.body)).await;
+        if let Err(refusal) = received {
+            self.discard(put, writer).await;
+            return Err(refusal);
+        }
+        let Some(writer) = writer else { return Err(Response::error(500)) };
+        let uploaded = writer.upload_size();
+        let timing = format!("PUT.{}.timing", put.target.device);
+        self.ctx.statsd.transfer_rate(&timing, started.elapsed(), uploaded, None);
+        let wanted_etag = request_etag(&req.headers);
+        let metadata = self.request_metadata(&req.headers, put.timestamp, uploaded);
+        let size = put.size;
+        let job = move || {
+            if size.is_some_and(|size| size != uploaded) {
+                return Err(Refusal::Disconnected);
+            }
+            let metadata = with_etag(metadata, writer.etag(), &wanted_etag)?;
+            writer.put(metadata.clone())?;
+            Ok((original, metadata))
+        };
+        self.run(put, job).await
+    }
+
+    async fn put_multi_stage(
+        &self,
+        put: &Put,
+        mut req: Request,
+    ) -> Result<(Original, Metadata, Footers), Response> {
+        let (original, writer) = self.open_writer(put).await?;
+        let mut stages = MultiStage::begin(&mut req).await?;
+        let mut writer = writer;
+        let received = self.receive(put, &mut writer, Input::Staged(&mut stages)).await;
+        let footers = match received {
+            Ok(()) => stages.footers().await,
+            Err(refusal) => Err(refusal),
+        };
+        let (footers, writer) = match (footers, writer) {
+            (Ok(footers), Some(writer)) => (footers, writer),
+            (Ok(_), None) => return Err(Response::error(500)),
+            (Err(refusal), writer) => {
+                self.discard(put, writer).await;
+                return Err(refusal);
+            }
+        };
+        let uploaded = writer.upload_size();
+        let wanted_etag =
+            footers.etag().map_or_else(|| request_etag(&req.headers), |etag| unquote_etag(&etag));
+        let mut metadata = self.request_metadata(&req.headers, put.timestamp, uploaded);
+        metadata.insert(ETAG, writer.etag());
+        let chosen = footers.iter().filter(|(name, _)| is_object_meta(name));
+        for (name, value) in chosen {
+            metadata.insert(to_stored(&headers::title_case_bytes(name)), to_stored(value));
+        }
+        let size = put.size;
+        let job = move || {
+            if size.is_some_and(|size| size != uploaded) {
+                return Err(Refusal::Disconnected);
+            }
+            let metadata = with_etag(metadata, writer.etag(), &wanted_etag)?;
+            writer.put(metadata.clone())?;
+            Ok((original, metadata))
+        };
+        let (original, metadata) = self.run(put, job).await?;
+        stages.commit().await?;
+        stages.drain().await?;
+        Ok((original, metadata, footers))
+    }
+
+    async fn check(&self, put: &Put) -> Result<Original, Response> {
+        let (target, wants, timestamp) = (put.target.clone(), put.wants, put.timestamp);
+        let if_none_match = put.if_none_match.clone();
+        self.run(put, move || check(&target.diskfile(&wants)?, timestamp, if_none_match.as_ref())).await
+    }
+
+    async fn open_writer(&self, put: &Put) -> Result<(Original, Option<Writer>), Response> {
+        let (target, wants, timestamp, size) = (put.target.clone(), put.wants, put.timestamp, put.size);
+        let if_none_match = put.if_none_match.clone();
+        let job = move || {
+            let diskfile = target.diskfile(&wants)?;
+            let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
+            Ok((original, Some(diskfile.writer(size)?)))
+        };
+        self.run(put, job).await
+    }
+
+    /// Receives the body and writes it. The writer is gone if writing failed.
+    async fn receive(
+        &self,
+        put: &Put,
+        writer: &mut Option<Writer>,
+        mut input: Input<'_>,
+    ) -> Result<(), Response> {
+        let deadline = Instant::now() + self.options.max_upload_time.min(Duration::from_secs(1 << 32));
+        let mut batch: Vec<Bytes> = Vec::new();
+        loop {
+            let write = self.write(put, std::mem::take(&mut batch), writer.take());
+            let (wrote, received) = join(write, receive_batch(&mut input)).await;
+            *writer = wrote?;
+            match received {
+                Ok(received) if received.is_empty() => return Ok(()),
+                Ok(received) => batch = received,
+                Err(e) => return Err(body_error(&e)),
+            }
+            if Instant::now() > deadline {
+                self.ctx.statsd.increment("PUT.timeouts");
+                return Err(Response::error(408));
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        put: &Put,
+        batch: Vec<Bytes>,
+        writer: Option<Writer>,
+    ) -> Result<Option<Writer>, Response> {
+        let Some(mut writer) = writer else { return Ok(None) };
+        if batch.is_empty() {
+            return Ok(Some(writer));
+        }
+        let job = move || {
+            batch.iter().try_for_each(|piece| writer.write(piece))?;
+            Ok(Some(writer))
+        };
+        self.run(put, job).await
+    }
+
+    /// Closes what was written of an upload that failed, where closing may take its time.
+    async fn discard(&self, put: &Put, writer: Option<Writer>) {
+        if let Some(writer) = writer {
+            self.ctx.disk_pools.run(&put.target.device, move || drop(writer)).await;
+        }
+    }
+
+    async fn run<T, F>(&self, put: &Put, job: F) -> Result<T, Response>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, Refusal> + Send + 'static,
+    {
+        let target = &put.target;
+        self.ctx.disk_pools.run(&target.device, job).await.map_err(|refusal| match refusal {
+            Refusal::Disk(e) => self.disk_error(e, &target.device, &Method::Put, &target.logger),
+            Refusal::Conflict(timestamp) => {
+                Response::error(409).with_header(X_BACKEND_TIMESTAMP, timestamp.internal())
+            }
+            Refusal::Precondition => Response::error(412),
+            Refusal::BadEtag => Response::error(422),
+            Refusal::Disconnected => Response::error(499),
+        })
+    }
+
+    /// The metadata that a request's headers make; the ETag comes when the body is known.
+    fn request_metadata(&self, headers: &Headers, timestamp: Timestamp, length: u64) -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.insert(X_TIMESTAMP, timestamp.internal());
+        metadata.insert(CONTENT_TYPE, to_stored(headers.get(CONTENT_TYPE).unwrap_or_default()));
+        metadata.insert(CONTENT_LENGTH, length.to_string());
+        metadata.insert(ETAG, "");
+        for (name, value) in headers.iter().filter(|(name, _)| is_object_meta(name)) {
+            metadata.insert(to_stored(&headers::title_case_bytes(name)), to_stored(value));
+        }
+        self.copy_allowed_headers(headers, &mut metadata);
+        metadata
+    }
+
+    /// Copies the headers that are metadata without a prefix: those allowed, and those that replication names.
+    pub(crate) fn copy_allowed_headers(&self, headers: &Headers, metadata: &mut Metadata) {
+        let replicated = headers.get_str(X_BACKEND_REPLICATION_HEADERS).unwrap_or_default();
+        for (name, value) in headers.iter() {
+            let named =
+                || replicated.split_whitespace().any(|other| name.eq_ignore_ascii_case(other.as_bytes()));
+            if self.is_allowed_header(name) || named() {
+                metadata.insert(to_stored(&headers::title_case_bytes(name)), to_stored(value));
+            }
+        }
+    }
+
+    async fn tell_containers(
+        self: &Arc<Self>,
+        target: &Arc<Target>,
+        origin: &Origin,
+        original: &Original,
+        metadata: &Metadata,
+        footers: &Footers,
+    ) {
+        let delete_at = delete_at_of(&origin.headers);
+        self.delete_at_updates(target, origin, Some(metadata), original.delete_at, delete_at).await;
+        let mut update = Headers::new();
+        update.insert("X-Size", metadata.get(CONTENT_LENGTH).unwrap_or_default());
+        update.insert("X-Content-Type", origin.headers.get(CONTENT_TYPE).unwrap_or_default());
+        update.insert(X_TIMESTAMP, origin.timestamp.internal());
+        update.insert("X-Etag", metadata.get(ETAG).unwrap_or_default());
+        apply_overrides(&mut update, origin.headers.iter(), footers.iter());
+        self.container_update(Method::Put, target, origin, update).await;
+    }
+}
+
+/// The job that looks at what is there.
+fn check(
+    diskfile: &DiskFile,
+    timestamp: Timestamp,
+    if_none_match: Option<&Match>,
+) -> Result<Original, Refusal> {
+    let (original, there) = match diskfile.open(Some(timestamp)) {
+        Ok(opened) => {
+            let etag = opened.etag();
+            if if_none_match.is_some_and(|tags| tags.matches(etag)) {
+                return Err(Refusal::Precondition);
+            }
+            let delete_at = stored_delete_at(opened.metadata());
+            (Original { delete_at }, opened.data_timestamp())
+        }
+        Err(DiskFileError::Deleted { timestamp, .. } | DiskFileError::Expired { timestamp, .. }) => {
+            (Original::default(), timestamp)
+        }
+        Err(DiskFileError::NotExist | DiskFileError::Quarantined(_) | DiskFileError::StateChanged) => {
+            (Original::default(), Timestamp::ZERO)
+        }
+        Err(e) => return Err(e.into()),
+    };
+    if there >= timestamp { Err(Refusal::Conflict(there)) } else { Ok(original) }
+}
+
+/// Receives until a batch is full; empty at the end of the body.
+async fn receive_batch(input: &mut Input<'_>) -> Result<Vec<Bytes>, BodyError> {
+    let (mut batch, mut length) = (Vec::new(), 0);
+    while length < WRITE_BATCH {
+        match input.next().await {
+            Some(piece) => {
+                let piece = piece?;
+                length += piece.len();
+                batch.push(piece);
+            }
+            None => break,
+        }
+    }
+    Ok(batch)
+}
+
+fn with_etag(mut metadata: Metadata, etag: String, wanted: &[u8]) -> Result<Metadata, Refusal> {
+    if !wanted.is_empty() && wanted != etag.as_bytes() {
+        return Err(Refusal::BadEtag);
+    }
+    metadata.insert(ETAG, etag);
+    Ok(metadata)
+}
+
+fn is_object_meta(name: &[u8]) -> bool {
+    std::str::from_utf8(name)
+        .is_ok_and(|name| is_sys_or_user_meta(ServerType::Object, name) || is_object_transient_sysmeta(name))
+}
+
+/// The length of the body as the headers tell it, or as a proxy that sends it in pieces does.
+fn body_size(headers: &Headers) -> Result<Option<u64>, Response> {
+    let length =
+        message_length(headers.get(TRANSFER_ENCODING), headers.get(CONTENT_LENGTH)).map_err(refuse)?;
+    if let Some(length) = length {
+        return Ok(Some(length.max(0) as u64));
+    }
+    let Some(told) = headers.get_str(X_BACKEND_OBJ_CONTENT_LENGTH) else { return Ok(None) };
+    common::config::parse_int(told)
+        .map(Some)
+        .ok_or_else(|| Response::text(400, format!("invalid literal for int() with base 10: '{told}'")))
+}
+
+/// The ETag that the client expects, without quotes; empty if it expects none.
+fn request_etag(headers: &Headers) -> Vec<u8> {
+    unquote_etag(headers.get(ETAG).unwrap_or_default())
+}
+
+fn unquote_etag(etag: &[u8]) -> Vec<u8> {
+    match etag {
+        [b'"', inner @ .., b'"'] => inner.to_vec(),
+        _ => etag.to_vec(),
+    }
+}
+
+/// X-Delete-At of a request that has been checked; 0 for none.
+pub(crate) fn delete_at_of(headers: &Headers) -> u64 {
+    headers.get_str(X_DELETE_AT).and_then(common::config::parse_int).unwrap_or(0)
+}
+
+/// X-Delete-At of an object; 0 for none.
+pub(crate) fn stored_delete_at(metadata: &Metadata) -> u64 {
+    metadata.get_str(X_DELETE_AT).and_then(common::config::parse_float).map_or(0, |at| at.max(0.0) as u64)
+}
+
+pub(crate) fn refuse((status, text): (u16, String)) -> Response {
+    Response::text(status, text)
+}
+
+/// The answer when a body ends before its end.
+pub(crate) fn body_error(e: &BodyError) -> Response {
+    match e {
+        BodyError::Timeout => Response::error(408),
+        BodyError::Malformed(text) => Response::text(400, text.to_string()),
+        _ => Response::error(499),
+    }
+}
