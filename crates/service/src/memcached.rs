@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use common::clock::Clock;
 use common::config::{Conf, ConfigError, Section};
 use common::digest;
@@ -27,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::http::BoxFuture;
 use crate::logs::Logger;
 use crate::statsd::Statsd;
 
@@ -354,10 +356,10 @@ impl MemcacheRing {
     }
 
     /// Runs `exchange` with the servers of `server_key` in turn until one succeeds.
-    async fn with_server<T>(
+    async fn with_server<T: Send>(
         &self,
         command: Command<'_>,
-        exchange: impl AsyncFn(&mut Connection) -> Result<T, AttemptError>,
+        exchange: impl for<'a> Fn(&'a mut Connection) -> BoxFuture<'a, Result<T, AttemptError>> + Send + Sync,
     ) -> Result<T, CacheError> {
         let start = Instant::now();
         let result = self.attempt_all(&command, exchange).await;
@@ -366,10 +368,10 @@ impl MemcacheRing {
         result
     }
 
-    async fn attempt_all<T>(
+    async fn attempt_all<T: Send>(
         &self,
         command: &Command<'_>,
-        exchange: impl AsyncFn(&mut Connection) -> Result<T, AttemptError>,
+        exchange: impl for<'a> Fn(&'a mut Connection) -> BoxFuture<'a, Result<T, AttemptError>> + Send + Sync,
     ) -> Result<T, CacheError> {
         let mut any_connected = false;
         for server in self.servers_of(&hash_key(command.key)) {
@@ -464,9 +466,12 @@ impl MemcacheRing {
     async fn get(&self, key: &str) -> Result<Option<Value>, CacheError> {
         let hashed = hash_key(key);
         let values = self
-            .with_server(Command { method: "get", key, sample_rate: RATE_MEDIUM }, async |connection| {
-                write(connection, format!("get {hashed}\r\n").as_bytes()).await?;
-                read_values(connection).await
+            .with_server(Command { method: "get", key, sample_rate: RATE_MEDIUM }, |connection| {
+                let message = format!("get {hashed}\r\n");
+                Box::pin(async move {
+                    write(connection, message.as_bytes()).await?;
+                    read_values(connection).await
+                })
             })
             .await?;
         Ok(values.into_iter().find(|(key, _)| *key == hashed).and_then(|(_, value)| value))
@@ -476,9 +481,12 @@ impl MemcacheRing {
         let hashed: Vec<String> = keys.iter().map(|key| hash_key(key)).collect();
         let command = Command { method: "get_multi", key: server_key, sample_rate: RATE_HIGH };
         let values = self
-            .with_server(command, async |connection| {
-                write(connection, format!("get {}\r\n", hashed.join(" ")).as_bytes()).await?;
-                read_values(connection).await
+            .with_server(command, |connection| {
+                let message = format!("get {}\r\n", hashed.join(" "));
+                Box::pin(async move {
+                    write(connection, message.as_bytes()).await?;
+                    read_values(connection).await
+                })
             })
             .await
             .unwrap_or_default();
@@ -495,12 +503,16 @@ impl MemcacheRing {
             ));
         }
         let message = set_message(&hash_key(key), flags, self.expiry(ttl), value);
-        self.with_server(Command { method: "set", key, sample_rate: RATE_HIGH }, async |connection| {
-            write(connection, &message).await?;
-            match read_line(connection).await?.as_str() {
-                "STORED" => Ok(()),
-                other => Err(AttemptError::Protocol(format!("failed set: {other}"))),
-            }
+        let message = Bytes::from(message);
+        self.with_server(Command { method: "set", key, sample_rate: RATE_HIGH }, |connection| {
+            let message = message.clone();
+            Box::pin(async move {
+                write(connection, &message).await?;
+                match read_line(connection).await?.as_str() {
+                    "STORED" => Ok(()),
+                    other => Err(AttemptError::Protocol(format!("failed set: {other}"))),
+                }
+            })
         })
         .await
     }
@@ -513,13 +525,17 @@ impl MemcacheRing {
         }
         let command = Command { method: "set_multi", key: server_key, sample_rate: RATE_HIGH };
         // Errors are logged where they happen.
+        let (message, count) = (Bytes::from(message), items.len());
         let _ = self
-            .with_server(command, async |connection| {
-                write(connection, &message).await?;
-                for _ in items {
-                    read_line(connection).await?;
-                }
-                Ok(())
+            .with_server(command, |connection| {
+                let message = message.clone();
+                Box::pin(async move {
+                    write(connection, &message).await?;
+                    for _ in 0..count {
+                        read_line(connection).await?;
+                    }
+                    Ok(())
+                })
             })
             .await;
     }
@@ -530,17 +546,20 @@ impl MemcacheRing {
         let step = format!("{method} {hashed} {}\r\n", delta.unsigned_abs());
         let first = if delta >= 0 { delta.to_string() } else { "0".to_owned() };
         let add = format!("add {hashed} 0 {} {}\r\n{first}\r\n", self.expiry(ttl), first.len());
-        self.with_server(Command { method, key, sample_rate: RATE_LOW }, async |connection| {
-            write(connection, step.as_bytes()).await?;
-            if let Some(sum) = read_sum(connection).await? {
-                return Ok(sum);
-            }
-            write(connection, add.as_bytes()).await?;
-            if !read_line(connection).await?.eq_ignore_ascii_case("NOT_STORED") {
-                return Ok(u64::try_from(delta).unwrap_or(0));
-            }
-            write(connection, step.as_bytes()).await?;
-            read_sum(connection).await?.ok_or(AttemptError::Expired)
+        self.with_server(Command { method, key, sample_rate: RATE_LOW }, |connection| {
+            let (step, add) = (step.clone(), add.clone());
+            Box::pin(async move {
+                write(connection, step.as_bytes()).await?;
+                if let Some(sum) = read_sum(connection).await? {
+                    return Ok(sum);
+                }
+                write(connection, add.as_bytes()).await?;
+                if !read_line(connection).await?.eq_ignore_ascii_case("NOT_STORED") {
+                    return Ok(u64::try_from(delta).unwrap_or(0));
+                }
+                write(connection, step.as_bytes()).await?;
+                read_sum(connection).await?.ok_or(AttemptError::Expired)
+            })
         })
         .await
     }
@@ -550,9 +569,12 @@ impl MemcacheRing {
         let command = Command { method: "delete", key: server_key, sample_rate: RATE_HIGH };
         // Errors are logged where they happen.
         let _ = self
-            .with_server(command, async |connection| {
-                write(connection, message.as_bytes()).await?;
-                read_line(connection).await
+            .with_server(command, |connection| {
+                let message = message.clone();
+                Box::pin(async move {
+                    write(connection, message.as_bytes()).await?;
+                    read_line(connection).await
+                })
             })
             .await;
     }
@@ -780,6 +802,19 @@ mod tests {
                 inner(&cache).servers_of(&hash_key(key)).iter().map(|s| s.name.as_str()).collect();
             assert_eq!(chosen, expected.map(|index: usize| servers[index]), "{key}");
         }
+    }
+
+    #[test]
+    fn calls_may_move_between_threads() {
+        fn assert_send(_: &impl Send) {}
+        let cache = Cache::local(&Clock::system());
+        let value = Value::Null;
+        assert_send(&cache.get("key"));
+        assert_send(&cache.get_multi(&["key"], "server"));
+        assert_send(&cache.set("key", &value, 1));
+        assert_send(&cache.set_multi(&[], "server", 1));
+        assert_send(&cache.incr("key", 1, 1));
+        assert_send(&cache.delete("key"));
     }
 
     #[tokio::test]
