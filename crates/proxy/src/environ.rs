@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use service::http::{BoxFuture, Environ, Headers, Method, Request, Response, SharedApp};
+use service::memcached::Cache;
 
 /// An auth filter's say about a request. The app asks before it handles one, and for handlers which delay
 /// denial again once it knows the container's ACL (`req.acl` in Swift).
@@ -63,6 +64,10 @@ pub struct CleanAcl(pub fn(&str, &str) -> Result<String, String>);
 /// `swift_sync_key`: the container's sync key, for the authorizer of `container_sync`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyncKey(pub String);
+
+/// `swift.cache`: put there by the `cache` filter.
+#[derive(Clone)]
+pub struct SwiftCache(pub Cache);
 
 /// `swift.orig_req_method`: what the client sent, whatever filters made of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,10 @@
 
 use service::http::{Environ, Headers, Method, Request};
 
-use crate::environ::{AuthorizeOverride, Authorizer, RemoteUser, RequestLoggingApp, ShardListingHistory};
+use crate::environ::{
+    AuthorizeOverride, Authorizer, RemoteUser, RequestLoggingApp, ShardListingHistory, SwiftCache,
+};
+use crate::info::InfoCache;
 
 /// Headers which a subrequest takes over.
 const INHERITED_HEADERS: [&str; 6] =
@@ -75,6 +78,8 @@ pub fn inherited_env(env: &Environ) -> Environ {
     new.start = env.start;
     new.source = env.source;
     new.https = env.https;
+    inherit::<SwiftCache>(env, &mut new);
+    inherit::<InfoCache>(env, &mut new);
     inherit::<Authorizer>(env, &mut new);
     inherit::<AuthorizeOverride>(env, &mut new);
     inherit::<RemoteUser>(env, &mut new);
@@ -105,6 +110,7 @@ mod tests {
         from.env.insert(SwiftOwner(true));
         from.env.insert(AccessLogMade);
         from.env.insert(RemoteUser("test".into()));
+        from.env.insert(InfoCache::default());
         let extra = Headers::from([("X-Newest", "true")]);
         let req = make_subrequest(&from, Method::Get, "/v1/a/c/p q", "a=b", extra, "%(orig)s SLO", "SLO");
         assert_eq!(req.path_qs(), "/v1/a/c/p%20q?a=b");
@@ -115,6 +121,7 @@ mod tests {
         assert!(req.body.is_empty());
         assert_eq!((req.trans_id(), req.env.source), ("tx1", Some("SLO")));
         assert_eq!(req.env.get::<RemoteUser>(), Some(&RemoteUser("test".into())));
+        assert!(req.env.get::<InfoCache>().is_some());
         assert!(req.env.get::<SwiftOwner>().is_none());
         assert!(req.env.get::<AccessLogMade>().is_none());
         assert!(req.env.get::<AuthorizeOverride>().is_none());

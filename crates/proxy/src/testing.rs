@@ -1,0 +1,333 @@
+//! A cluster of fake storage servers for tests: each keeps accounts, containers and objects in memory, remembers what
+//! it was asked, and fails as it is told.
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::config::{Section, SwiftConf};
+use common::digest::{hex, md5};
+use parking_lot::Mutex;
+use ring::{Device, FormatVersion, RingBuilder};
+use service::http::{
+    App, Body, BodyError, Headers, Method, Request, Response, ServeOptions, Server, ServerHandle, app_fn,
+};
+use service::logs::{Lines, Logger};
+use service::memcached::Cache;
+use service::{Context, Rng};
+use tempfile::TempDir;
+
+use crate::app::{Application, ProxyApp};
+use crate::environ::SwiftCache;
+
+/// What a node does instead of answering as it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Answers with this status.
+    Status(u16),
+    /// Breaks an object's body off after so many bytes.
+    CutBody(usize),
+    /// Does not answer.
+    Hang,
+}
+
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub node: usize,
+    pub method: Method,
+    /// Without device and partition.
+    pub path: String,
+    pub headers: Headers,
+    pub body: Bytes,
+}
+
+#[derive(Clone)]
+struct StoredObject {
+    data: Bytes,
+    headers: Headers,
+}
+
+#[derive(Default)]
+struct State {
+    asked: Vec<Asked>,
+    faults: HashMap<usize, Fault>,
+    containers: HashMap<(usize, String), Headers>,
+    objects: HashMap<(usize, String), StoredObject>,
+}
+
+pub struct Cluster {
+    pub app: ProxyApp,
+    pub lines: Lines,
+    pub cache: Cache,
+    state: Arc<Mutex<State>>,
+    servers: Vec<Option<ServerHandle>>,
+    _dir: TempDir,
+}
+
+impl Cluster {
+    /// A proxy with these options before as many nodes, each one server for all.
+    pub fn start(nodes: usize, options: &[(&str, &str)]) -> Cluster {
+        let state = Arc::new(Mutex::new(State::default()));
+        let dir = tempfile::tempdir().unwrap();
+        let mut servers = Vec::new();
+        let mut ports = Vec::new();
+        for node in 0..nodes {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.set_nonblocking(true).unwrap();
+            ports.push(listener.local_addr().unwrap().port());
+            let state = state.clone();
+            let app = app_fn(move |req| answer(node, state.clone(), req));
+            servers.push(Some(Server::start(vec![listener], app, ServeOptions::default()).unwrap()));
+        }
+        write_rings(dir.path().to_owned(), &ports);
+        let swift_conf = "[swift-hash]\nswift_hash_path_suffix = endcap\n\
+            [storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n\
+            [storage-policy:2]\nname = old\ndeprecated = yes\n";
+        let swift_conf = SwiftConf::parse(swift_conf.as_bytes(), "swift.conf", dir.path()).unwrap();
+        let (logger, lines) = Logger::memory();
+        let ctx = Context::builder("proxy-server")
+            .swift_conf(Arc::new(swift_conf))
+            .rng(Rng::seeded(1))
+            .logger(logger)
+            .build();
+        let defaults = [("node_timeout", "0.5"), ("account_autocreate", "yes")];
+        let section =
+            Section::from_pairs("app:proxy-server", defaults.into_iter().chain(options.iter().copied()));
+        let cache = Cache::local(&ctx.clock);
+        let app = ProxyApp(Arc::new(Application::new(&section, &ctx).unwrap()));
+        Cluster { app, lines, cache, state, servers, _dir: dir }
+    }
+
+    pub async fn call(&self, mut req: Request) -> (Response, Bytes) {
+        req.env.insert(SwiftCache(self.cache.clone()));
+        let mut resp = self.app.call(req).await;
+        let body = resp.body.collect(1 << 24).await.unwrap_or_default();
+        (resp, body)
+    }
+
+    /// The status of a request without more.
+    pub async fn status(&self, method: Method, path: &str) -> u16 {
+        self.call(Request::new(method, path)).await.0.status.0
+    }
+
+    pub async fn put(&self, path: &str, data: impl Into<Bytes>) -> u16 {
+        self.call(put_request(path, data.into())).await.0.status.0
+    }
+
+    pub fn fail(&self, node: usize, fault: Fault) {
+        self.state.lock().faults.insert(node, fault);
+    }
+
+    pub fn heal(&self) {
+        self.state.lock().faults.clear();
+    }
+
+    /// Stops a node: nobody listens there any more.
+    pub async fn stop(&mut self, node: usize) {
+        if let Some(server) = self.servers[node].take() {
+            server.stop(Duration::ZERO).await;
+        }
+    }
+
+    /// What the nodes were asked since the last call of this.
+    pub fn asked(&self) -> Vec<Asked> {
+        std::mem::take(&mut self.state.lock().asked)
+    }
+
+    pub fn asked_with(&self, method: &Method) -> Vec<Asked> {
+        self.asked().into_iter().filter(|asked| asked.method == *method).collect()
+    }
+
+    /// The nodes which have an object, and that it has this data everywhere.
+    pub fn holders(&self, path: &str, data: &[u8]) -> Vec<usize> {
+        let state = self.state.lock();
+        let of_path = state.objects.iter().filter(|((_, other), _)| other == path);
+        let mut nodes: Vec<usize> = of_path
+            .map(|((node, _), object)| {
+                assert_eq!(object.data, data, "node {node} has other data");
+                *node
+            })
+            .collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
+    pub fn forget(&self, node: usize, path: &str) {
+        self.state.lock().objects.remove(&(node, path.to_owned()));
+    }
+}
+
+pub fn put_request(path: &str, data: Bytes) -> Request {
+    Request::new(Method::Put, path).with_header("Content-Length", data.len()).with_body(data)
+}
+
+/// A PUT whose data comes in pieces, with no length said.
+pub fn chunked_request(path: &str, pieces: Vec<Result<Bytes, BodyError>>) -> Request {
+    let (sender, body) = Body::channel(pieces.len());
+    tokio::spawn(async move {
+        for piece in pieces {
+            match piece {
+                Ok(piece) => sender.send(piece).await.unwrap(),
+                Err(error) => return sender.fail(error).await,
+            }
+        }
+    });
+    Request::new(Method::Put, path).with_header("Transfer-Encoding", "chunked").with_body(body)
+}
+
+fn write_rings(dir: PathBuf, ports: &[u16]) {
+    for name in ["account", "container", "object", "object-1", "object-2"] {
+        let mut builder = RingBuilder::new(2, 3.0, 1).unwrap();
+        for (id, port) in ports.iter().enumerate() {
+            let dev = Device {
+                id: id as u32,
+                region: 1,
+                zone: id as u32,
+                ip: "127.0.0.1".to_owned(),
+                port: *port,
+                device: format!("sd{id}"),
+                weight: 1.0,
+                replication_ip: "127.0.0.1".to_owned(),
+                replication_port: *port,
+                meta: String::new(),
+                extra: Default::default(),
+            };
+            builder.add_dev(dev).unwrap();
+        }
+        builder.rebalance(1).unwrap();
+        builder.save_ring(&dir.join(format!("{name}.ring.gz")), FormatVersion::V1).unwrap();
+    }
+}
+
+async fn answer(node: usize, state: Arc<Mutex<State>>, mut req: Request) -> Response {
+    let path = format!("/{}", req.path.splitn(4, '/').nth(3).unwrap_or_default());
+    let fault = state.lock().faults.get(&node).cloned();
+    // As a server does that does not want the data.
+    if let Some(Fault::Status(status)) = fault {
+        note(node, &state, &req, &path, Bytes::new());
+        return Response::error(status);
+    }
+    if req.headers.get_str("If-None-Match") == Some("*")
+        && state.lock().objects.contains_key(&(node, path.clone()))
+    {
+        note(node, &state, &req, &path, Bytes::new());
+        return Response::error(412);
+    }
+    req.body.set_continue_headers(Headers::from([("X-Obj-Metadata-Footer", "yes")]));
+    let Ok(mut data) = req.body.collect(1 << 24).await else { return Response::error(499) };
+    note(node, &state, &req, &path, data.clone());
+    if let Some(boundary) = req.headers.get_str("X-Backend-Obj-Multipart-Mime-Boundary") {
+        data = first_document(&data, boundary);
+    }
+    if fault == Some(Fault::Hang) {
+        std::future::pending::<()>().await;
+    }
+    let mut state = state.lock();
+    match path.matches('/').count() {
+        1 => Response::new(204)
+            .with_header("X-Account-Container-Count", "1")
+            .with_header("X-Put-Timestamp", "1"),
+        2 => container(&mut state, node, &req, path),
+        _ => object(&mut state, node, &req, path, data, fault),
+    }
+}
+
+fn note(node: usize, state: &Mutex<State>, req: &Request, path: &str, body: Bytes) {
+    let (method, headers) = (req.method.clone(), req.headers.clone());
+    state.lock().asked.push(Asked { node, method, path: path.to_owned(), headers, body });
+}
+
+fn container(state: &mut State, node: usize, req: &Request, path: String) -> Response {
+    let key = (node, path);
+    match (&req.method, state.containers.get(&key)) {
+        (Method::Put, found) => {
+            let status = if found.is_some() { 202 } else { 201 };
+            state.containers.insert(key, req.headers.clone());
+            Response::new(status)
+        }
+        (_, None) => Response::error(404),
+        (_, Some(headers)) => {
+            let mut resp = Response::new(204).with_header("X-Backend-Storage-Policy-Index", "0");
+            for (name, value) in headers.iter() {
+                if name.to_ascii_lowercase().starts_with(b"x-container-") {
+                    resp.headers.insert(name, value);
+                }
+            }
+            resp
+        }
+    }
+}
+
+fn object(
+    state: &mut State,
+    node: usize,
+    req: &Request,
+    path: String,
+    data: Bytes,
+    fault: Option<Fault>,
+) -> Response {
+    let key = (node, path);
+    let etag = |data: &[u8]| hex(&md5(data));
+    match req.method {
+        Method::Put => {
+            if req.headers.get_str("Etag").is_some_and(|wanted| wanted != etag(&data)) {
+                return Response::error(422);
+            }
+            let resp = Response::new(201).with_header("Etag", etag(&data));
+            state.objects.insert(key, StoredObject { data, headers: req.headers.clone() });
+            resp
+        }
+        Method::Delete => match state.objects.remove(&key) {
+            Some(_) => Response::new(204),
+            None => Response::error(404),
+        },
+        Method::Post if state.objects.contains_key(&key) => Response::error(202),
+        Method::Get | Method::Head => match state.objects.get(&key) {
+            None => Response::error(404),
+            Some(object) => {
+                let timestamp = object.headers.get_str("X-Timestamp").unwrap_or("1");
+                let mut resp = Response::new(200)
+                    .with_header("Etag", format!("\"{}\"", etag(&object.data)))
+                    .with_header("Content-Type", "a/b; swift_bytes=7")
+                    .with_header("X-Timestamp", timestamp)
+                    .with_header("X-Backend-Timestamp", timestamp);
+                let length = object.data.len();
+                let range = req.headers.get_str("Range").and_then(|range| range.strip_prefix("bytes="));
+                let mut data = object.data.clone();
+                if let Some((start, end)) = range.and_then(|range| range.split_once('-')) {
+                    let start: usize = start.parse().unwrap();
+                    let end = end.parse().unwrap_or(length - 1).min(length - 1);
+                    resp.status = 206.into();
+                    resp.headers.insert("Content-Range", format!("bytes {start}-{end}/{length}"));
+                    data = data.slice(start..=end);
+                }
+                resp.headers.insert("Content-Length", data.len());
+                resp.body = match fault {
+                    Some(Fault::CutBody(at)) if at < data.len() => cut(data, at),
+                    _ => data.into(),
+                };
+                resp
+            }
+        },
+        _ => Response::error(404),
+    }
+}
+
+/// The object in a MIME document.
+fn first_document(document: &Bytes, boundary: &str) -> Bytes {
+    let find = |what: &str| memchr::memmem::find(document, what.as_bytes()).unwrap();
+    document.slice(find("\r\n\r\n") + 4..find(&format!("\r\n--{boundary}\r\n")))
+}
+
+fn cut(data: Bytes, at: usize) -> Body {
+    let length = data.len() as u64;
+    let (sender, body) = Body::channel(2);
+    tokio::spawn(async move {
+        sender.send(data.slice(..at)).await.unwrap();
+        sender.fail(BodyError::Other("cut".to_owned())).await;
+    });
+    body.with_length(length)
+}
