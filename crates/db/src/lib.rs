@@ -15,6 +15,8 @@ pub mod listing;
 mod listing_formats;
 pub mod metadata;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use service::Registry;
 

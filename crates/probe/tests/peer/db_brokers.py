@@ -4,8 +4,9 @@
 
 Each round makes two databases, one by each implementation, and does the same random things to both, by brokers of
 either side in turn. At times the pending files must hold the same bytes; in the end the rows, statistics, hashes,
-metadata and listings must be equal, whoever reads which.
+metadata and listings must be equal, whoever reads which. So must they be when the databases have old schemas to begin with.
 """
+import itertools
 import json
 import os
 import random
@@ -41,6 +42,53 @@ class Peer:
 def stamp(rng, offset=True):
     t = Timestamp(1700000000 + rng.randrange(60) + rng.randrange(3) / 10.0, offset=rng.choice([0, 0, 0, 5]))
     return t.internal if offset else t.normal
+
+
+STAT = {
+    'container': "account TEXT, container TEXT, created_at TEXT, put_timestamp TEXT DEFAULT '0', delete_timestamp TEXT "
+                 "DEFAULT '0', object_count INTEGER, bytes_used INTEGER, reported_put_timestamp TEXT DEFAULT '0', "
+                 "reported_delete_timestamp TEXT DEFAULT '0', reported_object_count INTEGER DEFAULT 0, "
+                 "reported_bytes_used INTEGER DEFAULT 0, hash TEXT default '%s', id TEXT, status TEXT DEFAULT '', "
+                 "status_changed_at TEXT DEFAULT '0'" % ('0' * 32),
+    'account': "account TEXT, created_at TEXT, put_timestamp TEXT DEFAULT '0', delete_timestamp TEXT DEFAULT '0', "
+               "container_count INTEGER, object_count INTEGER DEFAULT 0, bytes_used INTEGER DEFAULT 0, hash TEXT default "
+               "'%s', id TEXT, status TEXT DEFAULT '', status_changed_at TEXT DEFAULT '0'" % ('0' * 32)}
+ROWS = {'container': 'object (ROWID INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, created_at TEXT, size INTEGER, '
+                     'content_type TEXT, etag TEXT, deleted INTEGER DEFAULT 0)',
+        'account': 'container (ROWID INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, put_timestamp TEXT, delete_timestamp '
+                   'TEXT, object_count INTEGER, bytes_used INTEGER, deleted INTEGER DEFAULT 0)'}
+UPDATES = {
+    'container': ("object_count = object_count {0} (1 - {1}.deleted), bytes_used = bytes_used {0} {1}.size, "
+                  "hash = chexor(hash, {1}.name, {1}.created_at)"),
+    'account': ("container_count = container_count {0} (1 - {1}.deleted), object_count = object_count {0} "
+                "{1}.object_count, bytes_used = bytes_used {0} {1}.bytes_used, hash = chexor(hash, {1}.name, "
+                "{1}.put_timestamp || '-' || {1}.delete_timestamp || '-' || {1}.object_count || '-' || {1}.bytes_used)")}
+
+
+def make_old(path, kind, timestamp, with_metadata):
+    """A database from before storage policies, perhaps even from before metadata."""
+    os.makedirs(os.path.dirname(path))
+    db = sqlite3.connect(path)
+    rows = 'object' if kind == 'container' else 'container'
+    late = ", metadata TEXT DEFAULT ''" if with_metadata else ''
+    if late and kind == 'container':
+        late += ', x_container_sync_point1 INTEGER DEFAULT -1, x_container_sync_point2 INTEGER DEFAULT -1'
+    db.executescript(
+        'CREATE TABLE {k}_stat ({stat}{late}); CREATE TABLE {table}; '
+        'CREATE INDEX ix_{r}_deleted_name ON {r} (deleted, name); '
+        'CREATE TABLE outgoing_sync (remote_id TEXT UNIQUE, sync_point INTEGER, updated_at TEXT DEFAULT 0); '
+        'CREATE TABLE incoming_sync (remote_id TEXT UNIQUE, sync_point INTEGER, updated_at TEXT DEFAULT 0); '
+        'CREATE TRIGGER {r}_insert AFTER INSERT ON {r} BEGIN UPDATE {k}_stat SET {plus}; END; '
+        'CREATE TRIGGER {r}_delete AFTER DELETE ON {r} BEGIN UPDATE {k}_stat SET {minus}; END; '.format(
+            k=kind, r=rows, stat=STAT[kind], late=late, table=ROWS[kind], plus=UPDATES[kind].format('+', 'new'),
+            minus=UPDATES[kind].format('-', 'old')))
+    columns = {'account': 'a', 'created_at': timestamp, 'put_timestamp': timestamp, 'id': 'id', 'object_count': 0,
+               'bytes_used': 0}
+    columns.update({'container': 'c é'} if kind == 'container' else {'container_count': 0})
+    db.execute('INSERT INTO %s_stat (%s) VALUES (%s)' % (kind, ', '.join(columns), ', '.join('?' * len(columns))),
+               list(columns.values()))
+    db.commit()
+    db.close()
 
 
 def maybe(rng, make):
@@ -93,7 +141,7 @@ def python_container_info(broker):
 
 
 def python_account_info(broker):
-    stats = [[k, v['container_count'], v['object_count'], v['bytes_used']]
+    stats = [[k, v.get('container_count'), v['object_count'], v['bytes_used']]
              for k, v in broker.get_policy_stats().items()]
     return dict(broker.get_info(), is_deleted=broker.is_deleted(), is_status_deleted=broker.is_status_deleted(),
                 policy_stats=stats, metadata=json.dumps(broker.metadata))
@@ -185,16 +233,20 @@ def equal(ours, theirs, *what):
     assert ours == theirs, '\n'.join(['%r' % (w,) for w in what] + ['ours   %r' % (ours,), 'theirs %r' % (theirs,)])
 
 
-def a_round(peer, rng, kind):
+def a_round(peer, rng, kind, age):
     root = tempfile.mkdtemp(prefix='db-brokers-')
     sides = [Side(peer, os.path.join(root, maker), kind) for maker in ('ours', 'theirs')]
     step, make, python_info = {
         'account': (account_step, random_account_step, python_account_info),
         'container': (container_step, random_container_step, python_container_info)}[kind]
     first = stamp(rng, False)
-    sides[0].peer('create', sides[0].path, account='a', container='c é', timestamp=first, policy=0)
-    with sides[1].broker() as broker:
-        broker.initialize(first, 0)
+    if age == 'new':
+        sides[0].peer('create', sides[0].path, account='a', container='c é', timestamp=first, policy=0)
+        with sides[1].broker() as broker:
+            broker.initialize(first, 0)
+    else:
+        for side in sides:
+            make_old(side.path, kind, first, age == 'old')
     for _ in range(rng.choice([3, 30, 120])):
         if rng.random() < .1:
             # Both files have the same history and are read at the same moments, so what is pending is the same, too.
@@ -237,10 +289,10 @@ def main():
     program, seed, rounds = (sys.argv[1:] + ['', ''])[:3]
     peer = Peer(program)
     for number in range(int(rounds or 40)):
-        for kind in ('container', 'account'):
-            name = '%s/%s/%s' % (seed or 0, number, kind)
+        for kind, age in itertools.product(('container', 'account'), ('new', 'old', 'ancient')):
+            name = '%s/%s/%s/%s' % (seed or 0, number, kind, age)
             try:
-                a_round(peer, random.Random(name), kind)
+                a_round(peer, random.Random(name), kind, age)
             except BaseException:
                 print('in round', name)
                 raise
