@@ -168,7 +168,7 @@ impl Response {
             let error = Self::error(416);
             self.status = error.status;
             self.headers.insert("Content-Range", format_args!("bytes */{length}"));
-            self.headers.remove("Content-Length");
+            self.headers.insert("Content-Length", error.body.content_length().unwrap_or_default());
             self.body = error.body;
             return;
         }

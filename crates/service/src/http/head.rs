@@ -235,7 +235,7 @@ pub fn parse_request_line(line: &[u8]) -> Result<RequestLine<'_>, HeadError> {
     Ok(RequestLine { method, target, http_1_0 })
 }
 
-/// Whether it is HTTP/1.0. Later minor versions count as 1.1.
+/// Whether it counts as HTTP/1.0. Swift: to eventlet that is all 1.x but what is written `HTTP/1.1`.
 fn parse_version(version: &[u8]) -> Result<bool, HeadError> {
     let number = |digits: &[u8]| match digits.len() {
         1..=9 if digits.iter().all(u8::is_ascii_digit) => {
@@ -247,7 +247,7 @@ fn parse_version(version: &[u8]) -> Result<bool, HeadError> {
     let numbers = version.strip_prefix(b"HTTP/").ok_or(bad_version)?;
     let dot = memchr::memchr(b'.', numbers).ok_or(bad_version)?;
     match (number(&numbers[..dot]), number(&numbers[dot + 1..])) {
-        (Some(1), Some(minor)) => Ok(minor == 0),
+        (Some(1), Some(_)) => Ok(version != b"HTTP/1.1"),
         (Some(major), Some(_)) if major >= 2 => {
             Err(refuse(Status::HTTP_VERSION_NOT_SUPPORTED, "Invalid HTTP version"))
         }

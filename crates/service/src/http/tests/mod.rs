@@ -1,6 +1,7 @@
 //! Servers and clients of this layer with one another, and with raw bytes, over loopback.
 
 mod client;
+mod golden;
 mod server;
 
 use std::net::{SocketAddr, TcpListener};
