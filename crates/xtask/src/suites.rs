@@ -23,6 +23,10 @@ const PROGRAMS: &[&str] = &[
     "proxy-server",
 ];
 
+/// The filters that our proxy has, in the order of Swift's all-in-one guide.
+const PIPELINE: &str = "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats tempauth copy slo dlo \
+                        proxy-logging proxy-server";
+
 #[derive(clap::Args)]
 pub struct Options {
     /// Which suites: functional, s3, probe
@@ -58,6 +62,12 @@ pub fn run(options: &Options) -> Result<()> {
         command.args([suite, "bash", "-c", script, "bash"]).args(&options.pytest);
         command.env("LAB_VENV", &peers.venv).env("LAB_SDIST", peers.sdist.parent().unwrap_or(&peers.sdist));
         command.env("LAB_BIN", &bin).env("LAB_RUN", lab.join("run")).env("LAB_ISO_OUT", &out);
+        if ours.iter().any(|p| p == "proxy-server") {
+            command.env("LAB_PIPELINE", PIPELINE);
+        }
+        if !ours.is_empty() {
+            command.env("LAB_REPLICATION_ONLY", "yes");
+        }
         // The tests' own status is judged below, against the list of expected failures.
         let _ = cmd::run(&mut command);
         surprises.extend(judge(&out, &expected()?, options.pytest.is_empty())?);
