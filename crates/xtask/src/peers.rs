@@ -29,7 +29,14 @@ const PYTHON: &[&str] = &[
 ];
 
 /// Debian package and the program by which it is recognised.
-const DEBIAN: &[(&str, &str)] = &[("memcached", "memcached"), ("rsync", "rsync")];
+const DEBIAN: &[(&str, &str)] = &[
+    ("memcached", "memcached"),
+    ("rsync", "rsync"),
+    ("xfsprogs", "mkfs.xfs"),
+    ("rsyslog", "rsyslogd"),
+    ("procps", "ps"),
+    ("iproute2", "ip"),
+];
 
 pub struct Peers {
     pub venv: PathBuf,
@@ -113,7 +120,9 @@ fn sdist(peers: &Peers, dir: &Path) -> Result<()> {
 fn debian() -> Result<()> {
     let on_path = |program: &&(&str, &str)| {
         let dirs = std::env::var_os("PATH").unwrap_or_default();
-        !std::env::split_paths(&dirs).chain(["/usr/sbin".into()]).any(|d| d.join(program.1).is_file())
+        !std::env::split_paths(&dirs)
+            .chain(["/usr/sbin".into(), "/sbin".into()])
+            .any(|d| d.join(program.1).is_file())
     };
     let missing: Vec<&str> = DEBIAN.iter().filter(on_path).map(|p| p.0).collect();
     if missing.is_empty() { Ok(()) } else { apt(&missing) }
