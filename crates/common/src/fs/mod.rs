@@ -35,15 +35,21 @@ const LINK_RETRIES: usize = 2;
 
 /// Makes a directory and its missing parents; returns how many were made. No error if it exists already.
 pub fn mkdirs_count(path: &Path) -> io::Result<usize> {
+    mkdirs_below(Path::new(""), path)
+}
+
+/// The same, but neither `root` nor anything above it is made: a device that is not mounted must not be filled.
+pub fn mkdirs_below(root: &Path, path: &Path) -> io::Result<usize> {
     match DirBuilder::new().mode(0o777).create(path) {
         Ok(()) => Ok(1),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(0),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).ok_or(e)?;
-            let above = mkdirs_count(parent)?;
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty() && *p != root).ok_or(e)?;
+            let above = mkdirs_below(root, parent)?;
             match DirBuilder::new().mode(0o777).create(path) {
                 Ok(()) => Ok(above + 1),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(above),
+                // Somebody else was faster; the names of what we made above still have to become durable.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(above + 1),
                 Err(e) => Err(e),
             }
         }
@@ -109,6 +115,19 @@ pub fn rename(old: &Path, new: &Path) -> io::Result<usize> {
         }
     }
     Ok(made)
+}
+
+/// Renames a file or directory, but not over one that exists: that is an error of kind `AlreadyExists`.
+pub fn rename_noreplace(old: &Path, new: &Path) -> io::Result<()> {
+    fail::hit("fs.rename")?;
+    let cwd = rustix::fs::CWD;
+    Ok(rustix::fs::renameat_with(cwd, old, cwd, new, rustix::fs::RenameFlags::NOREPLACE)?)
+}
+
+/// Gives a file a second name. Not durable by itself.
+pub fn hard_link(old: &Path, new: &Path) -> io::Result<()> {
+    fail::hit("fs.hard_link")?;
+    std::fs::hard_link(old, new)
 }
 
 #[allow(clippy::disallowed_methods)] // the one caller of rename
@@ -181,27 +200,42 @@ pub struct TmpFile {
     path: Option<PathBuf>,
     /// Directories made for the target so far.
     dirs_created: usize,
+    /// Must exist: see `mkdirs_below`.
+    root: PathBuf,
 }
 
 impl TmpFile {
     /// A file for `dir`: without a name in there if the filesystem can do that, or else of a temporary name in
     /// `tmp_dir`. Makes missing directories.
     pub fn create(dir: &Path, tmp_dir: &Path, use_tmpfile: bool) -> io::Result<Self> {
+        Self::create_below(Path::new(""), dir, tmp_dir, use_tmpfile)
+    }
+
+    /// The same on a device mounted at `root`, which is not made if it is missing.
+    pub fn create_below(root: &Path, dir: &Path, tmp_dir: &Path, use_tmpfile: bool) -> io::Result<Self> {
         fail::hit("fs.create")?;
+        let root = root.to_owned();
         if use_tmpfile {
             let mut dirs_created = 0;
             for _ in 0..=LINK_RETRIES {
                 match open_tmpfile(dir) {
-                    Ok(file) => return Ok(Self { file, path: None, dirs_created }),
-                    Err(Errno::NOENT) => dirs_created = dirs_created.max(mkdirs_count(dir)?),
+                    Ok(file) => return Ok(Self { file, path: None, dirs_created, root }),
+                    Err(Errno::NOENT) => dirs_created = dirs_created.max(mkdirs_below(&root, dir)?),
                     // Kernels or filesystems without O_TMPFILE.
                     Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => break,
                     Err(e) => return Err(e.into()),
                 }
             }
         }
+        let dirs_created = mkdirs_below(&root, dir)?;
+        mkdirs_below(&root, tmp_dir)?;
         let (file, path) = mkstemp(tmp_dir, "put")?;
-        Ok(Self { file, path: Some(path), dirs_created: 0 })
+        Ok(Self { file, path: Some(path), dirs_created, root })
+    }
+
+    /// Whether it has a temporary name, as the filesystem knows no files without one.
+    pub fn is_named(&self) -> bool {
+        self.path.is_some()
     }
 
     pub fn file(&self) -> &File {
@@ -217,15 +251,29 @@ impl TmpFile {
     pub fn link(&mut self, target: &Path) -> io::Result<usize> {
         fail::hit("fs.link")?;
         match self.path.take() {
-            None => link_fd(&self.file, target, self.dirs_created),
-            Some(tmp) => match rename(&tmp, target) {
-                Ok(made) => Ok(made.max(self.dirs_created)),
+            None => self.with_dirs_of(target, || link_fd(&self.file, target)),
+            Some(tmp) => match self.with_dirs_of(target, || rename_once(&tmp, target)) {
+                Ok(made) => Ok(made),
                 Err(e) => {
                     self.path = Some(tmp);
                     Err(e)
                 }
             },
         }
+    }
+
+    /// Tries again with the target's directories made anew if they have been removed.
+    fn with_dirs_of(&self, target: &Path, mut link: impl FnMut() -> io::Result<()>) -> io::Result<usize> {
+        let mut made = self.dirs_created;
+        for _ in 0..LINK_RETRIES {
+            match link() {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    made = made.max(mkdirs_below(&self.root, parent_of(target)?)?);
+                }
+                other => return other.map(|()| made),
+            }
+        }
+        link().map(|()| made)
     }
 }
 
@@ -240,25 +288,45 @@ impl Drop for TmpFile {
 
 fn open_tmpfile(dir: &Path) -> Result<File, Errno> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    rustix::fs::open(dir, flags, rustix::fs::Mode::from_raw_mode(0o600)).map(File::from)
+    rustix::fs::open(dir, flags, rustix::fs::Mode::from_raw_mode(0o644)).map(File::from)
 }
 
-/// Links a file without a name. A link can't replace, so that a file in its way is removed first.
-fn link_fd(file: &File, target: &Path, dirs_created: usize) -> io::Result<usize> {
+/// Links a file without a name. A link can't replace, so that over a file of the same name it is linked under another
+/// and renamed. Swift removes the file first: a crash in between loses a version that was acknowledged.
+fn link_fd(file: &File, target: &Path) -> io::Result<()> {
     let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let mut made = dirs_created;
-    for attempt in 0..=LINK_RETRIES {
-        let linked =
-            rustix::fs::linkat(rustix::fs::CWD, &source, rustix::fs::CWD, target, AtFlags::SYMLINK_FOLLOW);
-        match linked {
-            Ok(()) => return Ok(made),
-            Err(e) if attempt == LINK_RETRIES => return Err(e.into()),
-            Err(Errno::NOENT) => made = made.max(mkdirs_count(parent_of(target)?)?),
-            Err(Errno::EXIST) => remove_file(target)?,
-            Err(e) => return Err(e.into()),
-        }
+    let link_at = |path: &Path| {
+        rustix::fs::linkat(rustix::fs::CWD, &source, rustix::fs::CWD, path, AtFlags::SYMLINK_FOLLOW)
+    };
+    match link_at(target) {
+        Err(Errno::EXIST) => {}
+        other => return Ok(other?),
     }
-    Ok(made)
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        // Left behind by a crash it is taken for a temporary file of rsync, which is no news in a hash directory.
+        let unique =
+            (u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Ordering::Relaxed)) % 36u64.pow(6);
+        let tmp = parent_of(target)?.join(format!(".{}.{}", file_name(target), base36(unique)));
+        match link_at(&tmp) {
+            Err(Errno::EXIST) => continue,
+            other => other?,
+        }
+        return rename_once(&tmp, target).inspect_err(|_| {
+            // Best effort: the error that is reported is the first one.
+            let _ = std::fs::remove_file(&tmp);
+        });
+    }
+}
+
+/// Six digits or lower-case letters.
+fn base36(mut n: u64) -> String {
+    let mut out = [b'0'; 6];
+    for digit in out.iter_mut().rev() {
+        *digit = b"0123456789abcdefghijklmnopqrstuvwxyz"[(n % 36) as usize];
+        n /= 36;
+    }
+    out.iter().map(|&digit| digit as char).collect()
 }
 
 /// Removes a file; no error if there is none.
@@ -283,20 +351,8 @@ pub fn remove_empty_dir(path: &Path) -> io::Result<bool> {
 
 /// Reserves room for a file without changing its length. Fails with ENOSPC if less than `reserve` would stay free.
 pub fn fallocate(file: impl AsFd, size: u64, reserve: FallocateReserve) -> io::Result<()> {
-    fail::hit("fs.fallocate")?;
     let file = file.as_fd();
-    if !reserve.is_zero() {
-        let stat = rustix::fs::fstatvfs(file)?;
-        // Swift: free is compared as a float that may become negative.
-        let free = (stat.f_frsize * stat.f_bavail) as f64 - size as f64;
-        let too_little = match reserve {
-            FallocateReserve::Bytes(bytes) => free <= bytes as f64,
-            FallocateReserve::Percent(p) => free / (stat.f_frsize * stat.f_blocks) as f64 * 100.0 <= p,
-        };
-        if too_little {
-            return Err(Errno::NOSPC.into());
-        }
-    }
+    check_reserve(file, size, reserve)?;
     if size == 0 {
         return Ok(());
     }
@@ -304,6 +360,22 @@ pub fn fallocate(file: impl AsFd, size: u64, reserve: FallocateReserve) -> io::R
         Ok(()) | Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
         Err(e) => Err(e.into()),
     }
+}
+
+/// The check of `fallocate` alone: ENOSPC if less than `reserve` would stay free after writing `size` bytes.
+pub fn check_reserve(file: impl AsFd, size: u64, reserve: FallocateReserve) -> io::Result<()> {
+    fail::hit("fs.fallocate")?;
+    if reserve.is_zero() {
+        return Ok(());
+    }
+    let stat = rustix::fs::fstatvfs(file)?;
+    // Swift: free is compared as a float that may become negative.
+    let free = (stat.f_frsize * stat.f_bavail) as f64 - size as f64;
+    let too_little = match reserve {
+        FallocateReserve::Bytes(bytes) => free <= bytes as f64,
+        FallocateReserve::Percent(p) => free / (stat.f_frsize * stat.f_blocks) as f64 * 100.0 <= p,
+    };
+    if too_little { Err(Errno::NOSPC.into()) } else { Ok(()) }
 }
 
 /// True if the filesystem of `path` has more free than `reserve`.
@@ -340,7 +412,8 @@ pub fn is_mount(path: &Path) -> bool {
 /// The directory of a device below `root`, if there is one by that name and, with `mount_check`, it is mounted.
 pub fn check_drive(root: &Path, device: &str, mount_check: bool) -> Option<PathBuf> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b'~');
-    if device.is_empty() || !device.bytes().all(plain) {
+    // Swift lets `.` and `..` through; nobody's device is called that.
+    if matches!(device, "" | "." | "..") || !device.bytes().all(plain) {
         return None;
     }
     let path = root.join(device);
@@ -404,6 +477,50 @@ mod tests {
     }
 
     #[test]
+    fn an_open_file_survives_being_replaced_under_its_name() {
+        let dir = tempdir();
+        let target = dir.path().join("1.data");
+        let write = |contents: &str| {
+            let mut tmp = TmpFile::create(dir.path(), dir.path(), true).unwrap();
+            tmp.file_mut().write_all(contents.as_bytes()).unwrap();
+            tmp.link(&target).unwrap();
+        };
+        write("one");
+        let mut opened = File::open(&target).unwrap();
+        write("two");
+        let mut read = String::new();
+        io::Read::read_to_string(&mut opened, &mut read).unwrap();
+        assert_eq!((read.as_str(), std::fs::read_to_string(&target).unwrap().as_str()), ("one", "two"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_missing_root_is_not_made() {
+        let dir = tempdir();
+        let root = dir.path().join("sda");
+        assert!(mkdirs_below(&root, &root.join("objects/1")).is_err());
+        for use_tmpfile in [true, false] {
+            assert!(
+                TmpFile::create_below(&root, &root.join("objects"), &root.join("tmp"), use_tmpfile).is_err()
+            );
+        }
+        assert!(!root.exists());
+        std::fs::create_dir(&root).unwrap();
+        assert_eq!(mkdirs_below(&root, &root.join("objects/1")).unwrap(), 2);
+    }
+
+    #[test]
+    fn nothing_is_renamed_over_what_exists() {
+        let dir = tempdir();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        std::fs::write(&one, "1").unwrap();
+        std::fs::create_dir(&two).unwrap();
+        assert_eq!(rename_noreplace(&one, &two).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        rename_noreplace(&one, &dir.path().join("three")).unwrap();
+        assert_eq!(base36(36u64.pow(6) - 1), "zzzzzz");
+    }
+
+    #[test]
     fn a_dropped_file_leaves_no_debris() {
         let dir = tempdir();
         for use_tmpfile in [true, false] {
@@ -442,7 +559,7 @@ mod tests {
         assert_eq!(check_drive(dir.path(), "d1", true), None);
         std::fs::write(dir.path().join("d1/.ismount"), "").unwrap();
         assert_eq!(check_drive(dir.path(), "d1", true), Some(dir.path().join("d1")));
-        for bad in ["", "d2", "a b", "d1/x", "d%31"] {
+        for bad in ["", ".", "..", "d2", "a b", "d1/x", "d%31"] {
             assert_eq!(check_drive(dir.path(), bad, false), None, "{bad}");
         }
         assert!(is_mount(Path::new("/proc")));
