@@ -25,6 +25,7 @@ use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 
 use common::digest::Md5;
+use common::fs::{self, fail};
 use common::pickle::{self, Value};
 use common::{Suffix, Timestamp};
 use indexmap::IndexMap;
@@ -36,7 +37,6 @@ use super::listing::{Names, list_dir, open_dir};
 use super::locks::{LOCK_TIMEOUT, Lock};
 use super::manager::DiskFileManager;
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
-use super::writer::{fsync_dir, write_file_durably};
 use super::{DiskFileError, quarantine};
 
 const HASH_FILE: &str = "hashes.pkl";
@@ -182,7 +182,9 @@ fn read_hashes(partition_dir: &Path) -> HashesFile {
 fn write_hashes(partition_dir: &Path, file: &mut HashesFile, now: f64) -> Result<(), DiskFileError> {
     file.updated = now;
     // A crash leaves the old hashes.pkl or the new one, both right: hashes.invalid is truncated only after this.
-    write_file_durably(&partition_dir.join(HASH_FILE), partition_dir, &file.to_pickle())
+    let path = partition_dir.join(HASH_FILE);
+    fs::write_file_via(&path, partition_dir, &file.to_pickle(), true)
+        .map_err(|err| DiskFileError::write("cannot write", path, err))
 }
 
 /// Brings hashes.pkl up to date with hashes.invalid.
@@ -199,9 +201,7 @@ fn consolidate_hashes(
         Ok(lines) if !lines.is_empty() => lines,
         Ok(_) => return Ok(file),
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(file),
-        Err(source) => {
-            return Err(DiskFileError::Io { what: "cannot read", path: invalidations_path, source });
-        }
+        Err(err) => return Err(DiskFileError::io("cannot read", invalidations_path, err)),
     };
     let mut stale = false;
     for line in lines.split(|&byte| byte == b'\n') {
@@ -214,9 +214,11 @@ fn consolidate_hashes(
         write_hashes(partition_dir, &mut file, now)?;
     }
     // Not synced: a crash brings the names back, which costs rehashing what is right already.
-    match std::fs::OpenOptions::new().write(true).truncate(true).open(&invalidations_path) {
+    let truncated = fail::hit("hashes.truncate_invalid")
+        .and_then(|()| std::fs::OpenOptions::new().write(true).truncate(true).open(&invalidations_path));
+    match truncated {
         Ok(_) => Ok(file),
-        Err(source) => Err(DiskFileError::Io { what: "cannot truncate", path: invalidations_path, source }),
+        Err(err) => Err(DiskFileError::io("cannot truncate", invalidations_path, err)),
     }
 }
 
@@ -248,7 +250,8 @@ impl Invalidation {
         // A crash before the sync loses the names, and with them nothing: no file is linked yet.
         invalidation.sync()?;
         if created {
-            fsync_dir(partition_dir)?;
+            fs::fsync_dir(partition_dir)
+                .map_err(|err| invalidation.failed("cannot sync the directory of", err))?;
         }
         Ok(invalidation)
     }
@@ -269,21 +272,19 @@ impl Invalidation {
     }
 
     fn append(&mut self) -> Result<(), DiskFileError> {
-        let written = self.file.write_all(&self.lines).and_then(|()| self.file.stream_position());
+        let written = fail::hit("hashes.append_invalid").and_then(|()| self.file.write_all(&self.lines));
+        let written = written.and_then(|()| self.file.stream_position());
         let end = written.map_err(|source| self.failed("cannot append to", source))?;
         self.at = end - self.lines.len() as u64;
         Ok(())
     }
 
     fn sync(&self) -> Result<(), DiskFileError> {
-        self.file.sync_data().map_err(|source| self.failed("cannot sync", source))
+        fs::fdatasync(&self.file).map_err(|source| self.failed("cannot sync", source))
     }
 
     fn failed(&self, what: &'static str, source: std::io::Error) -> DiskFileError {
-        match Errno::from_io_error(&source) {
-            Some(errno) => DiskFileError::write(what, &self.path, errno),
-            None => DiskFileError::Io { what, path: self.path.clone(), source },
-        }
+        DiskFileError::write(what, &self.path, source)
     }
 }
 

@@ -12,12 +12,12 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::fs;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 use rustix::io::Errno;
 
 use super::DiskFileError;
-use super::writer::make_dirs;
 
 /// Swift: DEFAULT_LOCK_TIMEOUT.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,7 +47,8 @@ impl Lock {
         };
         let fd = match open() {
             Err(Errno::NOENT) => {
-                make_dirs(directory, root)?;
+                fs::mkdirs_below(root, directory)
+                    .map_err(|err| DiskFileError::write("cannot make directory", directory, err))?;
                 open()
             }
             result => result,

@@ -5,14 +5,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use common::config::{ConfigError, FallocateReserve, Section, SwiftConf};
 use common::pickle::{self, Value};
 use common::policy::{PolicyIndex, PolicyKind, StoragePolicy, data_dir};
-use common::{Clock, HashConf, ObjHash, Suffix, Timestamp};
-use rustix::fs::{FileType, lstat, stat};
+use common::{Clock, HashConf, ObjHash, Suffix, Timestamp, fs};
+use rustix::fs::stat;
 use rustix::io::Errno;
 use service::logs::Logger;
 use service::statsd::Statsd;
@@ -22,7 +22,6 @@ use super::hashes::{SuffixHashes, invalidate_suffixes};
 use super::listing::{Names, list_dir};
 use super::locks::{LockGuard, lock_path};
 use super::metadata::{MetadataError, read_metadata};
-use super::writer::{make_dirs, write_file_durably};
 use super::{DiskFile, DiskFileError, Place};
 
 /// The options of an object service that concern its disks.
@@ -135,7 +134,7 @@ impl DiskFileManager {
 
     /// The path of a device; `None` if it is no mount point (no directory, without `mount_check`).
     pub fn dev_path(&self, device: &str) -> Option<PathBuf> {
-        check_drive(&self.conf.devices, device, self.conf.mount_check)
+        fs::check_drive(&self.conf.devices, device, self.conf.mount_check)
     }
 
     fn available(&self, device: &str) -> Result<PathBuf, DiskFileError> {
@@ -371,18 +370,17 @@ impl DiskFileManager {
         let async_dir =
             device_path.join(data_dir("async_pending", self.policy)).join(hash.suffix().to_string());
         let tmp_dir = self.tmp_dir(&device_path);
-        make_dirs(&tmp_dir, &device_path)?;
-        let created = make_dirs(&async_dir, &device_path)?;
         let target = async_dir.join(format!("{hash}-{}", timestamp.internal()));
-        // A crash before this returns loses the update, and the request that waits for it has not been answered.
-        write_file_durably(&target, &tmp_dir, &pickle::dumps(data))?;
-        super::writer::fsync_parents(&async_dir, created)?;
+        let written = (|| {
+            fs::mkdirs_below(&device_path, &tmp_dir)?;
+            let created = fs::mkdirs_below(&device_path, &async_dir)?;
+            // A crash before this returns loses the update, and the request that waits for it has not been answered.
+            fs::write_file_via(&target, &tmp_dir, &pickle::dumps(data), true)?;
+            fs::fsync_dirs(&async_dir, created)
+        })();
+        written.map_err(|err| DiskFileError::write("cannot write", target, err))?;
         self.statsd.increment("async_pendings");
         Ok(())
-    }
-
-    pub(super) fn may_use_linkat(&self) -> bool {
-        self.use_linkat.load(Ordering::Relaxed)
     }
 }
 
@@ -396,34 +394,6 @@ fn scheme_of(kind: &PolicyKind) -> Scheme {
 fn is_object_path(name: &str) -> bool {
     let mut parts = name.splitn(4, '/');
     parts.next() == Some("") && (0..3).all(|_| parts.next().is_some_and(|part| !part.is_empty()))
-}
-
-/// Swift: constraints.check_drive. The names `.` and `..`, which it lets through, are no drives here.
-fn check_drive(devices: &Path, device: &str, mount_check: bool) -> Option<PathBuf> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-~".contains(&byte);
-    if device.is_empty() || device == "." || device == ".." || !device.bytes().all(plain) {
-        return None;
-    }
-    let path = devices.join(device);
-    let there = if mount_check { is_mount(&path) } else { is_dir(&path) };
-    there.then_some(path)
-}
-
-fn is_dir(path: &Path) -> bool {
-    stat(path).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
-}
-
-/// A mount point, or a directory (or link to one) that a stub file `.ismount` declares to be one.
-fn is_mount(path: &Path) -> bool {
-    let Ok(this) = lstat(path) else { return false };
-    if FileType::from_raw_mode(this.st_mode) != FileType::Symlink {
-        let Ok(parent) = lstat(path.join("..")) else { return false };
-        if this.st_dev != parent.st_dev || this.st_ino == parent.st_ino {
-            return true;
-        }
-    }
-    stat(path.join(".ismount"))
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
 }
 
 /// See [`DiskFileManager::yield_hashes`]. Lists one suffix at a time.

@@ -9,20 +9,14 @@
 //! The pickle is a dict of bytes to bytes (`common::pickle`). Names are title-cased headers, plus `name`, the path
 //! of the object; the order is the writer's and carries no meaning.
 
-use std::cell::RefCell;
-
 use common::digest::{hex, md5};
-use common::pickle;
+use common::{fs, pickle};
 use rustix::fd::AsFd;
-use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use rustix::fs::{XattrFlags, fsetxattr};
 use rustix::io::Errno;
 
-const METADATA_KEY: &str = "user.swift.metadata";
-const CHECKSUM_KEY: &str = "user.swift.metadata_checksum";
 /// The largest value the kernel takes, and Swift's chunk.
 const XATTR_SIZE: usize = 65536;
-/// Where a hostile or broken file is not read any further; 64 chunks are far beyond any limit on headers.
-const MAX_CHUNKS: usize = 64;
 
 /// Header names and values as stored: UTF-8 if clients behaved, any bytes if not.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -103,101 +97,51 @@ pub enum MetadataError {
     Malformed(String),
     /// Not the file's fault: nothing is said about the metadata.
     #[error("{0}")]
-    Io(Errno),
-}
-
-thread_local! {
-    /// One buffer of the largest size per thread, so that a value takes one system call to read.
-    static XATTR_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; XATTR_SIZE]);
+    Io(std::io::Error),
 }
 
 /// Reads and checks the metadata of an open file. With `add_missing_checksum`, a file of an old writer gets its
 /// checksum.
 pub fn read_metadata(file: impl AsFd, add_missing_checksum: bool) -> Result<Metadata, MetadataError> {
-    XATTR_BUFFER.with_borrow_mut(|buffer| {
-        let length = get_xattr(&file, METADATA_KEY, buffer)?.unwrap_or(0);
-        let mut checksum = [0; 64];
-        let Some(checksum_length) = get_xattr(&file, CHECKSUM_KEY, &mut checksum)? else {
-            let pickled = read_further_chunks(&file, &buffer[..length])?;
-            let metadata = load(&pickled)?;
-            if add_missing_checksum {
-                // A crash here leaves the file as it was, or complete: one attribute is set in one step.
-                let sum = hex(&md5(&pickled));
-                let _ = fsetxattr(&file, CHECKSUM_KEY, sum.as_bytes(), XattrFlags::empty());
-            }
-            return Ok(metadata);
-        };
-        let stored = &checksum[..checksum_length];
-        // Nearly always the first chunk is all, and the checksum proves it: no call to learn that there is no second.
-        if hex(&md5(&buffer[..length])).as_bytes() == stored {
-            return load(&buffer[..length]);
-        }
-        let pickled = read_further_chunks(&file, &buffer[..length])?;
-        let computed = hex(&md5(&pickled));
-        if computed.as_bytes() != stored {
-            let stored = String::from_utf8_lossy(stored).into_owned();
-            return Err(MetadataError::BadChecksum { stored, computed });
-        }
-        load(&pickled)
-    })
-}
-
-fn read_further_chunks(file: impl AsFd, first: &[u8]) -> Result<Vec<u8>, MetadataError> {
-    let mut pickled = first.to_vec();
-    if first.is_empty() {
-        return Ok(pickled);
+    let raw = fs::read_metadata_xattrs(&file).map_err(unreadable)?;
+    if !raw.checksum_matches {
+        let stored = String::from_utf8_lossy(&raw.checksum.unwrap_or_default()).into_owned();
+        return Err(MetadataError::BadChecksum { stored, computed: hex(&md5(&raw.pickle)) });
     }
-    let mut chunk = vec![0; XATTR_SIZE];
-    for key in 1..MAX_CHUNKS {
-        match get_xattr(&file, &format!("{METADATA_KEY}{key}"), &mut chunk)? {
-            Some(length) => pickled.extend_from_slice(&chunk[..length]),
-            None => break,
-        }
-    }
-    Ok(pickled)
-}
-
-/// `None` if there is no such attribute. Swift: any failure to read one but "not supported" ends the metadata there,
-/// which then proves truncated; errors that say nothing about the file are passed on here instead.
-fn get_xattr(file: impl AsFd, key: &str, buffer: &mut [u8]) -> Result<Option<usize>, MetadataError> {
-    match fgetxattr(file, key, buffer) {
-        Ok(length) => Ok(Some(length)),
-        Err(Errno::OPNOTSUPP) => Err(MetadataError::NotSupported),
-        Err(errno @ (Errno::NOMEM | Errno::ACCESS | Errno::PERM | Errno::INTR)) => {
-            Err(MetadataError::Io(errno))
-        }
-        Err(_) => Ok(None),
-    }
-}
-
-fn load(pickled: &[u8]) -> Result<Metadata, MetadataError> {
-    if pickled.is_empty() {
+    if raw.pickle.is_empty() {
         return Err(MetadataError::Malformed("Ran out of input".into()));
     }
-    pickle::load_metadata(pickled).map(Metadata).map_err(|err| MetadataError::Malformed(err.to_string()))
+    let metadata =
+        pickle::load_metadata(&raw.pickle).map_err(|err| MetadataError::Malformed(err.to_string()))?;
+    if raw.checksum.is_none() && add_missing_checksum {
+        // A crash leaves the file as it was, or complete: one attribute is set in one step.
+        let checksum = hex(&md5(&raw.pickle));
+        let _ = fsetxattr(&file, fs::METADATA_CHECKSUM_KEY, checksum.as_bytes(), XattrFlags::empty());
+    }
+    Ok(Metadata(metadata))
+}
+
+/// Swift takes any failure to read an attribute but "not supported" for its absence, so that the metadata proves
+/// truncated and goes to quarantine; errors that say nothing about the file are passed on here instead.
+fn unreadable(err: std::io::Error) -> MetadataError {
+    match Errno::from_io_error(&err) {
+        Some(Errno::OPNOTSUPP) => MetadataError::NotSupported,
+        Some(Errno::NOMEM | Errno::ACCESS | Errno::PERM) | None => MetadataError::Io(err),
+        Some(errno) => MetadataError::Malformed(errno.to_string()),
+    }
 }
 
 /// Sets the metadata of an open file; the caller syncs it. A crash before that leaves part of the chunks on a file
 /// that has no name yet.
-pub fn write_metadata(file: impl AsFd, metadata: &Metadata) -> Result<(), Errno> {
-    write_metadata_chunks(file, metadata, XATTR_SIZE)
-}
-
-fn write_metadata_chunks(file: impl AsFd, metadata: &Metadata, xattr_size: usize) -> Result<(), Errno> {
-    let pickled = pickle::dump_metadata(&metadata.0);
-    for (key, chunk) in pickled.chunks(xattr_size).enumerate() {
-        if key == 0 {
-            fsetxattr(&file, METADATA_KEY, chunk, XattrFlags::empty())?;
-        } else {
-            fsetxattr(&file, format!("{METADATA_KEY}{key}"), chunk, XattrFlags::empty())?;
-        }
-    }
-    fsetxattr(&file, CHECKSUM_KEY, hex(&md5(&pickled)).as_bytes(), XattrFlags::empty())
+pub fn write_metadata(file: impl AsFd, metadata: &Metadata) -> std::io::Result<()> {
+    fs::write_metadata_xattrs(file, &pickle::dump_metadata(&metadata.0), XATTR_SIZE)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::fs::{METADATA_CHECKSUM_KEY as CHECKSUM_KEY, METADATA_KEY};
+    use rustix::fs::fgetxattr;
 
     fn sample() -> Metadata {
         Metadata::from_iter([
@@ -212,7 +156,7 @@ mod tests {
     fn metadata_survives_any_chunk_size() {
         for xattr_size in [40, 254, XATTR_SIZE] {
             let file = tempfile::tempfile().unwrap();
-            write_metadata_chunks(&file, &sample(), xattr_size).unwrap();
+            fs::write_metadata_xattrs(&file, &pickle::dump_metadata(&sample().0), xattr_size).unwrap();
             assert_eq!(read_metadata(&file, false).unwrap(), sample(), "{xattr_size}");
         }
     }
@@ -220,7 +164,7 @@ mod tests {
     #[test]
     fn missing_checksum_is_accepted_and_added_on_demand() {
         let file = tempfile::tempfile().unwrap();
-        write_metadata_chunks(&file, &sample(), 100).unwrap();
+        fs::write_metadata_xattrs(&file, &pickle::dump_metadata(&sample().0), 100).unwrap();
         rustix::fs::fremovexattr(&file, CHECKSUM_KEY).unwrap();
         assert_eq!(read_metadata(&file, false).unwrap(), sample());
         assert_eq!(fgetxattr(&file, CHECKSUM_KEY, &mut [0; 64][..]), Err(Errno::NODATA));

@@ -22,8 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{ObjHash, Timestamp};
-use rustix::io::Errno;
+use common::{ObjHash, Timestamp, fs};
 use service::logs::Logger;
 
 mod cleanup;
@@ -84,15 +83,16 @@ pub enum DiskFileError {
 }
 
 impl DiskFileError {
-    fn io(what: &'static str, path: impl Into<PathBuf>, errno: Errno) -> Self {
-        DiskFileError::Io { what, path: path.into(), source: errno.into() }
+    fn io(what: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        DiskFileError::Io { what, path: path.into(), source: source.into() }
     }
 
     /// As [`DiskFileError::io`], for calls that take up space.
-    fn write(what: &'static str, path: impl Into<PathBuf>, errno: Errno) -> Self {
-        match errno {
-            Errno::NOSPC | Errno::DQUOT => DiskFileError::NoSpace,
-            errno => DiskFileError::io(what, path, errno),
+    fn write(what: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        let source = source.into();
+        match fs::is_no_space(&source) {
+            true => DiskFileError::NoSpace,
+            false => DiskFileError::io(what, path, source),
         }
     }
 

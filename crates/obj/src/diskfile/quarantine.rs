@@ -8,15 +8,14 @@
 //! found again; a crash after it, before it is on disk, the same. Nothing is ever deleted here.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat, renameat_with};
+use common::{Suffix, fs};
 use rustix::io::Errno;
 
 use super::DiskFileError;
 use super::hashes::invalidate_suffixes;
-use super::writer::make_dirs;
-use common::Suffix;
 
 /// Moves `from` (a hash dir, a suffix dir, or a file where one should be) into the quarantine of its device.
 /// Returns where it is now.
@@ -35,18 +34,19 @@ pub fn quarantine_dir_renamer(device_path: &Path, from: &Path) -> Result<PathBuf
     }
 
     let to_parent = device_path.join("quarantined").join(datadir);
-    make_dirs(&to_parent, device_path)?;
+    fs::mkdirs_below(device_path, &to_parent)
+        .map_err(|err| DiskFileError::write("cannot make directory", &to_parent, err))?;
     let mut to = to_parent.join(name);
-    // NOREPLACE: what was quarantined earlier under this name stays, even if it is a file or an empty directory.
-    match renameat_with(CWD, from, CWD, &to, RenameFlags::NOREPLACE) {
+    // What was quarantined earlier under this name stays, even if it is a file or an empty directory.
+    match fs::rename_noreplace(from, &to) {
         Ok(()) => return Ok(to),
-        Err(Errno::EXIST | Errno::INVAL) => {}
-        Err(errno) => return Err(DiskFileError::write("cannot quarantine", from, errno)),
+        Err(err) if err.kind() == ErrorKind::AlreadyExists => {}
+        Err(err) => return Err(DiskFileError::write("cannot quarantine", from, err)),
     }
     let mut unique = name.to_os_string();
     unique.push(format!("-{}", random_hex()));
     to.set_file_name(unique);
-    renameat(CWD, from, CWD, &to).map_err(|errno| DiskFileError::write("cannot quarantine", from, errno))?;
+    fs::rename_noreplace(from, &to).map_err(|err| DiskFileError::write("cannot quarantine", from, err))?;
     Ok(to)
 }
 
@@ -70,7 +70,7 @@ pub(super) fn message(from: &Path, to: &Path, why: &str) -> String {
 }
 
 /// 32 hexadecimal digits, unique without any coordination: for names only.
-pub(super) fn random_hex() -> String {
+fn random_hex() -> String {
     // Each RandomState has keys of its own, seeded by the kernel.
     let word = || RandomState::new().build_hasher().finish();
     format!("{:016x}{:016x}", word(), word())

@@ -5,7 +5,7 @@
 //! been handed out by then, as Swift does: the length of the response was promised with its head.
 
 use common::digest::Md5;
-use rustix::fs::{Advice, fadvise};
+use common::fs::drop_cache;
 use rustix::io::Errno;
 
 use super::{DiskFileError, OpenDiskFile, SMALL_OBJECT};
@@ -142,9 +142,4 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.check();
     }
-}
-
-pub(super) fn drop_cache(file: impl rustix::fd::AsFd, offset: u64, length: u64) {
-    // A hint: a file system that takes none keeps its pages.
-    let _ = fadvise(file, offset, std::num::NonZeroU64::new(length), Advice::DontNeed);
 }

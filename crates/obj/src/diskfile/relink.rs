@@ -3,16 +3,15 @@
 //! Before the rings change, a write is also linked into the partition to be; afterwards it goes there by itself, and
 //! what it supersedes is also cleaned up in the partition that was. Swift: `relink_paths` and `_part_power_cleanup`.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use common::fs;
 use common::hash::storage_directory;
-use rustix::fs::{AtFlags, CWD, linkat};
-use rustix::io::Errno;
 
 use super::hashes::Invalidation;
 use super::listing::Names;
-use super::writer::{fsync_dir, fsync_parents, make_dirs};
 use super::{DiskFile, DiskFileError};
 
 impl DiskFile {
@@ -41,18 +40,18 @@ impl DiskFile {
 
     fn link_into(&self, target: &Path, new_target: &Path, next_dir: &Path) -> Result<(), DiskFileError> {
         let next_partition = next_dir.ancestors().nth(2).expect("a hash dir lies in a partition");
-        let created = make_dirs(next_dir, self.device_path())?;
+        let failed = |err| DiskFileError::write("cannot link", new_target, err);
+        let created = fs::mkdirs_below(self.device_path(), next_dir).map_err(failed)?;
         let suffix = self.hash().suffix();
         let invalidation = Invalidation::begin(next_partition, self.device_path(), &[suffix])?;
         // A crash before the link leaves one to be made by the relinker.
-        invalidation.publish(|| match linkat(CWD, target, CWD, new_target, AtFlags::empty()) {
+        invalidation.publish(|| match fs::hard_link(target, new_target) {
             Ok(()) => Ok(()),
-            Err(Errno::NOENT) if !target.exists() => Ok(()), // superseded meanwhile
-            Err(Errno::EXIST) if is_same_file(target, new_target) => Ok(()),
-            Err(errno) => Err(DiskFileError::write("cannot link", new_target, errno)),
+            Err(err) if err.kind() == ErrorKind::NotFound && !target.exists() => Ok(()), // superseded meanwhile
+            Err(err) if err.kind() == ErrorKind::AlreadyExists && is_same_file(target, new_target) => Ok(()),
+            Err(err) => Err(failed(err)),
         })?;
-        fsync_dir(next_dir)?;
-        fsync_parents(next_dir, created)
+        fs::fsync_dirs(next_dir, created).map_err(failed)
     }
 
     pub(super) fn clean_up_relinked(&self, datadir: &Path) {

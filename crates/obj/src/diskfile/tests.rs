@@ -12,6 +12,7 @@ use service::logs::{Level, Lines};
 use service::statsd::Statsd;
 
 use super::*;
+use rustix::io::Errno;
 
 struct Disk {
     manager: Arc<DiskFileManager>,
@@ -672,4 +673,59 @@ fn suffixes_are_hashed_as_swift_does() {
     let value = disk.hashes().to_value();
     assert_eq!(SuffixHashes::from_value(&value), Some(disk.hashes()));
     assert_eq!(Suffix::parse("zzz"), None);
+}
+
+/// A put that fails at any step leaves the old version or the new one, whole; the hashes agree; the next put works.
+#[test]
+fn a_put_that_fails_at_any_step_leaves_the_old_version_or_the_new() {
+    use common::fs::fail::{Action, arm_thread};
+    let before_link = [
+        "fs.create",
+        "fs.fallocate",
+        "put.write",
+        "fs.write_metadata",
+        "hashes.append_invalid",
+        "fs.fdatasync",
+        "fs.fsync",
+        "put.before_link",
+        "fs.link",
+    ];
+    let after_link = ["put.before_sync_dir", "put.before_cleanup"];
+    for point in before_link.into_iter().chain(after_link) {
+        for (errno, no_space) in [(Errno::IO, false), (Errno::NOSPC, true)] {
+            let disk = disk();
+            disk.put("o", 10, b"old");
+            disk.hashes();
+            let armed = arm_thread(point, Action::Error(errno));
+            let failed = disk.object("o").put_small(b"new", metadata(11, b"new")).unwrap_err();
+            drop(armed);
+            assert_eq!(matches!(failed, DiskFileError::NoSpace), no_space, "{point}: {failed}");
+            let expected: &[u8] = if after_link.contains(&point) { b"new" } else { b"old" };
+            assert_eq!(disk.object("o").open(None).unwrap().read_small().unwrap().data, expected, "{point}");
+            let hashes = disk.hashes();
+            fs::remove_file(disk.partition().join("hashes.pkl")).unwrap();
+            assert_eq!(disk.hashes(), hashes, "{point}");
+            assert_eq!(disk.files("o").len(), 1, "{point}");
+            disk.put("o", 12, b"newer");
+            assert_eq!(disk.files("o"), ["0000000012.00000.data"]);
+            assert!(names(&disk.device().join("tmp")).is_empty());
+        }
+    }
+}
+
+#[test]
+fn hashes_survive_a_consolidation_that_stops_half_way() {
+    use common::fs::fail::{Action, arm_thread};
+    let disk = disk();
+    disk.put("o", 10, b"old");
+    disk.hashes();
+    disk.put("o", 11, b"new");
+    let armed = arm_thread("hashes.truncate_invalid", Action::Error(Errno::IO));
+    // As in Swift: a partition that cannot be consolidated is hashed from what there is.
+    let hashes = disk.hashes();
+    drop(armed);
+    assert_eq!(disk.warnings(), 1);
+    assert_eq!(disk.hashes(), hashes);
+    fs::remove_file(disk.partition().join("hashes.pkl")).unwrap();
+    assert_eq!(disk.hashes(), hashes);
 }
