@@ -2,7 +2,8 @@
 //!
 //! `app` takes a request to its controller (`controllers`), which asks the storage servers (`backend`) of the nodes
 //! that `node_iter` names and makes one response of their answers (`quorum`). `info` is what is known, and cached, of
-//! accounts and containers. What filters share with the app stands in `environ`, `subrequest` and `swift_info`.
+//! accounts and containers. What filters share with the app stands in `environ`, `subrequest` and `swift_info`;
+//! the filters themselves are in `middleware`.
 
 pub mod affinity;
 pub mod app;
@@ -12,6 +13,7 @@ pub mod environ;
 pub mod error_limiter;
 pub mod expirer;
 pub mod info;
+pub mod middleware;
 pub mod mime_types;
 pub mod node_iter;
 pub mod options;
@@ -27,4 +29,5 @@ use service::Registry;
 /// Makes the proxy's app and filters known to pipelines.
 pub fn register(registry: &mut Registry) {
     registry.app("egg:swift#proxy", app::app_factory);
+    middleware::register(registry);
 }

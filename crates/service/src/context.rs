@@ -115,7 +115,8 @@ impl Process {
         Ok(cluster)
     }
 
-    fn logger(&self, section: &Section, name: &str) -> Result<Logger, ConfigError> {
+    /// A logger as `section` says, whose lines go where the process's go.
+    pub fn logger(&self, section: &Section, name: &str) -> Result<Logger, ConfigError> {
         match &self.logs {
             Logs::Configured { console } => Logger::from_section(section, name, *console),
             Logs::Sinks(sinks) => Logger::with_sinks(section, name, sinks.clone()),
