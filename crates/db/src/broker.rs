@@ -120,7 +120,7 @@ pub trait Kind {
     const DB_TYPE: &'static str;
     /// Metadata (lower case) that outlives the deletion of the database.
     const DELETE_META_WHITELIST: &'static [&'static str];
-    type Record;
+    type Record: Clone;
     fn to_pickle(record: &Self::Record) -> Value;
     fn from_pickle(entry: Value) -> Option<Self::Record>;
     /// Merge rows; runs inside a transaction.
@@ -265,17 +265,17 @@ impl<K: Kind> DatabaseBroker<K> {
     // --- the pending file ---
 
     /// Store a row: into the pending file while that is small, else into the database with all that is pending.
-    pub fn put_record(&mut self, record: K::Record) -> Result<()> {
+    pub fn put_record(&mut self, record: &K::Record) -> Result<()> {
         if self.options.skip_commits {
             return Err(BrokerError::CommitsNotAccepted(self.db_file.clone()));
         }
-        if !self.exists() {
-            return Err(BrokerError::NotExist(self.db_file.clone()));
-        }
-        let entry = pickle::dumps(&K::to_pickle(&record));
+        let entry = pickle::dumps(&K::to_pickle(record));
         let mut line = String::with_capacity(entry.len() * 4 / 3 + 5);
         line.push(':');
         BASE64.encode_string(&entry, &mut line);
+        if !self.exists() {
+            return Err(BrokerError::NotExist(self.db_file.clone()));
+        }
         let _lock = self.lock()?;
         let mut pending = OpenOptions::new()
             .append(true)
@@ -285,7 +285,7 @@ impl<K: Kind> DatabaseBroker<K> {
         let size = pending.metadata().map_err(|error| self.pending_error(error))?.len();
         if size > PENDING_CAP {
             drop(pending);
-            return self.merge_pending(Some(record));
+            return self.merge_pending(Some(record.clone()));
         }
         pending.write_all(line.as_bytes()).map_err(|error| self.pending_error(error))
     }

@@ -220,7 +220,7 @@ impl AccountBroker {
     }
 
     pub fn put_container(&mut self, record: ContainerRecord) -> Result<()> {
-        self.db.put_record(record)
+        self.db.put_record(&record)
     }
 
     pub fn info(&mut self) -> Result<AccountInfo> {

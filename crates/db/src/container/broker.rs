@@ -127,13 +127,13 @@ impl ContainerBroker {
         self.base_file.exists()
     }
 
-    /// Store an object's row. Never looks at the database, so that it costs an append.
+    /// Store an object's row. Never looks into the database, so that it costs an append.
     pub fn put_object(&mut self, record: ObjectRecord) -> Result<()> {
-        if !self.db.exists() {
-            // The newest epoch's file decides whether the container is here.
-            self.find_files()?;
+        match self.db.put_record(&record) {
+            // The database of a sharded container has another name, and its pending file has not.
+            Err(BrokerError::NotExist(_)) if self.exists()? => self.db.put_record(&record),
+            other => other,
         }
-        self.db.put_record(record)
     }
 
     pub fn merge_items(&mut self, records: Vec<ObjectRecord>) -> Result<()> {

@@ -307,3 +307,115 @@ fn integer(value: &Value) -> Option<i64> {
 pub fn last_modified(created_at: &str) -> Timestamp {
     Timestamps::decode(created_at).map_or(Timestamp::ZERO, |timestamps| timestamps.meta)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn database() -> Connection {
+        let sqlite = Connection::open_in_memory().unwrap();
+        sqlite
+            .execute_batch(
+                "CREATE TABLE object (ROWID INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, created_at TEXT, size INTEGER, \
+                 content_type TEXT, etag TEXT, deleted INTEGER, storage_policy_index INTEGER)",
+            )
+            .unwrap();
+        sqlite
+    }
+
+    type Stored = (String, String, i64, String, String, i64, i64);
+
+    fn rows(sqlite: &Connection) -> Vec<Stored> {
+        let sql = "SELECT name, created_at, size, content_type, etag, deleted, storage_policy_index FROM object ORDER BY 1, 7";
+        let mut statement = sqlite.prepare(sql).unwrap();
+        let get = |row: &rusqlite::Row<'_>| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?))
+        };
+        statement.query_map([], get).unwrap().map(Result::unwrap).collect()
+    }
+
+    fn stamp(second: u64) -> String {
+        Timestamp::from_secs_f64(1_700_000_000.0 + second as f64).internal()
+    }
+
+    fn record(name: &str, data: u64, content_type: &str) -> ObjectRecord {
+        ObjectRecord {
+            name: name.into(),
+            created_at: stamp(data),
+            size: data as i64,
+            content_type: content_type.into(),
+            etag: format!("e{data}"),
+            ..ObjectRecord::default()
+        }
+    }
+
+    #[test]
+    fn each_part_of_a_row_comes_from_its_latest_writer() {
+        let sqlite = database();
+        merge(&sqlite, vec![record("o", 1, "old;swift_bytes=10")]).unwrap();
+        let post = ObjectRecord { ctype_timestamp: Some(stamp(5)), ..record("o", 1, "posted") };
+        merge(&sqlite, vec![post]).unwrap();
+        merge(&sqlite, vec![record("o", 3, "put;swift_bytes=30")]).unwrap();
+        let row = &rows(&sqlite)[0];
+        // The content type is the POST's, the size of the manifest the later PUT's.
+        assert_eq!((row.2, row.3.as_str(), row.4.as_str()), (3, "posted;swift_bytes=30", "e3"));
+        assert_eq!(last_modified(&row.1), Timestamp::parse(&stamp(5)).unwrap());
+    }
+
+    #[test]
+    fn policies_have_rows_of_their_own() {
+        let sqlite = database();
+        let other = ObjectRecord { storage_policy_index: 1, ..record("o", 1, "t") };
+        merge(&sqlite, vec![record("o", 2, "t"), other]).unwrap();
+        assert_eq!(rows(&sqlite).len(), 2);
+    }
+
+    #[test]
+    fn more_rows_than_a_statement_takes_arguments_are_merged() {
+        let sqlite = database();
+        let many = |data| (0..2500).map(|n| record(&format!("{n:04}"), data, "t")).collect::<Vec<_>>();
+        merge(&sqlite, many(1)).unwrap();
+        merge(&sqlite, many(2)).unwrap();
+        let rows = rows(&sqlite);
+        assert_eq!(rows.len(), 2500);
+        assert!(rows.iter().all(|row| row.2 == 2));
+    }
+
+    /// Updates of two objects whose timestamps are all different.
+    fn updates() -> impl Strategy<Value = Vec<ObjectRecord>> {
+        let update =
+            ("[ab]", proptest::option::of(0u64..9), proptest::option::of(0u64..9), any::<bool>(), 0u64..3);
+        proptest::collection::vec(update, 1..8).prop_map(|updates| {
+            let make = |(at, (name, ctype, meta, deleted, data)): (usize, (String, _, _, bool, u64))| {
+                let unique = |coarse: u64| coarse * 100 + at as u64;
+                let later =
+                    |extra: Option<u64>, shift| extra.map(|extra| stamp(unique(data + extra) + shift));
+                let made = record(&name, unique(data), &format!("type{at};swift_bytes={at}"));
+                ObjectRecord {
+                    deleted,
+                    ctype_timestamp: later(ctype, 20),
+                    meta_timestamp: later(meta, 40),
+                    ..made
+                }
+            };
+            updates.into_iter().enumerate().map(make).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn rows_do_not_depend_on_the_order_or_batches_of_updates(
+            (updates, shuffled) in updates().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
+            batch in 1usize..4,
+        ) {
+            let (one, other) = (database(), database());
+            merge(&one, updates).unwrap();
+            for batch in shuffled.chunks(batch) {
+                merge(&other, batch.to_vec()).unwrap();
+                merge(&other, batch.to_vec()).unwrap(); // as after a crash before the pending file was emptied
+            }
+            prop_assert_eq!(rows(&one), rows(&other));
+        }
+    }
+}

@@ -398,6 +398,9 @@ impl ContainerRequest<'_> {
         let Some(records) = ObjectRecord::from_json_list(&records) else {
             return Err(Response::error(500));
         };
+        if !self.run(broker.exists())? {
+            return Err(Response::error(404));
+        }
         self.run(broker.merge_items(records))?;
         Ok(Response::error(202).into())
     }
@@ -410,19 +413,17 @@ impl ContainerRequest<'_> {
         timestamp: Timestamp,
         policy: Option<i64>,
     ) -> Answer<()> {
-        if broker.has_base_file() {
-            return Ok(());
+        if !self.server.should_autocreate(&self.target.account, &self.req.headers) {
+            return Ok(()); // storing the row will tell whether there is a database
         }
-        if self.server.should_autocreate(&self.target.account, &self.req.headers)
-            && !self.run(broker.exists())?
-        {
+        if !broker.has_base_file() && !self.run(broker.exists())? {
             let Some(policy) = policy else {
                 return Err(html_answer(400, "X-Backend-Storage-Policy-Index header is required"));
             };
             // A row's timestamp may have an offset, a container's has none.
             self.create(broker, &timestamp.normal(), policy)?;
         }
-        if self.run(broker.exists())? { Ok(()) } else { Err(Response::error(404)) }
+        Ok(())
     }
 
     /// False if another request was faster.

@@ -29,16 +29,14 @@ use super::account_update::{self, Place, Report};
 use super::broker::{ContainerBroker, ContainerInfo, DATADIR};
 use crate::broker::{BrokerError, Options, Shared};
 
+const NAME: &str = "container-updater";
 /// Databases of which it is remembered that they had nothing to report.
 const MAX_QUIET: usize = 100_000;
 /// A file written to more recently than this may be written to again without its time changing.
 const SETTLED: Duration = Duration::from_secs(2);
 
 pub fn build(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
-    Ok(Arc::new(ContainerUpdater(Arc::new(Updater::new(
-        &conf.section_or_default("container-updater"),
-        ctx,
-    )?))))
+    Ok(Arc::new(ContainerUpdater(Arc::new(Updater::new(&conf.section_or_default(NAME), ctx)?))))
 }
 
 struct ContainerUpdater(Arc<Updater>);
@@ -70,7 +68,7 @@ struct Counts {
 
 impl Daemon for ContainerUpdater {
     fn name(&self) -> &'static str {
-        "container-updater"
+        NAME
     }
 
     fn run_once(&self) -> BoxFuture<'_, ()> {
@@ -121,7 +119,7 @@ impl Updater {
         let counts = Counts::default();
         let mut partitions = self.partitions().await;
         self.ctx.rng.shuffle(&mut partitions);
-        let progress = self.ctx.progress("container-updater");
+        let progress = self.ctx.progress(NAME);
         progress.set(partitions.len() as u64);
         futures_util::stream::iter(partitions)
             .for_each_concurrent(self.concurrency, |(device, path)| {
@@ -147,7 +145,9 @@ impl Updater {
     /// The partitions of all devices that can be used.
     async fn partitions(self: &Arc<Self>) -> Vec<(String, PathBuf)> {
         let mut found = Vec::new();
-        for device in names_in(&self.devices).unwrap_or_else(|error| self.cannot_list(&error)) {
+        let updater = self.clone();
+        let list = move || names_in(&updater.devices).unwrap_or_else(|error| updater.cannot_list(&error));
+        for device in self.ctx.disk_pools.run(NAME, list).await {
             let wanted = &self.ctx.args.devices;
             if !wanted.is_empty() && !wanted.contains(&device) {
                 continue;
@@ -179,7 +179,12 @@ impl Updater {
     }
 
     async fn sweep_partition(self: &Arc<Self>, device: &str, partition: PathBuf, counts: &Counts) {
-        let files = self.ctx.disk_pools.run(device, move || database_files(&partition)).await;
+        let updater = self.clone();
+        let (files, quiet) =
+            self.ctx.disk_pools.run(device, move || updater.split_quiet(database_files(&partition))).await;
+        for _ in 0..quiet {
+            self.count_no_change(counts);
+        }
         for file in files {
             let path = file.clone();
             if let Err(error) = self.process_container(device, file, counts).await {
@@ -194,11 +199,6 @@ impl Updater {
         file: PathBuf,
         counts: &Counts,
     ) -> Result<(), BrokerError> {
-        let before = Fingerprint::of(&file);
-        if before.is_some() && self.quiet.lock().get(&file) == before.as_ref() {
-            self.count_no_change(counts);
-            return Ok(());
-        }
         self.pace.wait().await;
         let start = Instant::now();
         let (updater, path) = (self.clone(), file.clone());
@@ -216,7 +216,6 @@ impl Updater {
             Found::Skip => Ok(()),
             Found::NoChange => {
                 self.count_no_change(counts);
-                self.remember_quiet(file);
                 Ok(())
             }
             Found::Changed(info) => {
@@ -247,7 +246,24 @@ impl Updater {
             || info.delete_timestamp > info.reported_delete_timestamp
             || info.object_count != info.reported_object_count
             || info.bytes_used != info.reported_bytes_used;
-        Ok(if changed { Found::Changed(Box::new(info)) } else { Found::NoChange })
+        if changed {
+            return Ok(Found::Changed(Box::new(info)));
+        }
+        drop(broker);
+        self.remember_quiet(file);
+        Ok(Found::NoChange)
+    }
+
+    /// The databases that must be read, and how many others had nothing to report and still have not.
+    fn split_quiet(&self, files: Vec<PathBuf>) -> (Vec<PathBuf>, usize) {
+        let all = files.len();
+        let is_quiet = |file: &PathBuf| {
+            let known = self.quiet.lock().get(file).cloned();
+            known.is_some() && known == Fingerprint::of(file)
+        };
+        let files: Vec<PathBuf> = files.into_iter().filter(|file| !is_quiet(file)).collect();
+        let quiet = all - files.len();
+        (files, quiet)
     }
 
     async fn report(
@@ -343,8 +359,8 @@ impl Updater {
 
     /// Reading may have merged pending rows, so the files are looked at afterwards; but only what has been at rest for a
     /// while tells by its times that nobody wrote since.
-    fn remember_quiet(&self, file: PathBuf) {
-        let Some(now) = Fingerprint::of(&file) else { return };
+    fn remember_quiet(&self, file: &Path) {
+        let Some(now) = Fingerprint::of(file) else { return };
         if !now.is_settled(self.ctx.clock.unix_secs()) {
             return;
         }
@@ -352,7 +368,7 @@ impl Updater {
         if quiet.len() >= MAX_QUIET {
             quiet.clear();
         }
-        quiet.insert(file, now);
+        quiet.insert(file.to_owned(), now);
     }
 }
 
