@@ -604,7 +604,7 @@ fn an_object_in_the_hash_dir_of_another_is_refused() {
     disk.put("o", 10, b"body");
     let other = disk.object("other");
     fs::create_dir_all(other.place.suffix_dir()).unwrap();
-    rustix::fs::rename(disk.object("o").datadir(), other.datadir()).unwrap();
+    common::fs::rename(disk.object("o").datadir(), other.datadir()).unwrap();
     assert!(matches!(other.open(None), Err(DiskFileError::Collision)));
     let by_hash = disk.manager.diskfile_from_audit_location("sda", 7, other.hash());
     assert!(matches!(by_hash.open(None), Err(DiskFileError::Quarantined(_))));
