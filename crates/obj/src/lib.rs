@@ -6,6 +6,7 @@ mod get;
 mod multipart;
 mod post;
 mod put;
+pub mod replicator;
 pub mod server;
 pub mod ssync;
 mod update;

@@ -9,6 +9,7 @@
 //! Not done: fragments (their `Frag-Index` headers, non-durable ones, rebuilding them), and a limit on the objects of a
 //! session, which only the reconstructor sets.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use common::hash::{ObjHash, Suffix};
 use common::timestamp::Timestamp;
+use common::wsgi::from_stored;
 use futures_util::StreamExt;
 use indexmap::IndexMap;
 use ring::Device;
@@ -29,7 +31,7 @@ use super::protocol::{
     python_repr, python_repr_bytes, subrequest_head, subrequest_path,
 };
 use crate::diskfile::{
-    DiskFileError, DiskFileManager, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT, TimestampSet,
+    DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT, TimestampSet,
 };
 
 /// Wanted objects that are read from the disk before they are sent.
@@ -369,15 +371,24 @@ fn put_head(opened: &OpenDiskFile) -> Vec<u8> {
     let content_length = opened.content_length().to_string();
     let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
     let no_commit = (!durable).then_some((&b"X-Backend-No-Commit"[..], &b"True"[..]));
-    let metadata =
-        opened.datafile_metadata().iter().filter(|(name, _)| *name != b"name" && *name != b"Content-Length");
-    let headers =
-        [(&b"Content-Length"[..], content_length.as_bytes())].into_iter().chain(no_commit).chain(metadata);
+    let metadata = wire(opened.datafile_metadata());
+    let metadata = metadata.iter().filter(|(name, _)| **name != *b"name" && **name != *b"Content-Length");
+    let headers = [(&b"Content-Length"[..], content_length.as_bytes())].into_iter().chain(no_commit);
+    let headers = headers.chain(metadata.map(|(name, value)| (&**name, &**value)));
     subrequest_head("PUT", &path_of(opened.name()), headers)
 }
 
 fn post_head(opened: &OpenDiskFile) -> Option<Vec<u8>> {
-    Some(subrequest_head("POST", &path_of(opened.name()), opened.metafile_metadata()?.iter()))
+    let metadata = wire(opened.metafile_metadata()?);
+    let headers = metadata.iter().map(|(name, value)| (&**name, &**value));
+    Some(subrequest_head("POST", &path_of(opened.name()), headers))
+}
+
+type Text<'a> = Cow<'a, [u8]>;
+
+/// Names and values as they were in the request that stored them.
+fn wire(metadata: &Metadata) -> Vec<(Text<'_>, Text<'_>)> {
+    metadata.iter().map(|(name, value)| (from_stored(name), from_stored(value))).collect()
 }
 
 fn delete_head(name: &str, timestamp: Timestamp) -> Vec<u8> {

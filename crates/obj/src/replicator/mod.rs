@@ -1,0 +1,452 @@
+//! object-replicator: keeps the replicas of every partition on this machine's devices alike and where the ring wants them.
+//!
+//! A pass lists the partitions of all local devices, in a random order, and for each either brings the other primaries up to
+//! date (`update.rs`) or, on a handoff, moves it to its primaries (`revert.rs`). Objects travel by SSYNC.
+//!
+//! Differences from Swift's on purpose: a handoff only removes what its primaries are known to have; a partition that the ring
+//! does not know is left alone; `replicator_workers` multiplies `concurrency` in this process instead of starting others.
+//!
+//! Not done: `sync_method = rsync`. A configuration that asks for it, as the default does, gets SSYNC and a warning.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::config::{Conf, ConfigError, Section};
+use common::hash::{ObjHash, Suffix};
+use common::policy::StoragePolicy;
+use parking_lot::Mutex;
+use ring::{Node, Ring, whataremyips};
+use serde_json::json;
+use service::context::Context;
+use service::daemon::{Daemon, Progress};
+use service::http::BoxFuture;
+use service::recon;
+use tokio::task::JoinSet;
+
+use crate::diskfile::{DiskFileConf, DiskFileRouter};
+use crate::ssync::sender::{InSync, Sender, SenderConf};
+
+mod job;
+mod revert;
+mod stats;
+mod update;
+
+use job::{DeviceJobs, Job, Overrides, jobs_of_device, local_devices, node_key, not_available};
+use stats::{NodeKey, Stats, stats_lines};
+
+const NAME: &str = "object-replicator";
+
+/// The options of `[object-replicator]`.
+struct ReplicatorConf {
+    ring_ip: String,
+    /// `None` when each device has a port of its own.
+    port: Option<u16>,
+    concurrency: usize,
+    interval: Duration,
+    stats_interval: Duration,
+    ring_check_interval: Duration,
+    handoffs_first: bool,
+    /// How many primaries must have a handoff's objects before they are removed; 0: all.
+    handoff_delete: usize,
+    sender: SenderConf,
+}
+
+impl ReplicatorConf {
+    fn from_section(section: &Section, ctx: &Context) -> Result<Self, ConfigError> {
+        let ring_ip = section.get("ring_ip").map(str::to_string);
+        let ring_ip = ring_ip.unwrap_or_else(|| section.str("bind_ip", "0.0.0.0"));
+        let servers_per_port = section.int::<u32>("servers_per_port", 0)?;
+        let port = section.int("bind_port", 6200)?;
+        let workers = section.int::<usize>("replicator_workers", 0)?;
+        let method = section.get("sync_method").filter(|method| !method.is_empty()).unwrap_or("rsync");
+        match method {
+            "ssync" => {}
+            "rsync" => ctx.logger.warning("sync_method rsync is not supported, using ssync"),
+            _ => return Err(section.error("sync_method", "expected ssync or rsync")),
+        }
+        let conf = Self {
+            ring_ip,
+            port: (servers_per_port == 0).then_some(port),
+            concurrency: section.positive_int::<usize>("concurrency", 1)? * workers.max(1),
+            interval: interval(section, ctx)?,
+            stats_interval: section.secs("stats_interval", 300.0)?,
+            ring_check_interval: section.secs("ring_check_interval", 15.0)?,
+            handoffs_first: section.bool("handoffs_first", false)?,
+            handoff_delete: section.auto_int::<usize>("handoff_delete")?.unwrap_or(0),
+            sender: SenderConf {
+                conn_timeout: section.secs("conn_timeout", 0.5)?,
+                node_timeout: section.secs("node_timeout", 10.0)?,
+                http_timeout: section.secs("http_timeout", 60.0)?,
+                network_chunk_size: section.positive_int("network_chunk_size", 65536)?,
+            },
+        };
+        if conf.handoff_delete > 0 || conf.handoffs_first {
+            ctx.logger.warning(
+                "Handoff only mode is not intended for normal operation, please disable handoffs_first and \
+                 handoff_delete before the next normal rebalance",
+            );
+        }
+        Ok(conf)
+    }
+}
+
+fn interval(section: &Section, ctx: &Context) -> Result<Duration, ConfigError> {
+    let Some(run_pause) = section.get("run_pause") else { return section.secs("interval", 30.0) };
+    let run_pause = run_pause.parse::<f64>().ok().and_then(|secs| Duration::try_from_secs_f64(secs).ok());
+    if section.get("interval").is_some() {
+        ctx.logger.warning(
+            "Option object-replicator/run_pause is deprecated and object-replicator/interval is already configured. You \
+             can safely remove run_pause; it is now ignored and will be removed in a future version.",
+        );
+        return section.secs("interval", 30.0);
+    }
+    ctx.logger.warning(
+        "Option object-replicator/run_pause is deprecated and will be removed in a future version. Update your \
+         configuration to use option object-replicator/interval.",
+    );
+    run_pause.ok_or_else(|| section.error("run_pause", "expected a number of seconds"))
+}
+
+/// The daemon of a configuration file.
+pub fn build(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
+    Ok(Arc::new(ObjectReplicator::new(&conf.section_or_default(NAME), ctx)?))
+}
+
+pub struct ObjectReplicator {
+    replicator: Arc<Replicator>,
+}
+
+struct Replicator {
+    ctx: Context,
+    conf: ReplicatorConf,
+    router: DiskFileRouter,
+    overrides: Overrides,
+    cycle: AtomicU32,
+}
+
+/// One pass, as its jobs see it.
+struct Pass {
+    /// 0 to 9; each pass lists a tenth of the partitions afresh.
+    cycle: u32,
+    started: Instant,
+    stats: Mutex<BTreeMap<String, Stats>>,
+    partition_times: Mutex<Vec<Duration>>,
+    handoff_remains: AtomicBool,
+    job_count: AtomicU64,
+    /// Partitions attempted when the stats were last logged.
+    last_count: AtomicU64,
+    progress: Progress,
+}
+
+impl Pass {
+    fn stats(&self, device: &str, change: impl FnOnce(&mut Stats)) {
+        let mut stats = self.stats.lock();
+        match stats.get_mut(device) {
+            Some(stats) => change(stats),
+            None => change(stats.entry(device.to_string()).or_default()),
+        }
+    }
+
+    fn total(&self) -> Stats {
+        let mut total = Stats::default();
+        self.stats.lock().values().for_each(|stats| total.add(stats));
+        total
+    }
+
+    fn partition_took(&self, took: Duration) {
+        self.partition_times.lock().push(took);
+        self.progress.inc(1);
+    }
+
+    fn handoff_remains(&self) {
+        self.handoff_remains.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Daemon for ObjectReplicator {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn run_once(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.run_pass())
+    }
+
+    fn interval(&self) -> Duration {
+        self.replicator.conf.interval
+    }
+
+    fn delays_first_pass(&self) -> bool {
+        false
+    }
+
+    fn sleeps_whole_interval(&self) -> bool {
+        true
+    }
+}
+
+impl ObjectReplicator {
+    fn new(section: &Section, ctx: &Context) -> Result<Self, ConfigError> {
+        let mut conf = ReplicatorConf::from_section(section, ctx)?;
+        let disks = DiskFileConf::from_section(section, &ctx.logger)?;
+        let router = DiskFileRouter::new(&disks, &ctx.swift_conf, &ctx.clock, &ctx.logger, &ctx.statsd);
+        let replicas = |policy: &StoragePolicy| {
+            ctx.rings.object(policy.index, &ctx.swift_conf.policies).map_or(0, |ring| ring.replica_count())
+        };
+        if conf.handoff_delete > 0
+            && ctx
+                .swift_conf
+                .policies
+                .iter()
+                .filter(|policy| !policy.is_erasure())
+                .map(replicas)
+                .all(|n| n <= conf.handoff_delete)
+        {
+            ctx.logger.warning(format_args!(
+                "No storage policies found for which handoff_delete={} would have an effect. Disabling.",
+                conf.handoff_delete
+            ));
+            conf.handoff_delete = 0;
+        }
+        let args = &ctx.args;
+        let overrides = Overrides {
+            devices: args.devices.clone(),
+            partitions: args.partitions.clone(),
+            policies: args.policies.clone(),
+        };
+        let cycle = AtomicU32::new(ctx.rng.below(10) as u32);
+        let replicator = Replicator { ctx: ctx.clone(), conf, router, overrides, cycle };
+        Ok(Self { replicator: Arc::new(replicator) })
+    }
+
+    async fn run_pass(&self) {
+        let replicator = &self.replicator;
+        let logger = &replicator.ctx.logger;
+        logger.info("Starting object replication pass.");
+        let pass = Arc::new(Pass {
+            cycle: replicator.cycle.fetch_add(1, Ordering::Relaxed) % 10,
+            started: Instant::now(),
+            stats: Mutex::default(),
+            partition_times: Mutex::default(),
+            handoff_remains: AtomicBool::new(false),
+            job_count: AtomicU64::new(0),
+            last_count: AtomicU64::new(0),
+            progress: replicator.ctx.progress(NAME),
+        });
+        let heartbeat = async {
+            loop {
+                tokio::time::sleep(replicator.conf.stats_interval).await;
+                replicator.log_stats(&pass);
+            }
+        };
+        tokio::select! {
+            () = replicator.replicate(&pass) => {}
+            () = heartbeat => {}
+        }
+        replicator.log_stats(&pass);
+        let minutes = pass.started.elapsed().as_secs_f64() / 60.0;
+        logger.info(format_args!("Object replication complete. ({minutes:.2} minutes)"));
+        // A pass over a part says nothing on how the whole is doing.
+        if !replicator.overrides.any() {
+            replicator.update_recon(&pass, minutes).await;
+        }
+    }
+}
+
+impl Replicator {
+    async fn replicate(self: &Arc<Self>, pass: &Arc<Pass>) {
+        let mut jobs = self.collect_jobs(pass).await;
+        self.ctx.rng.shuffle(&mut jobs);
+        if self.conf.handoffs_first {
+            jobs.sort_by_key(|job| !job.delete);
+        }
+        pass.job_count.store(jobs.len() as u64, Ordering::Relaxed);
+        pass.progress.set(jobs.len() as u64);
+        let mut running = JoinSet::new();
+        let mut next_check = Instant::now() + self.conf.ring_check_interval;
+        for job in jobs {
+            // Swift: in this mode nothing else is done before every handoff is where it belongs.
+            if self.conf.handoffs_first && !job.delete && pass.handoff_remains.load(Ordering::Relaxed) {
+                self.ctx.logger.warning(
+                    "Handoffs first mode still has handoffs remaining.  Aborting current replication pass.",
+                );
+                break;
+            }
+            if Instant::now() >= next_check {
+                next_check = Instant::now() + self.conf.ring_check_interval;
+                if self.ring_changed(&job) {
+                    self.ctx.logger.info("Ring change detected. Aborting current replication pass.");
+                    break;
+                }
+            }
+            if running.len() >= self.conf.concurrency
+                && let Some(done) = running.join_next().await
+            {
+                self.note_panic(done);
+            }
+            running.spawn(self.clone().process(pass.clone(), job));
+        }
+        while let Some(done) = running.join_next().await {
+            self.note_panic(done);
+        }
+    }
+
+    fn note_panic(&self, done: Result<(), tokio::task::JoinError>) {
+        if let Err(err) = done {
+            self.ctx.logger.error(format_args!("Exception in top-level replication loop: {err}"));
+        }
+    }
+
+    async fn process(self: Arc<Self>, pass: Arc<Pass>, job: Job) {
+        pass.progress.note(format!("{}/{}", job.device, job.partition));
+        let (manager, device, path) = (job.manager.clone(), job.device.clone(), job.path.clone());
+        let look = move || match manager.dev_path(&device) {
+            None => Err(not_available(&manager, &device)),
+            Some(_) => Ok(std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file())),
+        };
+        match self.ctx.disk_pools.run(&job.device, look).await {
+            Err(reason) => {
+                self.ctx.logger.warning(reason);
+                pass.stats(&job.device, |stats| stats.add_failure_stats(&job.node_keys()));
+            }
+            Ok(true) => self.remove_file(&job.path, &job.device).await,
+            Ok(false) if job.delete => self.revert(&pass, &job).await,
+            Ok(false) => self.update(&pass, &job).await,
+        }
+    }
+
+    /// Cleans up a file, probably an empty one, where a partition should be.
+    async fn remove_file(&self, path: &Path, device: &str) {
+        let shown = path.display();
+        self.ctx.logger.warning(format_args!("Removing partition directory which was a file: {shown}"));
+        let file = path.to_path_buf();
+        if let Err(err) = self.ctx.disk_pools.run(device, move || common::fs::remove_file(&file)).await {
+            self.ctx.logger.error(format_args!("cannot remove {shown}: {err}"));
+        }
+    }
+
+    /// Sends suffixes to a node; with `check`, only asks which of those objects it has. What is in sync then.
+    async fn sync(
+        &self,
+        node: &Node,
+        job: &Job,
+        suffixes: &[Suffix],
+        check: Option<&std::collections::HashSet<ObjHash>>,
+    ) -> Option<InSync> {
+        let sender = Sender {
+            ctx: &self.ctx,
+            conf: self.conf.sender,
+            manager: &job.manager,
+            device: &job.device,
+            partition: job.partition,
+            node,
+            suffixes,
+            remote_check_objs: check,
+        };
+        sender.run().await
+    }
+
+    async fn collect_jobs(&self, pass: &Pass) -> Vec<Job> {
+        let policies = &self.ctx.swift_conf.policies;
+        let mut jobs = Vec::new();
+        for policy in policies.iter().filter(|policy| !policy.is_erasure()) {
+            if !self.overrides.takes_policy(policy.index.0) {
+                continue;
+            }
+            let ring = match self.ctx.rings.object(policy.index, policies) {
+                Ok(ring) => ring,
+                Err(err) => {
+                    self.ctx.logger.error(err);
+                    continue;
+                }
+            };
+            // While the part power is being increased every object has two names here, and would be copied twice.
+            if ring.next_part_power().is_some() {
+                let name = &policy.name;
+                self.ctx.logger.warning(format_args!("next_part_power set in policy '{name}'. Skipping"));
+                continue;
+            }
+            self.jobs_of_policy(pass, policy, &ring, &mut jobs).await;
+        }
+        for err in self.ctx.rings.take_errors() {
+            self.ctx.logger.error(err);
+        }
+        jobs
+    }
+
+    async fn jobs_of_policy(
+        &self,
+        pass: &Pass,
+        policy: &StoragePolicy,
+        ring: &Arc<Ring>,
+        jobs: &mut Vec<Job>,
+    ) {
+        let Some(manager) = self.router.get(policy.index) else { return };
+        let ips = whataremyips(&self.conf.ring_ip);
+        let local = local_devices(ring, &ips, self.conf.port, &self.overrides);
+        if local.is_empty() {
+            let ips = ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let port = self.conf.port.map_or("None".to_string(), |port| port.to_string());
+            self.ctx.logger.error(format_args!(
+                "Can't find itself in policy with index {} with ips {ips} and with port {port} in ring file, not replicating",
+                policy.index.0
+            ));
+        }
+        for dev in local {
+            let (manager, ring, logger) = (manager.clone(), ring.clone(), self.ctx.logger.clone());
+            let (overrides, device) = (self.overrides.clone(), dev.device.clone());
+            let all: Vec<NodeKey> = ring.devs().iter().flatten().map(|dev| node_key(dev)).collect();
+            let list = move || jobs_of_device(&manager, &ring, &dev, &overrides, &logger);
+            match self.ctx.disk_pools.run(&device, list).await {
+                DeviceJobs::Unavailable(reason) => {
+                    self.ctx.logger.warning(reason);
+                    pass.stats(&device, |stats| stats.add_failure_stats(&all));
+                }
+                DeviceJobs::Found(found, strange) => {
+                    jobs.extend(found);
+                    for _ in 0..strange {
+                        pass.stats(&device, |stats| stats.add_failure_stats(&all));
+                    }
+                }
+            }
+        }
+    }
+
+    fn ring_changed(&self, job: &Job) -> bool {
+        let policies = &self.ctx.swift_conf.policies;
+        let Some(policy) = policies.get(job.manager.policy()) else { return true };
+        match self.ctx.rings.file(&policy.object_ring_name) {
+            Ok(file) => file.has_changed() || !Arc::ptr_eq(&file.get(), &job.ring),
+            Err(_) => false,
+        }
+    }
+
+    fn log_stats(&self, pass: &Pass) {
+        let stats = pass.total();
+        if pass.last_count.swap(stats.attempted, Ordering::Relaxed) == stats.attempted {
+            let secs = pass.started.elapsed().as_secs_f64();
+            self.ctx.logger.info(format_args!("Nothing replicated for {secs} seconds."));
+            return;
+        }
+        let times = pass.partition_times.lock().clone();
+        let total = pass.job_count.load(Ordering::Relaxed);
+        for line in stats_lines(&stats, total, pass.started.elapsed(), &times) {
+            self.ctx.logger.info(line);
+        }
+    }
+
+    async fn update_recon(&self, pass: &Pass, minutes: f64) {
+        let now = self.ctx.clock.unix_secs();
+        let entries = vec![
+            ("replication_stats".to_string(), pass.total().to_recon()),
+            ("replication_time".to_string(), json!(minutes)),
+            ("replication_last".to_string(), json!(now)),
+            ("object_replication_time".to_string(), json!(minutes)),
+            ("object_replication_last".to_string(), json!(now)),
+        ];
+        recon::dump_recon_cache(&self.ctx, recon::OBJECT_FILE, entries).await;
+    }
+}

@@ -1,0 +1,221 @@
+//! Bringing the other primaries of a partition up to date.
+//!
+//! Each primary is asked for its suffix hashes, all at once; then one after the other gets the suffixes that differ. A primary
+//! whose device is unmounted is replaced by the next handoff. A remote region gets the partition once per pass; its own
+//! replicators spread it there.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use bytes::Bytes;
+use common::hash::Suffix;
+use common::pickle;
+use futures_util::future::join_all;
+use ring::Node;
+use service::http::client::Timeouts;
+use service::http::{Body, Headers, Method, Status};
+
+use super::job::{Job, node_key};
+use super::stats::NodeKey;
+use super::{Pass, Replicator};
+use crate::diskfile::{DiskFileError, SuffixHashes};
+use crate::ssync::sender::node_to_string;
+
+/// A partition has at most 4096 suffixes; the pickle of one is some 50 bytes, with fragments some hundred times that.
+const MAX_HASHES: usize = 64 << 20;
+
+/// What became of one sync.
+#[derive(Default)]
+struct Outcome {
+    targets: BTreeSet<NodeKey>,
+    failures: BTreeSet<NodeKey>,
+}
+
+impl Replicator {
+    pub(super) async fn update(&self, pass: &Pass, job: &Job) {
+        let begin = Instant::now();
+        pass.stats(&job.device, |stats| stats.attempted += 1);
+        self.ctx.statsd.increment(&format!("partition.update.count.{}", job.device));
+        let mut outcome = Outcome::default();
+        if let Err(err) = self.sync_primaries(pass, job, &mut outcome).await {
+            outcome.failures.extend(outcome.targets.iter().cloned());
+            self.ctx.logger.error(format_args!("Error syncing partition {}: {err}", job.path.display()));
+        }
+        pass.stats(&job.device, |stats| {
+            stats.add_failure_stats(&outcome.failures);
+            stats.success += outcome.targets.difference(&outcome.failures).count() as u64;
+        });
+        pass.partition_took(begin.elapsed());
+        self.ctx.statsd.timing_since("partition.update.timing", begin);
+    }
+
+    async fn sync_primaries(
+        &self,
+        pass: &Pass,
+        job: &Job,
+        outcome: &mut Outcome,
+    ) -> Result<(), DiskFileError> {
+        let do_listdir = (job.partition + pass.cycle).is_multiple_of(10);
+        let (hashed, mut local) = self.rehash(job, Vec::new(), do_listdir).await?;
+        pass.stats(&job.device, |stats| stats.suffix_hash += hashed as u64);
+        let mut nodes = job.nodes.clone();
+        self.ctx.rng.shuffle(&mut nodes);
+        let answers = join_all(nodes.iter().map(|node| self.remote_hashes(node, job))).await;
+        let mut primaries = nodes.into_iter().zip(answers);
+        let mut handoffs = job.ring.get_more_nodes(job.partition);
+        let mut synced_remote_regions = BTreeSet::new();
+        let mut attempts_left = job.nodes.len();
+        while attempts_left > 0 {
+            let (node, answer) = match primaries.next() {
+                Some((node, answer)) => (node, Some(answer)),
+                None => match handoffs.next() {
+                    Some(node) => (node, None),
+                    None => {
+                        self.ctx.logger.error(format_args!(
+                            "Ran out of handoffs while replicating partition {} of policy {}",
+                            job.partition,
+                            job.manager.policy().0
+                        ));
+                        break;
+                    }
+                },
+            };
+            outcome.targets.insert(node_key(&node));
+            attempts_left -= 1;
+            if synced_remote_regions.contains(&node.region) {
+                continue;
+            }
+            let answer = match answer {
+                Some(answer) => answer,
+                None => self.remote_hashes(&node, job).await,
+            };
+            let remote = match answer {
+                Ok(remote) => remote,
+                Err(refusal) => {
+                    outcome.failures.insert(node_key(&node));
+                    attempts_left += self.refused(&node, refusal, outcome, attempts_left);
+                    continue;
+                }
+            };
+            let (success, synced) = match self.sync_node(pass, job, &node, &remote, &mut local).await {
+                Ok(done) => done,
+                Err(err) => {
+                    self.ctx
+                        .logger
+                        .error(format_args!("Error syncing with node: {}: {err}", node_to_string(&node)));
+                    (false, 0)
+                }
+            };
+            if !success {
+                outcome.failures.insert(node_key(&node));
+            } else if synced > 0 && node.region != job.region {
+                synced_remote_regions.insert(node.region);
+            }
+        }
+        pass.stats(&job.device, |stats| stats.suffix_count += local.len() as u64);
+        Ok(())
+    }
+
+    /// Sends a node the suffixes that differ: whether that succeeded, and how many they were.
+    async fn sync_node(
+        &self,
+        pass: &Pass,
+        job: &Job,
+        node: &Node,
+        remote: &SuffixHashes,
+        local: &mut SuffixHashes,
+    ) -> Result<(bool, usize), DiskFileError> {
+        let mut suffixes = differing(local, remote);
+        if !suffixes.is_empty() {
+            // What differs may only be stale.
+            (_, *local) = self.rehash(job, suffixes, false).await?;
+            suffixes = differing(local, remote);
+        }
+        if suffixes.is_empty() {
+            pass.stats(&job.device, |stats| stats.hashmatch += 1);
+            return Ok((true, 0));
+        }
+        pass.stats(&job.device, |stats| stats.rsync += 1);
+        let success = self.sync(node, job, &suffixes, None).await.is_some();
+        pass.stats(&job.device, |stats| stats.suffix_sync += suffixes.len() as u64);
+        self.ctx.statsd.update_stats("suffix.syncs", suffixes.len() as i64);
+        Ok((success, suffixes.len()))
+    }
+
+    async fn rehash(
+        &self,
+        job: &Job,
+        recalculate: Vec<Suffix>,
+        do_listdir: bool,
+    ) -> Result<(usize, SuffixHashes), DiskFileError> {
+        let (manager, device, partition) = (job.manager.clone(), job.device.clone(), job.partition);
+        let rehash = move || {
+            let device_path = manager.dev_path(&device).ok_or(DiskFileError::DeviceUnavailable)?;
+            manager.rehash(&device_path, partition, &recalculate, do_listdir)
+        };
+        let (hashed, hashes) = self.ctx.disk_pools.run(&job.device, rehash).await?;
+        self.ctx.statsd.update_stats("suffix.hashes", hashed as i64);
+        Ok((hashed, hashes))
+    }
+
+    async fn remote_hashes(&self, node: &Node, job: &Job) -> Result<SuffixHashes, Refusal> {
+        let mut resp = self.replicate_request(node, job).await?;
+        match resp.status {
+            Status::OK => {}
+            Status::INSUFFICIENT_STORAGE => return Err(Refusal::Unmounted),
+            status => return Err(Refusal::Status(status)),
+        }
+        let body: Bytes =
+            resp.body.collect(MAX_HASHES).await.map_err(|err| Refusal::Failed(err.to_string()))?;
+        let value = pickle::loads(&body).map_err(|err| Refusal::Failed(err.to_string()))?;
+        SuffixHashes::from_value(&value).ok_or_else(|| Refusal::Failed("answer is not a dict".to_string()))
+    }
+
+    async fn replicate_request(&self, node: &Node, job: &Job) -> Result<service::http::Response, Refusal> {
+        let mut headers = Headers::new();
+        headers.insert("User-Agent", format!("object-replicator {}", std::process::id()));
+        headers.insert("X-Backend-Storage-Policy-Index", job.manager.policy().0.to_string());
+        let path = format!("/{}/{}", node.device, job.partition);
+        let addr = (node.replication_ip.as_str(), node.replication_port);
+        let timeouts = Timeouts { conn: self.conf.sender.conn_timeout, node: self.conf.sender.http_timeout };
+        let sent =
+            self.ctx.pool.request(addr, Method::Replicate, &path, &headers, Body::empty(), timeouts).await;
+        sent.map_err(|err| Refusal::Failed(err.to_string()))
+    }
+
+    /// Logs why a node has not told its hashes; how many more nodes to try for that.
+    fn refused(&self, node: &Node, refusal: Refusal, outcome: &Outcome, attempts_left: usize) -> usize {
+        let logger = &self.ctx.logger;
+        let node = node_to_string(node);
+        match refusal {
+            Refusal::Unmounted => {
+                logger.error(format_args!("{node} responded as unmounted"));
+                let safe = 1 + outcome.targets.difference(&outcome.failures).count();
+                // With handoff_delete enough copies elsewhere are enough; else every lost one is made up for.
+                usize::from(self.conf.handoff_delete == 0 || safe + attempts_left < self.conf.handoff_delete)
+            }
+            Refusal::Status(status) => {
+                logger.error(format_args!("Invalid response {} from {node}", status.0));
+                0
+            }
+            Refusal::Failed(reason) => {
+                logger.error(format_args!("Error syncing with node: {node}: {reason}"));
+                0
+            }
+        }
+    }
+}
+
+enum Refusal {
+    Unmounted,
+    Status(Status),
+    Failed(String),
+}
+
+/// The suffixes that the other side lacks or has differently. One that could not be hashed here counts as different.
+fn differing(local: &SuffixHashes, remote: &SuffixHashes) -> Vec<Suffix> {
+    let differs = |(suffix, hash): &(Suffix, Option<&crate::diskfile::SuffixHash>)| {
+        hash.is_none() || *hash != remote.get(*suffix)
+    };
+    local.iter().filter(differs).map(|(suffix, _)| suffix).collect()
+}
