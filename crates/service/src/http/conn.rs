@@ -290,7 +290,11 @@ impl Conn<'_> {
         if reader.is_none() {
             rest = self.recover(&mut reader, Rest::Broken);
         }
-        let Some(reader) = reader else { return Err(End::Close) };
+        let Some(reader) = reader else {
+            // Somebody still holds the request's body, and with it the connection: no other request can follow.
+            self.shared.writer.shutdown().await;
+            return Err(End::Close);
+        };
         match written {
             Err(_) => Err(End::Close),
             Ok(Alive::No) if matches!(rest, Rest::Nothing) && reader.buf.is_empty() => Err(End::Close),
@@ -314,6 +318,8 @@ impl Conn<'_> {
         req.env.start = Some(Instant::now());
         req.env.peer = Some(Peer(self.shared.clone()));
         let decoder = match head.framing {
+            // Also a body of no bytes is asked for by a client that expects it.
+            Framing::None if head.expect_continue => BodyDecoder::Length(0),
             Framing::None | Framing::UntilClose => return (req, Some(reader)),
             Framing::Length(length) => BodyDecoder::Length(length),
             Framing::Chunked => BodyDecoder::Chunked(ChunkDecoder::new()),
@@ -518,6 +524,9 @@ impl Conn<'_> {
                 }
                 Ok(Some(Ok(bytes))) => bytes,
             };
+            if matches!(out, Out::Length(0)) && head_written {
+                break Err(StreamError::Io(io::Error::other("the body is longer than was said")));
+            }
             let prefix: &[u8] = if head_written { b"" } else { &head };
             head_written = true;
             if let Err(error) = out.write(&shared.writer, prefix, &bytes, limit).await {

@@ -202,7 +202,7 @@ pub fn parse_request(head: &[u8]) -> Result<RequestHead, HeadError> {
         target: Bytes::copy_from_slice(strip_authority(line.target)),
         http_1_0: line.http_1_0,
         framing,
-        expect_continue: expects && !line.http_1_0 && framing != Framing::None,
+        expect_continue: expects && !line.http_1_0,
         keep_alive,
         says_keep_alive: connection.keep_alive,
         headers,

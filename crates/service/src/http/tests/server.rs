@@ -142,6 +142,44 @@ async fn continue_goes_out_on_the_first_read_with_its_headers() {
 }
 
 #[tokio::test]
+async fn an_empty_body_is_asked_for_as_well() {
+    let (_server, addr) = start(echo());
+    let text = raw(
+        addr,
+        "PUT / HTTP/1.1\r\nContent-Length: 0\r\nExpect: 100-continue\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    )
+    .await;
+    let statuses: Vec<_> = text.lines().filter(|line| line.starts_with("HTTP/1.1")).collect();
+    assert_eq!(statuses, ["HTTP/1.1 100 Continue", "HTTP/1.1 200 OK", "HTTP/1.1 200 OK"]);
+}
+
+#[tokio::test]
+async fn a_body_kept_beyond_the_response_ends_the_connection() {
+    let kept = Arc::new(parking_lot::Mutex::new(None));
+    let keep = kept.clone();
+    let (_server, addr) = start(app_fn(move |req| {
+        *keep.lock() = Some(req.body);
+        async { Response::new(200) }
+    }));
+    let mut tcp = TcpStream::connect(addr).await.unwrap();
+    tcp.write_all(b"PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    tcp.read_to_string(&mut text).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
+    assert!(kept.lock().is_some());
+}
+
+#[tokio::test]
+async fn a_body_that_never_ends_is_cut_where_it_should_have_ended() {
+    let (_server, addr) = start(app_fn(|_| async {
+        let body = Body::driven(|tx| async move { while tx.send("endless").await.is_ok() {} });
+        Response::new(200).with_body(body.with_length(10))
+    }));
+    let text = raw(addr, "GET / HTTP/1.1\r\n\r\n").await;
+    assert!(text.ends_with("\r\n\r\nendlessend"), "{text}");
+}
+
+#[tokio::test]
 async fn no_continue_closes_the_connection() {
     let (_server, addr) = start(app_fn(|_| async { Response::error(507) }));
     let mut tcp = TcpStream::connect(addr).await.unwrap();
