@@ -4,7 +4,7 @@
 //! with (as `text/plain`).
 
 use crate::config::{parse_int, split_list};
-use crate::headers::{RESERVED, ServerType, is_true_value};
+use crate::headers::{RESERVED, ServerType, is_true_value, title_case_bytes};
 use crate::timestamp::{Timestamp, normalize_delete_at};
 
 /// A status and the text of its body.
@@ -113,11 +113,12 @@ impl Constraints {
         for (name, value) in headers {
             if value.len() > self.max_header_size {
                 let name = &name[..name.len().min(self.max_meta_name_length)];
-                return refuse(format!("Header value too long: {}", lossy(name)));
+                return refuse(format!("Header value too long: {}", titled(name)));
             }
             if name.len() < prefix.len() || !name[..prefix.len()].eq_ignore_ascii_case(prefix.as_bytes()) {
                 continue;
             }
+            let full_name = name;
             let name = &name[prefix.len()..];
             if name.is_empty() {
                 return refuse("Metadata name cannot be empty".to_owned());
@@ -129,11 +130,17 @@ impl Constraints {
             count += 1;
             size += name.len() + value.len();
             if name.len() > self.max_meta_name_length {
-                return refuse(format!("Metadata name too long: {prefix}{}", lossy(name)));
+                return refuse(format!(
+                    "Metadata name too long: {prefix}{}",
+                    &titled(full_name)[prefix.len()..]
+                ));
             }
             if value.len() > self.max_meta_value_length {
                 let limit = self.max_meta_value_length;
-                return refuse(format!("Metadata value longer than {limit}: {prefix}{}", lossy(name)));
+                return refuse(format!(
+                    "Metadata value longer than {limit}: {prefix}{}",
+                    &titled(full_name)[prefix.len()..]
+                ));
             }
             if count > self.max_meta_count {
                 return refuse(format!("Too many metadata items; max {}", self.max_meta_count));
@@ -168,9 +175,8 @@ impl Constraints {
             let limit = self.max_object_name_length;
             return Err((400, format!("Object name length of {name_length} longer than {limit}")));
         }
-        let Some(content_type) = get("content-type") else {
-            return Err((400, "No content type".to_owned()));
-        };
+        // Swift has an answer of its own for a missing header, but its HTTP server sets an empty one.
+        let content_type = get("content-type").unwrap_or_default();
         let delete_at = check_delete_headers(headers.clone())?;
         if !check_utf8(content_type, false) {
             return Err((400, "Invalid Content-Type".to_owned()));
@@ -253,8 +259,9 @@ fn find<'a>(headers: impl IntoIterator<Item = (&'a [u8], &'a [u8])>, name: &str)
     headers.into_iter().find(|(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
 }
 
-fn lossy(bytes: &[u8]) -> std::borrow::Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
+/// A name as Swift's headers have it.
+fn titled(name: &[u8]) -> String {
+    String::from_utf8_lossy(&title_case_bytes(name)).into_owned()
 }
 
 #[cfg(test)]
@@ -290,7 +297,7 @@ mod tests {
                 &[("Transfer-Encoding", "gzip,chunked")],
                 "501 Unsupported Transfer-Coding header value specified in Transfer-Encoding header",
             ),
-            (&[("Content-Type", "(none)")], "400 No content type"),
+            (&[("Content-Type", "(none)")], "400 Invalid Content-Type"),
             (&[("X-Timestamp", "(none)")], "400 Missing X-Timestamp header"),
             (&[("X-Timestamp", "soon")], "400 Invalid X-Timestamp header"),
             (&[("X-Delete-After", "x")], "400 Non-integer X-Delete-After"),

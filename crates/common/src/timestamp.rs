@@ -28,7 +28,7 @@ pub struct Timestamp {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TimestampError {
-    #[error("could not convert to a timestamp: {0:?}")]
+    #[error("could not convert string to float: '{0}'")]
     NotANumber(String),
     #[error("timestamp cannot be negative: {0:?}")]
     Negative(String),

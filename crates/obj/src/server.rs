@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use common::config::{ConfigError, Section};
 use common::constraints::{check_utf8, request_timestamp};
 use common::headers::{
-    RESERVED, X_BACKEND_NEXT_PART_POWER, X_BACKEND_OPEN_EXPIRED, X_BACKEND_REPLICATION,
-    X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_TIMESTAMP, X_TRANS_ID,
+    CONTENT_LENGTH, CONTENT_TYPE, RESERVED, X_BACKEND_NEXT_PART_POWER, X_BACKEND_OPEN_EXPIRED,
+    X_BACKEND_REPLICATION, X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_TIMESTAMP, X_TRANS_ID,
 };
 use common::quote::quote_path;
 use common::{PolicyIndex, Suffix, Timestamp, pickle};
@@ -160,7 +160,14 @@ impl ObjectServer {
         if matches!(method, Method::Put | Method::Delete) && !self.options.slow.is_zero() {
             tokio::time::sleep(self.options.slow.saturating_sub(started.elapsed())).await;
         }
-        response.unwrap_or_else(|refusal| refusal)
+        response.unwrap_or_else(|mut refusal| {
+            // Swift tells the length of a text of its own also when a HEAD doesn't get it.
+            if method == Method::Head && refusal.headers.get(CONTENT_TYPE) == Some(b"text/plain") {
+                let length = refusal.content_length().unwrap_or(0);
+                refusal.headers.insert(CONTENT_LENGTH, length);
+            }
+            refusal
+        })
     }
 
     fn is_allowed(&self, method: &Method) -> bool {

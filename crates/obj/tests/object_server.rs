@@ -1,5 +1,7 @@
 //! The object server's methods, called as a pipeline calls them, on devices in a temporary folder.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -312,7 +314,7 @@ async fn bad_requests_get_the_statuses_of_swift() {
             "<html><h1>Method Not Allowed</h1><p>The method is not allowed for this resource.</p></html>",
         ),
         (request(Method::Put, Some(NOW)), 411, "Missing Content-Length header."),
-        (request(Method::Put, Some(NOW)).with_header("Content-Length", 0), 400, "No content type"),
+        (request(Method::Put, Some(NOW)).with_header("Content-Length", 0), 400, "Invalid Content-Type"),
         (Request::new(Method::Delete, "/sda1/5/a/c/o"), 400, "Missing X-Timestamp header"),
         (with(request(Method::Post, Some(NOW)), &[("X-Delete-At", "x")]), 400, "Non-integer X-Delete-At"),
         (with(request(Method::Post, Some(NOW)), &[("X-Delete-At", "5")]), 400, "X-Delete-At in past"),
