@@ -346,6 +346,7 @@ impl<K: Kind> DatabaseBroker<K> {
         if !records.is_empty() {
             self.merge_items(records)?;
         }
+        fs::fail::hit("db.pending.merged").map_err(|error| self.pending_error(error))?;
         // A crash before this line leaves rows that will be merged once more, to no effect.
         file.rewind().and_then(|()| file.set_len(0)).map_err(|error| self.pending_error(error))
     }
@@ -398,6 +399,7 @@ impl<K: Kind> DatabaseBroker<K> {
         if self.exists() {
             return Err(BrokerError::AlreadyExists(self.db_file.clone()));
         }
+        fs::fail::hit("db.before_rename").map_err(failed)?;
         // Before: no database, a `.tmp` file. After: a whole, synced database.
         fs::rename_durable(temporary, &self.db_file).map_err(failed)
     }
@@ -572,6 +574,17 @@ pub fn zero_like(count: &rusqlite::types::Value) -> bool {
         Sql::Text(text) => text.is_empty() || text == "0",
         Sql::Blob(_) => false,
     }
+}
+
+/// A column that holds an integer, as it should; other producers have been seen to store digits, or nothing.
+pub fn lenient_int(row: &rusqlite::Row<'_>, index: usize) -> rusqlite::Result<Option<i64>> {
+    use rusqlite::types::ValueRef;
+    Ok(match row.get_ref(index)? {
+        ValueRef::Integer(number) => Some(number),
+        ValueRef::Real(number) => Some(number as i64),
+        ValueRef::Text(digits) => std::str::from_utf8(digits).ok().and_then(common::config::parse_int),
+        ValueRef::Null | ValueRef::Blob(_) => None,
+    })
 }
 
 fn is_taken(error: &std::io::Error) -> bool {

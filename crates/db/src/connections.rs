@@ -23,11 +23,11 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 
 /// Idle connections kept, over all devices.
-const CAPACITY: usize = 64;
+const CAPACITY: usize = 32;
 /// After this long unused a connection is closed.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// SQLite's page cache of one connection, in KiB; its default of 2 MiB is too much times `CAPACITY`.
-const PAGE_CACHE_KIB: i64 = 512;
+const PAGE_CACHE_KIB: i64 = 256;
 /// Statements kept prepared in one connection.
 const STATEMENTS: usize = 32;
 
@@ -86,6 +86,12 @@ impl Connections {
         idle.push(Idle { connection, since: std::time::Instant::now() });
         drop(idle);
         drop(surplus); // closes outside the lock
+    }
+
+    /// Close all idle connections.
+    pub fn close_all(&self) {
+        let closing = std::mem::take(&mut *self.idle.lock());
+        drop(closing); // outside the lock
     }
 
     /// Close what nobody asked for during `IDLE_LIMIT`; says whether connections remain.

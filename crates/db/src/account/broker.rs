@@ -13,7 +13,9 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::schema;
-use crate::broker::{BrokerError, DatabaseBroker, Kind, Options, Result, Shared, is_missing, zero_like};
+use crate::broker::{
+    BrokerError, DatabaseBroker, Kind, Options, Result, Shared, is_missing, lenient_int, zero_like,
+};
 use crate::listing::{self, Entry, Query, Source};
 
 pub const DATADIR: &str = "accounts";
@@ -80,6 +82,15 @@ impl Count {
             Value::Bytes(bytes) => Self::Text(String::from_utf8(bytes).ok()?),
             _ => return None,
         })
+    }
+
+    /// As a storage policy's index. One that is no number would make SQLite refuse the row, and with it every merge to come.
+    fn to_policy(&self) -> i64 {
+        match self {
+            Self::Number(number) => *number,
+            Self::Text(digits) => common::config::parse_int(digits).unwrap_or(0),
+            Self::Unknown => 0,
+        }
     }
 
     fn to_sql(&self) -> Sql {
@@ -269,10 +280,10 @@ fn emit_container(entry: Entry<'_>, emit: &mut impl FnMut(ContainerEntry<'_>)) -
         Entry::Subdir(name) => emit(ContainerEntry::Subdir(name)),
         Entry::Row(name, row) => emit(ContainerEntry::Container {
             name,
-            object_count: row.get(1)?,
-            bytes_used: row.get(2)?,
+            object_count: lenient_int(row, 1)?,
+            bytes_used: lenient_int(row, 2)?,
             put_timestamp: row.get_ref(3)?.as_str_or_null()?.unwrap_or("0"),
-            storage_policy_index: row.get(4)?,
+            storage_policy_index: lenient_int(row, 4)?.unwrap_or(-1),
         }),
     }
     Ok(())
@@ -326,7 +337,7 @@ fn merge(sqlite: &Connection, mut record: ContainerRecord) -> rusqlite::Result<(
             object_count,
             bytes_used,
             record.deleted,
-            record.storage_policy_index.to_sql(),
+            record.storage_policy_index.to_policy(),
         ])?;
     Ok(())
 }
@@ -336,7 +347,7 @@ fn query_info(sqlite: &Connection) -> rusqlite::Result<AccountInfo> {
                container_count, object_count, bytes_used, hash, id FROM account_stat";
     sqlite.prepare_cached(sql)?.query_row([], |row| {
         let text = |index| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(index)?.unwrap_or_default());
-        let count = |index| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(index)?.unwrap_or(0));
+        let count = |index| Ok::<_, rusqlite::Error>(lenient_int(row, index)?.unwrap_or(0));
         Ok(AccountInfo {
             account: text(0)?,
             created_at: text(1)?,
@@ -361,9 +372,12 @@ fn query_policy_stats(
         format!("SELECT storage_policy_index, {container_count}, object_count, bytes_used FROM policy_stat");
     let mut statement = sqlite.prepare_cached(&sql)?;
     let rows = statement.query_map([], |row| {
-        let stats =
-            PolicyStats { container_count: row.get(1)?, object_count: row.get(2)?, bytes_used: row.get(3)? };
-        Ok((row.get(0)?, stats))
+        let stats = PolicyStats {
+            container_count: lenient_int(row, 1)?,
+            object_count: lenient_int(row, 2)?.unwrap_or(0),
+            bytes_used: lenient_int(row, 3)?.unwrap_or(0),
+        };
+        Ok((lenient_int(row, 0)?.unwrap_or(-1), stats))
     })?;
     rows.collect()
 }

@@ -17,7 +17,9 @@ use super::rows::{self, ObjectRecord};
 use super::schema::{self, NewContainer};
 pub use super::shards::DbState;
 use super::shards::{self, OwnShardRange};
-use crate::broker::{BrokerError, DatabaseBroker, Kind, Options, Result, Shared, is_missing, zero_like};
+use crate::broker::{
+    BrokerError, DatabaseBroker, Kind, Options, Result, Shared, is_missing, lenient_int, zero_like,
+};
 use crate::listing::{self, Entry, Query, Source};
 
 pub const DATADIR: &str = "containers";
@@ -411,7 +413,7 @@ fn emit_object(entry: Entry<'_>, emit: &mut impl FnMut(ObjectEntry<'_>)) -> rusq
         Entry::Row(name, row) => (name, row),
     };
     let created_at = row.get_ref(1)?.as_str_or_null()?.unwrap_or_default();
-    let size: Option<i64> = row.get(2)?;
+    let size = lenient_int(row, 2)?;
     let content_type = row.get_ref(3)?.as_bytes_or_null()?.map(String::from_utf8_lossy);
     let etag = row.get_ref(4)?.as_bytes_or_null()?.map(String::from_utf8_lossy);
     match content_type {
@@ -444,7 +446,7 @@ fn query_info(sqlite: &Connection, policy_column: &str) -> rusqlite::Result<Cont
     );
     sqlite.prepare_cached(&sql)?.query_row([], |row| {
         let text = |index| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(index)?.unwrap_or_default());
-        let count = |index| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(index)?.unwrap_or(0));
+        let count = |index| Ok::<_, rusqlite::Error>(lenient_int(row, index)?.unwrap_or(0));
         Ok(ContainerInfo {
             account: text(0)?,
             container: text(1)?,

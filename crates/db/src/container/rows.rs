@@ -364,6 +364,29 @@ mod tests {
     }
 
     #[test]
+    fn pending_entries_of_older_versions_are_read() {
+        let six = || {
+            let text = |text: &str| Value::Str(text.into());
+            vec![
+                text("o"),
+                text("1700000001.00000"),
+                Value::Int(3),
+                text("t"),
+                Value::Bytes(b"e".to_vec()),
+                Value::Int(0),
+            ]
+        };
+        let expected = ObjectRecord { size: 3, etag: "e".into(), ..record("o", 1, "t") };
+        assert_eq!(ObjectRecord::from_pickle(Value::Tuple(six())), Some(expected.clone()));
+        let mut seven = six();
+        seven.push(Value::Int(2));
+        let expected = ObjectRecord { storage_policy_index: 2, ..expected };
+        assert_eq!(ObjectRecord::from_pickle(Value::List(seven)), Some(expected));
+        assert_eq!(ObjectRecord::from_pickle(Value::Tuple(six()[..5].to_vec())), None);
+        assert_eq!(ObjectRecord::from_pickle(Value::Str("o".into())), None);
+    }
+
+    #[test]
     fn policies_have_rows_of_their_own() {
         let sqlite = database();
         let other = ObjectRecord { storage_policy_index: 1, ..record("o", 1, "t") };
@@ -404,6 +427,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_record_survives_the_pending_file(name in ".*", size: i64, kind in ".*", deleted: bool, meta in proptest::option::of(1u64..9)) {
+            let meta_timestamp = meta.map(stamp);
+            let record = ObjectRecord { size, deleted, meta_timestamp, ..record(&name, 1, &kind) };
+            let read = common::pickle::loads(&common::pickle::dumps(&record.to_pickle())).unwrap();
+            prop_assert_eq!(ObjectRecord::from_pickle(read), Some(record));
+        }
+
         #[test]
         fn rows_do_not_depend_on_the_order_or_batches_of_updates(
             (updates, shuffled) in updates().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),

@@ -130,7 +130,7 @@ impl Updater {
                 }
             })
             .await;
-        self.shared.connections.close_idle();
+        self.shared.connections.close_all();
         let elapsed = begin.elapsed().as_secs_f64();
         self.ctx.logger.info(format_args!(
             "Container update sweep completed: {elapsed:.2}s, {} successes, {} failures, {} with no changes",

@@ -355,3 +355,60 @@ fn a_sharded_container_has_the_counts_of_its_shards() {
     assert!(!sharded.is_empty().unwrap());
     assert!(sharded.is_root_container().unwrap());
 }
+
+#[test]
+fn merging_twice_after_a_crash_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let db_file = database(dir.path(), "containers");
+    let mut broker = container_with(&shared(), &db_file, &["o", "p"]);
+    {
+        let _armed = common::fs::fail::arm_thread(
+            "db.pending.merged",
+            common::fs::fail::Action::Error(rustix::io::Errno::IO),
+        );
+        assert!(broker.info().is_err());
+    }
+    assert!(std::fs::metadata(db_file.with_extension("db.pending")).unwrap().len() > 0);
+    let once =
+        ContainerBroker::new(&shared(), &db_file, Options { skip_commits: true, ..Options::default() })
+            .info();
+    let twice = broker.info().unwrap();
+    assert_eq!((once.unwrap().hash, 2), (twice.hash, twice.object_count));
+}
+
+#[test]
+fn a_creation_that_fails_before_the_rename_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let db_file = database(dir.path(), "containers");
+    let mut broker = ContainerBroker::new(&shared(), &db_file, Options::default());
+    let _armed = common::fs::fail::arm_thread(
+        "db.before_rename",
+        common::fs::fail::Action::Error(rustix::io::Errno::NOSPC),
+    );
+    assert!(broker.initialize("a", "c", "1700000001.00000", 0).is_err());
+    let names: Vec<_> =
+        files_below(dir.path()).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+    assert_eq!(names, [".lock"]);
+}
+
+#[test]
+fn a_report_with_odd_counts_does_not_spoil_the_listing() {
+    use crate::account::broker::{ContainerRecord, Count};
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = AccountBroker::new(&shared(), database(dir.path(), "accounts"), Options::default());
+    broker.initialize("a", "1700000000.00000").unwrap();
+    let odd = |text: &str| Count::Text(text.into());
+    let record = ContainerRecord::new("c".into(), "1".into(), "0".into(), odd("many"), odd(""), odd("gold"));
+    broker.put_container(record).unwrap();
+    let mut names = Vec::new();
+    let query = Query { limit: 10, ..Query::default() };
+    broker
+        .list_containers(&query, |entry| {
+            if let ContainerEntry::Container { name, object_count, .. } = entry {
+                names.push((name.to_owned(), object_count));
+            }
+        })
+        .unwrap();
+    assert_eq!(names, [("c".to_owned(), None)]);
+    assert_eq!(broker.info().unwrap().container_count, 1);
+}

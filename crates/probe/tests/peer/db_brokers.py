@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 
 from swift.account.backend import AccountBroker
 from swift.common.utils.timestamp import Timestamp
@@ -285,9 +286,46 @@ def a_round(peer, rng, kind, age):
     shutil.rmtree(root)
 
 
+def at_once(peer, kind):
+    """Both implementations write and read one database at the same time; no row may be lost."""
+    root = tempfile.mkdtemp(prefix='db-brokers-')
+    side = Side(peer, root, kind)
+    with side.broker() as broker:
+        broker.initialize(stamp(random.Random(0), False), 0)
+    rows = 400
+
+    def we_write():
+        for n in range(rows):
+            if kind == 'account':
+                peer('put', side.path, name='ours%d' % n, put_timestamp='1', delete_timestamp='0', object_count=1, bytes_used=1)
+            else:
+                peer('put', side.path, name='ours%d' % n, created_at='1', size=1, content_type='t', etag='e')
+            if n % 7 == 0:
+                peer('info', side.path)
+
+    writer = threading.Thread(target=we_write)
+    writer.start()
+    for n in range(rows):
+        with side.broker() as broker:
+            if kind == 'account':
+                broker.put_container('theirs%d' % n, '1', '0', 1, 1, 0)
+            else:
+                broker.put_object('theirs%d' % n, '1', 1, 't', 'e')
+            if n % 9 == 0:
+                broker.get_info()
+    writer.join()
+    count = 'container_count' if kind == 'account' else 'object_count'
+    equal(side.peer('info', side.path)[count], 2 * rows, 'rows written at once')
+    equal(side.broker().get_info()['hash'], side.peer('info', side.path)['hash'], 'hash')
+    side.dump()
+    shutil.rmtree(root)
+
+
 def main():
     program, seed, rounds = (sys.argv[1:] + ['', ''])[:3]
     peer = Peer(program)
+    for kind in ('container', 'account'):
+        at_once(peer, kind)
     for number in range(int(rounds or 40)):
         for kind, age in itertools.product(('container', 'account'), ('new', 'old', 'ancient')):
             name = '%s/%s/%s/%s' % (seed or 0, number, kind, age)
