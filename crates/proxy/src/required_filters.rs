@@ -11,7 +11,10 @@ const REQUIRED: [(&str, &[&str]); 5] = [
     ("gatekeeper", &["catch_errors"]),
     ("listing_formats", &["catch_errors", "gatekeeper", "proxy_logging", "memcache"]),
     ("copy", &["staticweb", "tempauth", "keystoneauth", "catch_errors", "gatekeeper", "proxy_logging"]),
-    ("dlo", &["copy", "staticweb", "tempauth", "keystoneauth", "catch_errors", "gatekeeper", "proxy_logging"]),
+    (
+        "dlo",
+        &["copy", "staticweb", "tempauth", "keystoneauth", "catch_errors", "gatekeeper", "proxy_logging"],
+    ),
 ];
 
 /// Swift's `modify_wsgi_pipeline`.
@@ -84,6 +87,9 @@ mod tests {
         );
         let whole = "catch_errors gatekeeper memcache listing_formats tempauth copy dlo slo";
         assert_eq!(completed(whole), whole);
-        assert_eq!(completed("catch_errors tempauth"), "catch_errors gatekeeper listing_formats tempauth copy dlo");
+        assert_eq!(
+            completed("catch_errors tempauth"),
+            "catch_errors gatekeeper listing_formats tempauth copy dlo"
+        );
     }
 }
