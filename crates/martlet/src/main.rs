@@ -1,3 +1,80 @@
-//! The `martlet` binary.
+//! One binary for every program of Swift, and `martlet up`.
+//!
+//! Called by the name of a Swift program (a link `swift-object-server`) it takes that program's command line and signals; as
+//! `martlet object-server` the same program. What has no counterpart in Swift is a subcommand of clap's.
 
-fn main() {}
+mod cli;
+mod programs;
+mod up;
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+
+#[derive(Debug, Parser)]
+#[command(name = "martlet", about = "An object store that is a drop-in for OpenStack Swift")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Run a whole cluster in one process
+    Up(Box<up::Options>),
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let called = words.first().map(String::as_str).unwrap_or("martlet");
+    let called = Path::new(called).file_name().and_then(|name| name.to_str()).unwrap_or("martlet");
+    if called.starts_with("swift-") {
+        return match programs::find(called) {
+            Some(program) => program.run(called, &words[1..]),
+            None => {
+                eprintln!("{called}: Martlet has no such program yet; it has {}", names());
+                ExitCode::FAILURE
+            }
+        };
+    }
+    if let Some(program) = words.get(1).and_then(|word| programs::find(word)) {
+        return program.run(&format!("{called} {}", program.name), &words[2..]);
+    }
+    let command = Cli::command().version(programs::VERSION).after_help(program_help());
+    let parsed = command.get_matches();
+    match Cli::from_arg_matches(&parsed) {
+        Ok(cli) => run(cli),
+        Err(err) => err.exit(),
+    }
+}
+
+fn run(cli: Cli) -> ExitCode {
+    let done = match &cli.command {
+        Command::Up(options) => up::run(options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("martlet: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn names() -> String {
+    let names: Vec<String> =
+        programs::PROGRAMS.iter().map(|program| format!("swift-{}", program.name)).collect();
+    names.join(", ")
+}
+
+fn program_help() -> String {
+    let mut text =
+        String::from("Swift's programs (each also under its own name, by a link to this binary):\n");
+    for program in &programs::PROGRAMS {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {:<20} {}", program.name, program.about);
+    }
+    text + "\nEach takes CONFIG and Swift's options: see martlet object-server --help."
+}

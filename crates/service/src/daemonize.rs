@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,9 +121,4 @@ fn drop_privileges(section: &Section) -> Result<(), StartError> {
         command.arg0(arg0);
     }
     Err(command.args(argv).uid(user.uid).gid(user.gid).env("HOME", &user.home).exec().into())
-}
-
-/// The path of a configuration as a daemon or server will still find it from `/`.
-pub fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

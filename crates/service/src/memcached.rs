@@ -75,10 +75,10 @@ impl Cache {
         logger: &Logger,
         statsd: &Statsd,
     ) -> Result<Cache, ConfigError> {
+        let options = RingOptions::from_section(section, swift_dir)?;
         if section.bool("embedded_cache", false)? {
             return Ok(Self::local(clock));
         }
-        let options = RingOptions::from_section(section, swift_dir)?;
         let ring = MemcacheRing::new(options, clock.clone(), logger.clone(), statsd.clone());
         Ok(Cache(Backend::Ring(Arc::new(ring))))
     }

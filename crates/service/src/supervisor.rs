@@ -14,6 +14,8 @@
 //! A reload first reads the configuration and is refused, with a line in the log, when that fails: the old worker goes on.
 //! No connection is lost in a reload: the listening socket is handed over, never closed.
 //!
+//! A signal in the very moment of the exec has its default effect, which is to end the process; SIGTERM a moment before it may be lost.
+//!
 //! `workers = 0` serves in the first process. A reload then drains, runs the program anew in the same process and
 //! serves on; connections wait in the backlog meanwhile.
 
@@ -59,20 +61,23 @@ pub struct Launch {
     /// Whether SIGHUP means what it means to Swift.
     pub swift_signals: bool,
     pub exe: PathBuf,
-    /// The whole command line.
+    /// The whole command line, with the absolute path of the configuration.
     pub argv: Vec<OsString>,
 }
 
 impl Launch {
     /// Of the running program, its path noted now: later it may have been replaced.
     pub fn new(name: &str, conf_path: &Path, verbose: bool, swift_signals: bool) -> io::Result<Launch> {
+        // A new run is started from another folder.
+        let is_conf = |word: &OsString| std::path::absolute(word).is_ok_and(|path| path == conf_path);
+        let absolute = |word| if is_conf(&word) { conf_path.into() } else { word };
         Ok(Launch {
             name: name.to_owned(),
             conf_path: conf_path.to_owned(),
             verbose,
             swift_signals,
             exe: std::env::current_exe()?,
-            argv: std::env::args_os().collect(),
+            argv: std::env::args_os().map(absolute).collect(),
         })
     }
 
@@ -161,23 +166,37 @@ impl Inherited {
 }
 
 /// The first process: binds, and supervises or serves.
-fn start(launch: &Launch, registry: &Registry, mut inherited: Inherited) -> Result<(), StartError> {
+fn start(launch: &Launch, registry: &Registry, inherited: Inherited) -> Result<(), StartError> {
     let (conf, _) = server::load_conf(&launch.conf_path)?;
-    let process = launch.process();
-    let logger = Context::new(&process, &launch.name, &conf.section)?.logger.clone();
-    let user = signals::user_to_become(&conf.section)?;
+    let runtime = match conf.workers {
+        0 => serving_runtime(&conf)?,
+        _ => Builder::new_current_thread().enable_all().build()?,
+    };
+    let done = runtime.block_on(async {
+        // First of all: until then a signal has its default effect.
+        let mut signals = Signals::new()?;
+        let logger = Context::new(&launch.process(), &launch.name, &conf.section)?.logger.clone();
+        let (listener, stale) = bind(&conf, inherited)?;
+        signals::clean_up_daemon_hygiene();
+        if conf.workers == 0 {
+            return serve_alone(launch, registry, listener, &mut signals).await;
+        }
+        let user = signals::user_to_become(&conf.section)?;
+        let supervisor = Supervisor { launch, logger, user, listener, worker: None, stale };
+        supervisor.run(&mut signals).await
+    });
+    runtime.shutdown_timeout(STOP_GRACE);
+    done
+}
+
+/// The inherited socket, or a new one if the address is another; and the inherited workers.
+fn bind(conf: &ServerConf, mut inherited: Inherited) -> Result<(TcpListener, Vec<Worker>), ConfigError> {
     let known = conf.address().ok().and_then(|address| inherited.take_listener(address));
     let listener = match known {
         Some(listener) => listener,
         None => conf.bind(conf.bind_timeout)?,
     };
-    signals::clean_up_daemon_hygiene();
-    if conf.workers == 0 {
-        return serve_alone(launch, registry, listener);
-    }
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let supervisor = Supervisor { launch, logger, user, listener, worker: None, stale: inherited.workers };
-    runtime.block_on(supervisor.run())
+    Ok((listener, inherited.workers))
 }
 
 /// A process that serves.
@@ -233,14 +252,18 @@ impl Signals {
             _ = self.chld.recv() => Told::ChildExited,
         }
     }
+
+    /// Whether a signal to stop has come that nobody has looked at. The runtime needs a turn to hear of it.
+    async fn stop_came(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), until_stop(self)).await.is_ok()
+    }
 }
 
 impl Supervisor<'_> {
-    async fn run(mut self) -> Result<(), StartError> {
-        let mut signals = Signals::new()?;
-        match self.start_worker(&mut signals).await {
+    async fn run(mut self, signals: &mut Signals) -> Result<(), StartError> {
+        match self.start_worker(signals).await {
             Ok(true) => self.retire_stale(),
-            Ok(false) => return self.stop(&mut signals).await,
+            Ok(false) => return self.stop(signals).await,
             Err(err) if self.stale.is_empty() => return Err(err),
             Err(err) => self.keep_old_worker(&err)?,
         }
@@ -248,19 +271,24 @@ impl Supervisor<'_> {
         let _ = signals::capture_stdio(self.launch.logs_on_stderr());
         signals::systemd_notify(&self.logger, "READY=1");
         loop {
-            match signals.next().await {
-                Told::Stop => return self.stop(&mut signals).await,
+            let told = signals.next().await;
+            match told {
+                Told::Stop => return self.stop(signals).await,
                 Told::Hup if self.launch.swift_signals => {
                     self.leave();
                     return Ok(());
                 }
-                Told::Hup => self.reload("SIGHUP"),
-                Told::Usr1 => self.reload("SIGUSR1"),
+                Told::Hup | Told::Usr1 => {
+                    let signal = if told == Told::Hup { "SIGHUP" } else { "SIGUSR1" };
+                    if self.reload(signal, signals).await {
+                        return self.stop(signals).await;
+                    }
+                }
                 Told::ChildExited => {
                     if self.reap() {
                         tokio::time::sleep(RESPAWN_DELAY).await;
-                        if !self.respawn(&mut signals).await {
-                            return self.stop(&mut signals).await;
+                        if !self.respawn(signals).await {
+                            return self.stop(signals).await;
                         }
                     }
                 }
@@ -277,8 +305,9 @@ impl Supervisor<'_> {
         if let Some(user) = &self.user {
             command.uid(user.uid).gid(user.gid).env("HOME", &user.home);
         }
-        let child = command.spawn()?;
-        let pid = Pid::from_child(&child);
+        let pid = Pid::from_child(&command.spawn()?);
+        // With it goes our copy of the worker's end: its death is then the end of the channel.
+        drop(command);
         self.logger.notice(format_args!("Started child {pid} from parent {}", std::process::id()));
         let channel = ours.into_async()?;
         loop {
@@ -409,16 +438,20 @@ impl Supervisor<'_> {
         self.logger.notice(format_args!("Exited ({})", std::process::id()));
     }
 
-    /// Runs the program anew in this process. Returns only if that could not be done.
-    fn reload(&mut self, signal: &str) {
+    /// Runs the program anew in this process. Returns only if that could not be done; true if it is to stop instead.
+    async fn reload(&mut self, signal: &str, signals: &mut Signals) -> bool {
         self.logger.notice(format_args!("{signal} received ({})", std::process::id()));
         if let Err(err) = server::load_conf(&self.launch.conf_path) {
             self.logger.error(format_args!("Reload refused: {err}"));
-            return;
+            return false;
         }
         signals::systemd_notify(&self.logger, "RELOADING=1");
+        if signals.stop_came().await {
+            return true;
+        }
         let failed = self.run_anew();
         self.logger.error(format_args!("Reload failed: {failed}"));
+        false
     }
 
     fn run_anew(&self) -> io::Error {
@@ -451,7 +484,7 @@ fn serving_runtime(conf: &ServerConf) -> io::Result<Runtime> {
 }
 
 /// As many files as the system lets us have: sockets and disks together.
-fn raise_file_limit() {
+pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // The soft limit stays where it is if this fails.
@@ -489,13 +522,14 @@ fn work(launch: &Launch, registry: &Registry) -> Result<(), StartError> {
     done
 }
 
-/// Serves until a signal or the end of the supervisor, then stops or drains. Whether it was to stop.
+/// Serves until a signal or the end of the supervisor, then stops or drains. What it was told, in the end: a drain may
+/// become a stop.
 async fn serve_until_told(
     server: &RunningServer,
     conf: &ServerConf,
     signals: &mut Signals,
     supervisor: Option<&AsyncChannel>,
-) -> bool {
+) -> Told {
     let gone = async {
         match supervisor {
             // No message comes; the end of the channel does.
@@ -504,29 +538,34 @@ async fn serve_until_told(
         }
     };
     let told = tokio::select! {
-        told = next_but_child(signals) => told,
+        told = next_to_obey(server, signals, supervisor.is_none()) => told,
         () = gone => Told::Usr1,
     };
     if told != Told::Stop {
-        let drained = server.stop(conf.stale_worker_timeout);
         tokio::select! {
-            _ = drained => {
-                server.ctx.logger.notice(format_args!("Child {} exiting normally", std::process::id()));
-                return false;
-            }
+            biased;
             () = until_stop(signals) => {}
+            _ = server.stop(conf.stale_worker_timeout) => {
+                server.ctx.logger.notice(format_args!("Child {} exiting normally", std::process::id()));
+                return told;
+            }
         }
     }
     server.stop(STOP_GRACE).await;
     server.ctx.shutdown.trigger();
-    true
+    Told::Stop
 }
 
-async fn next_but_child(signals: &mut Signals) -> Told {
+/// The next signal to act on. A process without a supervisor refuses to reload a configuration that cannot be read.
+async fn next_to_obey(server: &RunningServer, signals: &mut Signals, alone: bool) -> Told {
     loop {
         let told = signals.next().await;
-        if told != Told::ChildExited {
-            return told;
+        match server::load_conf(&server.ctx.conf_path) {
+            _ if told == Told::ChildExited => {}
+            Err(err) if alone && told != Told::Stop => {
+                server.ctx.logger.error(format_args!("Reload refused: {err}"));
+            }
+            _ => return told,
         }
     }
 }
@@ -536,36 +575,29 @@ async fn until_stop(signals: &mut Signals) {
 }
 
 /// `workers = 0`: one process. A reload drains and then runs the program anew in the same process.
-fn serve_alone(launch: &Launch, registry: &Registry, listener: TcpListener) -> Result<(), StartError> {
+async fn serve_alone(
+    launch: &Launch,
+    registry: &Registry,
+    listener: TcpListener,
+    signals: &mut Signals,
+) -> Result<(), StartError> {
     raise_file_limit();
     let loaded = server::load(&launch.process(), registry, &launch.name, &launch.conf_path)?;
     let (conf, logger) = (loaded.conf.clone(), loaded.ctx.logger.clone());
-    let runtime = serving_runtime(&conf)?;
     let kept = listener.try_clone()?;
-    let told = runtime.block_on(async {
-        let mut signals = Signals::new()?;
-        let server = loaded.start(vec![listener])?;
-        // Not being able to close our own streams only costs swift-init some patience.
-        let _ = signals::capture_stdio(launch.logs_on_stderr());
-        signals::systemd_notify(&logger, "READY=1");
-        let told = loop {
-            let told = next_but_child(&mut signals).await;
-            match server::load_conf(&launch.conf_path) {
-                Err(err) if told != Told::Stop => logger.error(format_args!("Reload refused: {err}")),
-                _ => break told,
-            }
-        };
-        let grace = if told == Told::Stop { STOP_GRACE } else { conf.stale_worker_timeout };
-        server.stop(grace).await;
-        Ok::<_, io::Error>(told)
-    })?;
-    runtime.shutdown_timeout(STOP_GRACE);
+    let server = loaded.start(vec![listener])?;
+    // Not being able to close our own streams only costs swift-init some patience.
+    let _ = signals::capture_stdio(launch.logs_on_stderr());
+    signals::systemd_notify(&logger, "READY=1");
+    let told = serve_until_told(&server, &conf, signals, None).await;
     if told == Told::Usr1 || (told == Told::Hup && !launch.swift_signals) {
         signals::systemd_notify(&logger, "RELOADING=1");
         let (ours, theirs) = Channel::pair()?;
         ours.send(&json!({ "listeners": 1, "workers": [] }), &[kept.as_fd()])?;
         drop(ours);
-        return Err(exec(launch, &logger, theirs.into_fd()).into());
+        if !signals.stop_came().await {
+            return Err(exec(launch, &logger, theirs.into_fd()).into());
+        }
     }
     signals::systemd_notify(&logger, "STOPPING=1");
     Ok(())

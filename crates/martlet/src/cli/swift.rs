@@ -1,0 +1,307 @@
+//! The command line of Swift's servers and daemons: `CONFIG [once] [options]`, as Python's `optparse` reads it.
+//!
+//! Options may stand anywhere, long ones may be shortened, and a word after CONFIG that names an option turns it on:
+//! that is how `swift-init` asks for `once` and `verbose`. Usage goes to stdout with exit code 1 for a missing CONFIG, and
+//! to stderr with 2 for a bad option.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use service::DaemonArgs;
+
+/// An option that some program takes.
+#[derive(Debug)]
+struct Opt {
+    short: char,
+    long: &'static str,
+    /// How the value is called; None for a switch.
+    value: Option<&'static str>,
+    help: &'static str,
+}
+
+const HELP: Opt = Opt { short: 'h', long: "help", value: None, help: "show this help message and exit" };
+const VERBOSE: Opt = Opt { short: 'v', long: "verbose", value: None, help: "log to console" };
+const ONCE: Opt = Opt { short: 'o', long: "once", value: None, help: "only run one pass of daemon" };
+const TEST_CONFIG: Opt = Opt {
+    short: 't',
+    long: "test-config",
+    value: None,
+    help: "exit after loading and validating config; do not run the daemon",
+};
+const DEVICES: Opt = Opt {
+    short: 'd',
+    long: "devices",
+    value: Some("DEVICES"),
+    help: "only given devices. Comma-separated list. Only has effect if --once is used.",
+};
+const PARTITIONS: Opt = Opt {
+    short: 'p',
+    long: "partitions",
+    value: Some("PARTITIONS"),
+    help: "only given partitions. Comma-separated list. Only has effect if --once is used.",
+};
+const POLICIES: Opt = Opt {
+    short: 'i',
+    long: "policies",
+    value: Some("POLICIES"),
+    help: "only given policy indices. Comma-separated list. Only has effect if --once is used.",
+};
+
+/// Which options a program takes.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub enum Takes {
+    Server,
+    Daemon,
+    /// A daemon whose pass can be narrowed to devices, partitions and policies.
+    Replicator,
+}
+
+impl Takes {
+    fn options(self) -> &'static [&'static Opt] {
+        match self {
+            Takes::Server => &[&HELP, &VERBOSE, &TEST_CONFIG],
+            Takes::Daemon => &[&HELP, &VERBOSE, &ONCE],
+            Takes::Replicator => &[&HELP, &DEVICES, &PARTITIONS, &POLICIES, &VERBOSE, &ONCE],
+        }
+    }
+}
+
+/// What a command line asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    pub conf_path: PathBuf,
+    pub verbose: bool,
+    pub once: bool,
+    pub test_config: bool,
+    pub args: DaemonArgs,
+}
+
+/// A command line after which there is nothing to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub code: u8,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    fn usage(prog: &str, code: u8, error: &str) -> Ended {
+        let stdout = format!("Usage: {prog} CONFIG [options]\n\nError: {error}\n");
+        Ended { code, stdout, stderr: String::new() }
+    }
+
+    fn bad_option(prog: &str, error: &str) -> Ended {
+        let stderr = format!("Usage: {prog} CONFIG [options]\n\n{prog}: error: {error}\n");
+        Ended { code: 2, stdout: String::new(), stderr }
+    }
+}
+
+/// Reads the words after the program's name. `exists` says whether there is a file at a path.
+pub fn parse(
+    prog: &str,
+    takes: Takes,
+    words: &[String],
+    exists: impl Fn(&Path) -> bool,
+) -> Result<Asked, Ended> {
+    let (found, positional) = split(prog, takes, words)?;
+    let mut asked = Asked::default();
+    for (option, value) in found {
+        if option.long == "help" {
+            return Err(Ended { code: 0, stdout: help(prog, takes), stderr: String::new() });
+        }
+        apply(prog, &mut asked, option, &value)?;
+    }
+    if positional.is_empty() {
+        return Err(Ended::usage(prog, 1, "missing config path argument"));
+    }
+    let conf_path = std::path::absolute(&positional[0]).unwrap_or_else(|_| PathBuf::from(&positional[0]));
+    if !exists(&conf_path) {
+        return Err(Ended::usage(prog, 1, &format!("unable to locate {}", conf_path.display())));
+    }
+    for word in &positional[1..] {
+        let named = takes.options().iter().find(|o| o.long.replace('-', "_") == *word && o.value.is_none());
+        if let Some(option) = named.filter(|o| o.long != "help") {
+            apply(prog, &mut asked, option, "")?;
+        }
+    }
+    Ok(Asked { conf_path, ..asked })
+}
+
+type Found = Vec<(&'static Opt, String)>;
+
+/// Options with their values, and the words that are none.
+fn split(prog: &str, takes: Takes, words: &[String]) -> Result<(Found, Vec<String>), Ended> {
+    let (mut found, mut positional) = (Found::new(), Vec::new());
+    let mut rest = words.iter();
+    while let Some(word) = rest.next() {
+        if word == "--" {
+            positional.extend(rest.by_ref().cloned());
+        } else if let Some(long) = word.strip_prefix("--") {
+            let (name, inline) = match long.split_once('=') {
+                Some((name, value)) => (name, Some(value.to_owned())),
+                None => (long, None),
+            };
+            let option = find_long(prog, takes, name)?;
+            let value = take_value(prog, option, &format!("--{}", option.long), inline, &mut rest)?;
+            found.push((option, value));
+        } else if word.len() > 1 && word.starts_with('-') {
+            split_short(prog, takes, &word[1..], &mut rest, &mut found)?;
+        } else {
+            positional.push(word.clone());
+        }
+    }
+    Ok((found, positional))
+}
+
+/// `-vo`, `-d sda1`, `-dsda1`.
+fn split_short<'a>(
+    prog: &str,
+    takes: Takes,
+    cluster: &str,
+    rest: &mut impl Iterator<Item = &'a String>,
+    found: &mut Found,
+) -> Result<(), Ended> {
+    for (at, c) in cluster.char_indices() {
+        let option = takes.options().iter().find(|o| o.short == c);
+        let option = option.ok_or_else(|| Ended::bad_option(prog, &format!("no such option: -{c}")))?;
+        let tail = &cluster[at + c.len_utf8()..];
+        let inline = (option.value.is_some() && !tail.is_empty()).then(|| tail.to_owned());
+        let took_tail = inline.is_some();
+        let value = take_value(prog, option, &format!("-{c}"), inline, rest)?;
+        found.push((option, value));
+        if took_tail {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn find_long(prog: &str, takes: Takes, name: &str) -> Result<&'static Opt, Ended> {
+    if let Some(exact) = takes.options().iter().find(|o| o.long == name) {
+        return Ok(exact);
+    }
+    let matches: Vec<_> = takes.options().iter().filter(|o| o.long.starts_with(name)).collect();
+    match matches[..] {
+        [one] => Ok(one),
+        [] => Err(Ended::bad_option(prog, &format!("no such option: --{name}"))),
+        _ => {
+            let names: Vec<_> = matches.iter().map(|o| format!("--{}", o.long)).collect();
+            Err(Ended::bad_option(prog, &format!("ambiguous option: --{name} ({}?)", names.join(", "))))
+        }
+    }
+}
+
+fn take_value<'a>(
+    prog: &str,
+    option: &Opt,
+    shown: &str,
+    inline: Option<String>,
+    rest: &mut impl Iterator<Item = &'a String>,
+) -> Result<String, Ended> {
+    match (option.value, inline) {
+        (None, None) => Ok(String::new()),
+        (None, Some(_)) => Err(Ended::bad_option(prog, &format!("{shown} option does not take a value"))),
+        (Some(_), Some(value)) => Ok(value),
+        (Some(_), None) => rest
+            .next()
+            .cloned()
+            .ok_or_else(|| Ended::bad_option(prog, &format!("{shown} option requires 1 argument"))),
+    }
+}
+
+fn apply(prog: &str, asked: &mut Asked, option: &Opt, value: &str) -> Result<(), Ended> {
+    let words = || value.split(',').map(str::trim).filter(|v| !v.is_empty());
+    let numbers = || {
+        let parsed: Result<Vec<u32>, _> = words().map(str::parse).collect();
+        let error = format!("option --{}: expected a comma-separated list of numbers", option.long);
+        parsed.map_err(|_| Ended::bad_option(prog, &error))
+    };
+    match option.long {
+        "verbose" => asked.verbose = true,
+        "once" => asked.once = true,
+        "test-config" => asked.test_config = true,
+        "devices" => asked.args.devices = words().map(str::to_owned).collect(),
+        "partitions" => asked.args.partitions = numbers()?,
+        "policies" => asked.args.policies = numbers()?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn help(prog: &str, takes: Takes) -> String {
+    let mut out = format!("Usage: {prog} CONFIG [options]\n\nOptions:\n");
+    for option in takes.options() {
+        let shown = match option.value {
+            Some(value) => format!("-{} {value}, --{}={value}", option.short, option.long),
+            None => format!("-{}, --{}", option.short, option.long),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "  {shown:<38} {}", option.help);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(takes: Takes, line: &str) -> Result<Asked, Ended> {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        parse("swift-object-replicator", takes, &words, |path| path == Path::new("/etc/swift/o.conf"))
+    }
+
+    #[test]
+    fn words_after_the_configuration_turn_options_on() {
+        let asked = read(Takes::Replicator, "/etc/swift/o.conf once verbose nonsense").unwrap();
+        assert!(asked.once && asked.verbose);
+        assert!(!read(Takes::Server, "/etc/swift/o.conf once").unwrap().once);
+        assert!(read(Takes::Server, "/etc/swift/o.conf test_config").unwrap().test_config);
+    }
+
+    #[test]
+    fn options_stand_anywhere_and_may_be_shortened() {
+        let line = "-v /etc/swift/o.conf --dev=sda1,sdb1 -p1,5 -i 0 -o";
+        let asked = read(Takes::Replicator, line).unwrap();
+        assert_eq!(asked.conf_path, Path::new("/etc/swift/o.conf"));
+        let args = DaemonArgs {
+            devices: vec!["sda1".into(), "sdb1".into()],
+            partitions: vec![1, 5],
+            policies: vec![0],
+        };
+        assert_eq!((asked.args, asked.once, asked.verbose), (args, true, true));
+        assert!(read(Takes::Replicator, "-vo /etc/swift/o.conf").unwrap().once);
+    }
+
+    // The texts are those of swift-object-server and swift-object-replicator.
+    #[test]
+    fn mistakes_end_with_pythons_words_and_codes() {
+        let missing = read(Takes::Daemon, "").unwrap_err();
+        let usage = "Usage: swift-object-replicator CONFIG [options]\n\n";
+        assert_eq!(
+            (missing.code, missing.stdout),
+            (1, format!("{usage}Error: missing config path argument\n"))
+        );
+        let lost = read(Takes::Daemon, "/nope").unwrap_err();
+        assert_eq!((lost.code, lost.stdout), (1, format!("{usage}Error: unable to locate /nope\n")));
+        for (line, error) in [
+            ("--bogus", "no such option: --bogus"),
+            ("-x", "no such option: -x"),
+            ("-d", "-d option requires 1 argument"),
+            ("--once=1", "--once option does not take a value"),
+            ("--p=1", "ambiguous option: --p (--partitions, --policies?)"),
+        ] {
+            let ended = read(Takes::Replicator, line).unwrap_err();
+            let expected = format!("{usage}swift-object-replicator: error: {error}\n");
+            assert_eq!((ended.code, ended.stderr), (2, expected));
+        }
+        let bad = read(Takes::Replicator, "/etc/swift/o.conf -p x").unwrap_err();
+        assert_eq!(bad.code, 2);
+    }
+
+    #[test]
+    fn help_lists_the_options() {
+        let ended = read(Takes::Replicator, "--help").unwrap_err();
+        assert_eq!(ended.code, 0);
+        assert!(ended.stdout.contains("-p PARTITIONS, --partitions=PARTITIONS"), "{}", ended.stdout);
+    }
+}

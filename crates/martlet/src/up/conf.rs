@@ -1,0 +1,203 @@
+//! The configuration files of a cluster of `up`: ordinary files of Swift, which Martlet's and Python's programs run from.
+//!
+//! Paste lets DEFAULT win over an app's own section, so DEFAULT holds only what no section sets. The options which
+//! Python Swift does not know (`embedded_cache`, `expose_metrics`) it ignores.
+//!
+//! All nodes are on 127.0.0.1 and differ by their ports: further loopback addresses do not exist everywhere.
+
+use std::path::Path;
+
+use super::settings::Settings;
+
+/// Seconds between two passes of each daemon: short, since the person at the keyboard waits for it.
+const REPLICATOR_INTERVAL: u32 = 10;
+const UPDATER_INTERVAL: u32 = 5;
+
+/// The policies: index, name, and words for their section.
+pub const POLICIES: [(u32, &str, &str); 2] = [
+    (0, "standard", "default = yes\npolicy_type = replication\n"),
+    (1, "archive", "policy_type = replication\n"),
+];
+
+/// `prefix` and `suffix` are random and stay for the life of the cluster.
+pub fn swift_conf(prefix: &str, suffix: &str) -> String {
+    let mut text = format!(
+        "# Changing the prefix or the suffix loses every object.\n[swift-hash]\n\
+         swift_hash_path_prefix = {prefix}\nswift_hash_path_suffix = {suffix}\n"
+    );
+    for (index, name, words) in POLICIES {
+        text += &format!("\n[storage-policy:{index}]\nname = {name}\n{words}");
+    }
+    text
+}
+
+/// Where the parts of a cluster are.
+pub struct Places<'a> {
+    pub settings: &'a Settings,
+    /// The data folder, absolute.
+    pub data: &'a Path,
+    /// Who runs it: a Python server that root starts wants to know whom to become.
+    pub user: &'a str,
+}
+
+impl Places<'_> {
+    fn default_section(&self, ip: &str, port: u16) -> String {
+        format!(
+            "[DEFAULT]\nbind_ip = {ip}\nbind_port = {port}\nswift_dir = {}/etc\nuser = {}\nworkers = 1\n",
+            self.data.display(),
+            self.user
+        )
+    }
+
+    fn node_default(&self, node: u16, port: u16) -> String {
+        let data = self.data.display();
+        format!(
+            "{}devices = {data}/node{node}\nmount_check = false\nrecon_cache_path = {data}/cache/node{node}\n\
+             log_requests = no\n",
+            self.default_section("127.0.0.1", port)
+        )
+    }
+
+    fn storage_pipeline(server: &str, egg: &str) -> String {
+        format!(
+            "\n[pipeline:main]\npipeline = healthcheck recon {server}\n\n[app:{server}]\nuse = egg:swift#{egg}\n\n\
+             [filter:healthcheck]\nuse = egg:swift#healthcheck\n\n[filter:recon]\nuse = egg:swift#recon\n"
+        )
+    }
+
+    pub fn object_server(&self, node: u16) -> String {
+        format!(
+            "{}{}\n[object-replicator]\nsync_method = ssync\ninterval = {REPLICATOR_INTERVAL}\nconcurrency = 2\n\n\
+             [object-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\n[object-auditor]\n",
+            self.node_default(node, self.settings.object_port(node)),
+            Self::storage_pipeline("object-server", "object"),
+        )
+    }
+
+    pub fn container_server(&self, node: u16) -> String {
+        format!(
+            "{}{}\n[container-replicator]\n\n[container-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\
+             \n[container-auditor]\n",
+            self.node_default(node, self.settings.container_port(node)),
+            Self::storage_pipeline("container-server", "container"),
+        )
+    }
+
+    pub fn account_server(&self, node: u16) -> String {
+        format!(
+            "{}{}\n[account-replicator]\n\n[account-auditor]\n\n[account-reaper]\n",
+            self.node_default(node, self.settings.account_port(node)),
+            Self::storage_pipeline("account-server", "account"),
+        )
+    }
+
+    pub fn proxy_server(&self) -> String {
+        let pipeline = "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats tempauth copy slo dlo \
+                        proxy-logging proxy-server";
+        let mut text = self.default_section(&self.settings.ip, self.settings.port);
+        text += &format!(
+            "\n[pipeline:main]\npipeline = {pipeline}\n\n[app:proxy-server]\nuse = egg:swift#proxy\n\
+             account_autocreate = true\nallow_account_management = true\nexpose_metrics = true\n"
+        );
+        for (name, egg, words) in [
+            ("catch_errors", "catch_errors", String::new()),
+            ("gatekeeper", "gatekeeper", String::new()),
+            ("healthcheck", "healthcheck", String::new()),
+            ("proxy-logging", "proxy_logging", String::new()),
+            ("cache", "memcache", self.cache()),
+            ("listing_formats", "listing_formats", String::new()),
+            ("tempauth", "tempauth", Self::users()),
+            ("copy", "copy", String::new()),
+            ("slo", "slo", String::new()),
+            ("dlo", "dlo", String::new()),
+        ] {
+            text += &format!("\n[filter:{name}]\nuse = egg:swift#{egg}\n{words}");
+        }
+        text
+    }
+
+    fn cache(&self) -> String {
+        format!("embedded_cache = true\nmemcache_servers = 127.0.0.1:{}\n", self.settings.memcached_port())
+    }
+
+    fn users() -> String {
+        "user_admin_admin = admin .admin .reseller_admin\nuser_test_tester = testing .admin\n\
+         user_test2_tester2 = testing2 .admin\nuser_test_tester3 = testing3\n"
+            .to_owned()
+    }
+}
+
+/// `text` with another address of the proxy.
+pub fn with_address(text: &str, ip: &str, port: u16) -> String {
+    let mut out = String::new();
+    let mut in_default = false;
+    for line in text.lines() {
+        if line.starts_with('[') {
+            in_default = line.trim() == "[DEFAULT]";
+        }
+        let option = line.split('=').next().unwrap_or_default().trim();
+        match option {
+            "bind_ip" if in_default => out += &format!("bind_ip = {ip}"),
+            "bind_port" if in_default => out += &format!("bind_port = {port}"),
+            _ => out += line,
+        }
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::Wished;
+    use super::*;
+    use common::{Conf, Paste, SwiftConf};
+
+    fn places(settings: &Settings) -> Places<'_> {
+        Places { settings, data: Path::new("/srv/data"), user: "swift" }
+    }
+
+    #[test]
+    fn every_file_is_a_pipeline_that_can_be_read() {
+        let settings = Wished::default().for_new().unwrap();
+        let places = places(&settings);
+        for (text, uses, port) in [
+            (places.object_server(1), "egg:swift#object", "6210"),
+            (places.container_server(2), "egg:swift#container", "6221"),
+            (places.account_server(4), "egg:swift#account", "6242"),
+            (places.proxy_server(), "egg:swift#proxy", "8080"),
+        ] {
+            let paste = Paste::parse(&text, "x.conf", "main").unwrap();
+            assert_eq!(paste.app.uses, uses);
+            assert_eq!(paste.app.section.get("bind_port"), Some(port));
+            assert!(!paste.warnings().iter().any(|w| w.contains("DEFAULT")), "{:?}", paste.warnings());
+        }
+    }
+
+    #[test]
+    fn daemons_find_their_sections() {
+        let settings = Wished::default().for_new().unwrap();
+        let conf = Conf::parse(&places(&settings).object_server(3), "x.conf").unwrap();
+        let section = conf.require("object-replicator").unwrap();
+        assert_eq!(
+            (section.get("sync_method"), section.get("devices")),
+            (Some("ssync"), Some("/srv/data/node3"))
+        );
+        assert!(conf.section("object-updater").is_some());
+    }
+
+    #[test]
+    fn swift_conf_has_two_policies() {
+        let conf = SwiftConf::parse(swift_conf("p", "s").as_bytes(), "swift.conf", Path::new("/")).unwrap();
+        assert_eq!((conf.hash.prefix.as_slice(), conf.hash.suffix.as_slice()), (&b"p"[..], &b"s"[..]));
+        let names: Vec<_> = conf.policies.iter().map(|p| (p.name.as_str(), p.is_default)).collect();
+        assert_eq!(names, [("standard", true), ("archive", false)]);
+    }
+
+    #[test]
+    fn the_address_of_the_proxy_can_be_changed() {
+        let settings = Wished::default().for_new().unwrap();
+        let text = with_address(&places(&settings).proxy_server(), "0.0.0.0", 9090);
+        let section = Paste::parse(&text, "x.conf", "main").unwrap().app.section;
+        assert_eq!((section.get("bind_ip"), section.get("bind_port")), (Some("0.0.0.0"), Some("9090")));
+    }
+}
