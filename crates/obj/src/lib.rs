@@ -10,6 +10,7 @@ pub mod replicator;
 pub mod server;
 pub mod ssync;
 mod update;
+pub mod updater;
 
 use service::pipeline::Registry;
 
