@@ -70,6 +70,17 @@ pub enum BrokerError {
     Io(PathBuf, std::io::Error),
 }
 
+impl BrokerError {
+    /// Whether the device is full.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Io(_, error) => fs::is_no_space(error),
+            Self::Sqlite(_, rusqlite::Error::SqliteFailure(cause, _)) => cause.code == ErrorCode::DiskFull,
+            _ => false,
+        }
+    }
+}
+
 pub type Result<T> = std::result::Result<T, BrokerError>;
 
 /// What all brokers of a process share.
@@ -287,7 +298,11 @@ impl<K: Kind> DatabaseBroker<K> {
             drop(pending);
             return self.merge_pending(Some(record.clone()));
         }
-        pending.write_all(line.as_bytes()).map_err(|error| self.pending_error(error))
+        pending.write_all(line.as_bytes()).map_err(|error| {
+            // What a full disk took of the entry is no entry.
+            let _ = pending.set_len(size);
+            self.pending_error(error)
+        })
     }
 
     /// Merge what is pending before a read. When that fails and stale reads are fine, read without it.
@@ -297,7 +312,10 @@ impl<K: Kind> DatabaseBroker<K> {
         }
         let merged = self.lock().and_then(|_lock| self.merge_pending(None));
         match merged {
-            Err(BrokerError::LockTimeout(_)) if self.options.stale_reads_ok => Ok(()),
+            // Locked, or the disk is full: what is in the database can still be read.
+            Err(BrokerError::LockTimeout(_) | BrokerError::Sqlite(..)) if self.options.stale_reads_ok => {
+                Ok(())
+            }
             other => other,
         }
     }
@@ -394,7 +412,7 @@ impl<K: Kind> DatabaseBroker<K> {
     fn publish(&self, temporary: &Path) -> Result<()> {
         let failed = |error| BrokerError::Io(temporary.to_owned(), error);
         // No connection to the file is left, so closing this descriptor drops nobody's lock.
-        File::open(temporary).and_then(|file| file.sync_all()).map_err(failed)?;
+        File::open(temporary).and_then(fs::fsync).map_err(failed)?;
         let _lock = self.lock()?;
         if self.exists() {
             return Err(BrokerError::AlreadyExists(self.db_file.clone()));

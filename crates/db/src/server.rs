@@ -231,13 +231,18 @@ pub fn metadata_limits(conf: &SwiftConf) -> MetadataLimits {
 
 // --- answers ---
 
-/// The response that an error of a broker makes; `Swift:` its controllers answer 500 to all that no check foresaw.
-pub fn broker_failure(ctx: &Context, method: &str, path: &str, error: BrokerError) -> Response {
+/// The response that an error of a broker makes. `Swift:` its controllers answer 500 to all that no check foresaw, a full device
+/// included; that is 507 here.
+pub fn broker_failure(ctx: &Context, req: &Request, drive: &str, error: &BrokerError) -> Response {
     if let BrokerError::InvalidMetadata(reason) = error {
         return html_answer(400, reason);
     }
-    ctx.logger.error(format_args!("ERROR __call__ error with {method} {path} : {error}"));
-    Response::error(500)
+    ctx.logger.with_txn(req.headers.get_str(headers::X_TRANS_ID).unwrap_or_default()).error(format_args!(
+        "ERROR __call__ error with {} {} : {error}",
+        req.method,
+        req.quoted_path()
+    ));
+    if error.is_no_space() { Response::insufficient_storage(drive) } else { Response::error(500) }
 }
 
 /// A response whose body is told and not made of its status. Its length is known to a HEAD, too, as with swob.

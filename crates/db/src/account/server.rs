@@ -300,8 +300,6 @@ impl AccountRequest<'_> {
     }
 
     fn run<T>(&self, result: Result<T, BrokerError>) -> Answer<T> {
-        result.map_err(|error| {
-            broker_failure(&self.server.ctx, self.req.method.as_str(), &self.req.quoted_path(), error)
-        })
+        result.map_err(|error| broker_failure(&self.server.ctx, self.req, &self.target.drive, &error))
     }
 }

@@ -504,9 +504,7 @@ impl ContainerRequest<'_> {
     }
 
     fn run<T>(&self, result: Result<T, BrokerError>) -> Answer<T> {
-        result.map_err(|error| {
-            broker_failure(&self.server.ctx, self.req.method.as_str(), &self.req.quoted_path(), error)
-        })
+        result.map_err(|error| broker_failure(&self.server.ctx, self.req, &self.target.drive, &error))
     }
 
     fn record_type(&self) -> String {
