@@ -80,7 +80,11 @@ impl DiskFileManager {
         names: &mut Names,
         now: Timestamp,
     ) -> Result<Cleaned, Errno> {
-        names.read(dir)?;
+        match names.read(dir) {
+            // Removed since it was opened, as empty hash dirs are; a writer makes its own again.
+            Err(Errno::NOENT) => return Ok(Cleaned::default()),
+            result => result?,
+        }
         names.sort_descending();
         let mut info = get_ondisk_files(names.iter(), self.scheme(), Want::default());
         self.log_unexpected(&info, names, path);

@@ -397,7 +397,10 @@ impl DiskFileManager {
             Err(errno) => return Err(DiskFileError::io("cannot open", suffix_dir, errno)),
         };
         let mut hash_dirs = Names::default();
-        hash_dirs.read(&dir).map_err(|errno| DiskFileError::io("cannot list", suffix_dir, errno))?;
+        match hash_dirs.read(&dir) {
+            Err(Errno::NOENT) => return Ok(None),
+            result => result.map_err(|errno| DiskFileError::io("cannot list", suffix_dir, errno))?,
+        }
         hash_dirs.sort();
         let now = self.clock().now();
         let mut hasher = SuffixHasher::new(self.scheme());
