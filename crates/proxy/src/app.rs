@@ -27,6 +27,7 @@ use crate::controllers::Controller;
 use crate::environ::{Authorizer, OrigMethod};
 use crate::error_limiter::{ErrorLimiter, node_to_string};
 use crate::expirer::ExpirerConfig;
+use crate::info::SkipCache;
 use crate::mime_types::MimeTypes;
 use crate::options::Options;
 use crate::swift_info::SwiftInfo;
@@ -176,6 +177,7 @@ impl Application {
             self.ctx.statsd.increment("errors");
             return refusal;
         }
+        self.skip_caches(&mut req);
         let controller = match Controller::of(self, &mut req).await {
             Ok(controller) => controller,
             Err(refusal) => return refusal,
@@ -234,6 +236,18 @@ impl Application {
             return Some(Response::error(412).with_body("Invalid UTF8 or contains NULL"));
         }
         None
+    }
+
+    /// Lets this request ask anew for what is cached, once in a while.
+    fn skip_caches(&self, req: &mut Request) {
+        let draw = |chance: f64| chance > 0.0 && self.rng.next_f64() < chance;
+        let skip = SkipCache {
+            account: draw(self.options.account_existence_skip_cache),
+            container: draw(self.options.container_existence_skip_cache),
+        };
+        if skip.account || skip.container {
+            req.env.insert(skip);
+        }
     }
 
     fn is_denied_host(&self, req: &Request) -> bool {

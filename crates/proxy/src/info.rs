@@ -352,6 +352,13 @@ impl InfoCache {
     }
 }
 
+/// Set on a request of which memcached is not asked for the one or the other (`*_existence_skip_cache_pct`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SkipCache {
+    pub account: bool,
+    pub container: bool,
+}
+
 /// The key of an account's or container's info, in memcached and in `InfoCache`.
 pub fn cache_key(account: &str, container: Option<&str>) -> String {
     match container {
@@ -569,6 +576,12 @@ fn memcache(req: &Request) -> Option<Cache> {
 }
 
 async fn from_memcache(req: &mut Request, key: &str) -> Option<Value> {
+    if let Some(skip) = req.env.get::<SkipCache>() {
+        let is_container = key.starts_with("container/");
+        if (is_container && skip.container) || (!is_container && skip.account) {
+            return None;
+        }
+    }
     memcache(req)?.get(key).await
 }
 

@@ -25,13 +25,19 @@ pub struct NodeIter {
 }
 
 enum Handoffs {
+    /// Not asked for yet, as in most requests: finding them is work.
+    Of(Arc<Ring>, u32),
     Ring(MoreNodes),
     List(std::vec::IntoIter<Node>),
 }
 
 impl Handoffs {
     fn next(&mut self) -> Option<Node> {
+        if let Handoffs::Of(ring, part) = self {
+            *self = Handoffs::Ring(ring.get_more_nodes(*part));
+        }
         match self {
+            Handoffs::Of(..) => None,
             Handoffs::Ring(nodes) => nodes.next(),
             Handoffs::List(nodes) => nodes.next(),
         }
@@ -48,7 +54,7 @@ impl NodeIter {
     ) -> Self {
         let primaries = ring.get_part_nodes(part);
         let count = primaries.len();
-        Self::build(app, server_type, count, primaries, Handoffs::Ring(ring.get_more_nodes(part)), options)
+        Self::build(app, server_type, count, primaries, Handoffs::Of(ring.clone(), part), options)
     }
 
     /// Over these nodes instead of the partition's own; the first `num_primary_nodes` of them are sorted.

@@ -16,6 +16,20 @@ const DEFAULT_SWIFT_OWNER_HEADERS: &str = "x-container-read, x-container-write, 
     x-container-meta-temp-url-key, x-container-meta-temp-url-key-2, x-account-access-control";
 const DEFAULT_DISALLOWED_SECTIONS: &str = "swift.auto_create_account_prefix, swift.valid_api_versions";
 
+/// Options of Swift's proxy that are taken and change nothing: pieces of bodies are as large as they come, and
+/// nothing of sharded containers is cached yet.
+const WITHOUT_EFFECT: [&str; 9] = [
+    "object_chunk_size",
+    "client_chunk_size",
+    "recheck_updating_shard_ranges",
+    "recheck_listing_shard_ranges",
+    "container_updating_shard_ranges_skip_cache_pct",
+    "container_listing_shard_ranges_skip_cache_pct",
+    "namespace_avg_backend_fetch_time",
+    "namespace_cache_tokens_per_session",
+    "concurrent_ec_extra_requests",
+];
+
 pub struct Options {
     pub node_timeout: Duration,
     pub recoverable_node_timeout: Duration,
@@ -27,6 +41,9 @@ pub struct Options {
     pub error_suppression_limit: u64,
     pub recheck_account_existence: u64,
     pub recheck_container_existence: u64,
+    /// How often, of 1, cached info is passed over so that it is fresh.
+    pub account_existence_skip_cache: f64,
+    pub container_existence_skip_cache: f64,
     pub allow_account_management: bool,
     pub account_autocreate: bool,
     pub max_containers_per_account: u64,
@@ -99,6 +116,9 @@ impl Options {
         let node_timeout = section.secs("node_timeout", 10.0)?;
         let conn_timeout = section.secs("conn_timeout", 0.5)?;
         let default_policy = PolicyOptions::load(section, None, conn_timeout)?;
+        for known in WITHOUT_EFFECT {
+            section.float(known, 0.0)?;
+        }
         Ok(Self {
             node_timeout,
             recoverable_node_timeout: section.secs("recoverable_node_timeout", node_timeout.as_secs_f64())?,
@@ -112,6 +132,8 @@ impl Options {
                 .int("recheck_account_existence", DEFAULT_RECHECK_ACCOUNT_EXISTENCE)?,
             recheck_container_existence: section
                 .int("recheck_container_existence", DEFAULT_RECHECK_CONTAINER_EXISTENCE)?,
+            account_existence_skip_cache: section.percent("account_existence_skip_cache_pct", 0.0)?,
+            container_existence_skip_cache: section.percent("container_existence_skip_cache_pct", 0.0)?,
             allow_account_management: section.bool("allow_account_management", false)?,
             account_autocreate: section.bool("account_autocreate", false)?,
             max_containers_per_account: section.int("max_containers_per_account", 0)?,

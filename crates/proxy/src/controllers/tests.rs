@@ -1,9 +1,9 @@
 //! The proxy before fake storage servers: what it asks them, and what it makes of their answers.
 
 use bytes::Bytes;
-use service::http::{BodyError, Headers, Method, Request};
+use service::http::{BodyError, BoxFuture, Headers, Method, Request, Response};
 
-use crate::environ::UpdateFooters;
+use crate::environ::{Authorize, Authorizer, SwiftOwner, UpdateFooters};
 use crate::testing::{Cluster, Fault, chunked_request, put_request};
 
 const OBJECT: &str = "/v1/a/c/o";
@@ -319,4 +319,142 @@ async fn object_in_a_container_that_is_not_there_is_404() {
         assert_eq!(cluster.status(method, OBJECT).await, 404);
     }
     assert_eq!(cluster.put(OBJECT, "x").await, 404);
+}
+
+#[tokio::test]
+async fn info_is_public_and_more_of_it_is_for_admins() {
+    let cluster = Cluster::start(3, &[("admin_key", "secret")]);
+    let info = async |method: Method, query: &str| {
+        let (resp, body) = cluster.call(Request::new(method, "/info").with_query(query)).await;
+        (resp.status.0, serde_json::from_slice::<serde_json::Value>(&body).unwrap_or_default())
+    };
+    let (status, public) = info(Method::Get, "").await;
+    assert_eq!((status, &public["swift"]["version"]), (200, &"2.38.3".into()));
+    assert_eq!(
+        public["swift"]["policies"][0],
+        serde_json::json!({"name": "gold", "aliases": "gold", "default": true})
+    );
+    assert_eq!(public["swift"]["policies"].as_array().unwrap().len(), 2, "deprecated ones are not offered");
+    assert_eq!(public["swift"].get("valid_api_versions"), None);
+    assert_eq!(public.get("admin"), None);
+    // swift.common.digest.get_hmac('GET', '/info', 4000000000, 'secret'), and the same for HEAD
+    let get = "swiftinfo_expires=4000000000&swiftinfo_sig=8aa317041af70d481899192fb1b23fb1c7e9d7ea";
+    let head = "swiftinfo_expires=4000000000&swiftinfo_sig=ab0e752a2d2bde21438d229ce5916a6f2e3ced1a";
+    let (status, admin) = info(Method::Get, get).await;
+    assert_eq!(status, 200);
+    assert_eq!(admin["admin"]["disallowed_sections"][1], "swift.valid_api_versions");
+    assert_eq!(info(Method::Head, get).await.0, 200);
+    assert_eq!(info(Method::Head, head).await.0, 200);
+    assert_eq!(info(Method::Get, head).await.0, 401);
+    assert_eq!(info(Method::Get, &get.replace("4000000000", "1")).await.0, 401);
+    assert_eq!(info(Method::Get, "swiftinfo_sig=x").await.0, 401);
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_before_anybody_is_asked() {
+    let cluster = Cluster::start(3, &[("deny_host_headers", "evil.example.com")]);
+    let cases = [
+        (Method::Get, "/v2/a", 400),
+        (Method::Get, "/v1", 412),
+        (Method::Get, "//", 404),
+        (Method::Get, "/v1/a/c\0", 412),
+        (Method::Other("FOO".to_owned()), "/v1/a", 405),
+        (Method::Put, "/v1/a", 405),
+        (Method::Update, "/v1/a/c", 405),
+    ];
+    for (method, path, status) in cases {
+        assert_eq!(cluster.status(method, path).await, status, "{path}");
+    }
+    let denied = Request::new(Method::Get, "/v1/a").with_header("Host", "evil.example.com:8080");
+    assert_eq!(cluster.call(denied).await.0.status.0, 403);
+    let timestamp = Request::new(Method::Get, "/v1/a").with_header("X-Timestamp", "soon");
+    assert_eq!(cluster.call(timestamp).await.0.status.0, 400);
+    assert!(cluster.asked().is_empty());
+}
+
+#[tokio::test]
+async fn headers_of_owners_are_hidden_from_others_and_dropped_from_what_they_send() {
+    let cluster = Cluster::start(3, &[]);
+    let put = |owner| {
+        let mut req = Request::new(Method::Put, "/v1/a/c").with_header("X-Container-Write", "w");
+        req.env.insert(SwiftOwner(owner));
+        req
+    };
+    assert_eq!(cluster.call(put(false)).await.0.status.0, 201);
+    assert_eq!(values(&cluster.asked_with(&Method::Put), "X-Container-Write"), ["-", "-", "-"]);
+    assert_eq!(cluster.call(put(true)).await.0.status.0, 202);
+    let head = |owner| {
+        let mut req = Request::new(Method::Head, "/v1/a/c");
+        req.env.insert(SwiftOwner(owner));
+        req
+    };
+    assert_eq!(cluster.call(head(true)).await.0.headers.get_str("X-Container-Write"), Some("w"));
+    assert_eq!(cluster.call(head(false)).await.0.headers.get("X-Container-Write"), None);
+}
+
+#[tokio::test]
+async fn browsers_are_told_what_the_container_allows() {
+    let cluster = Cluster::start(3, &[("cors_allow_origin", "http://everywhere")]);
+    let put = Request::new(Method::Put, "/v1/a/c")
+        .with_header("X-Container-Meta-Access-Control-Allow-Origin", "http://one http://two")
+        .with_header("X-Container-Meta-Access-Control-Max-Age", "5");
+    assert_eq!(cluster.call(put).await.0.status.0, 201);
+    assert_eq!(cluster.put(OBJECT, "x").await, 201);
+    let get = |origin: &str| Request::new(Method::Get, OBJECT).with_header("Origin", origin);
+    for origin in ["http://two", "http://everywhere"] {
+        let (resp, _) = cluster.call(get(origin)).await;
+        assert_eq!(resp.headers.get_str("Access-Control-Allow-Origin"), Some(origin));
+        assert_eq!(resp.headers.get_str("Vary"), Some("Origin"));
+        assert!(resp.headers.get_str("Access-Control-Expose-Headers").unwrap().contains("etag"));
+    }
+    let (resp, _) = cluster.call(get("http://other")).await;
+    assert_eq!((resp.status.0, resp.headers.get("Access-Control-Allow-Origin")), (200, None));
+
+    let preflight = |origin: &str, method: &str| {
+        Request::new(Method::Options, OBJECT)
+            .with_header("Origin", origin)
+            .with_header("Access-Control-Request-Method", method)
+            .with_header("Access-Control-Request-Headers", "x-a, x-b")
+    };
+    let (resp, _) = cluster.call(preflight("http://one", "PUT")).await;
+    assert_eq!(resp.status.0, 200);
+    assert_eq!(resp.headers.get_str("Access-Control-Max-Age"), Some("5"));
+    assert_eq!(resp.headers.get_str("Access-Control-Allow-Headers"), Some("x-a, x-b"));
+    assert_eq!(resp.headers.get_str("Vary"), Some("Origin, Access-Control-Request-Headers"));
+    assert_eq!(cluster.call(preflight("http://other", "PUT")).await.0.status.0, 401);
+    assert_eq!(cluster.call(preflight("http://one", "COPY")).await.0.status.0, 401);
+}
+
+struct Deny;
+
+impl Authorize for Deny {
+    fn authorize<'a>(&'a self, _: &'a mut Request, acl: Option<&'a str>) -> BoxFuture<'a, Option<Response>> {
+        Box::pin(async move { (acl != Some("friends")).then(|| Response::error(403)) })
+    }
+}
+
+#[tokio::test]
+async fn authorizer_decides_once_the_acl_is_known() {
+    let cluster = Cluster::start(3, &[]);
+    let mut put = Request::new(Method::Put, "/v1/a/c").with_header("X-Container-Read", "friends");
+    put.env.insert(SwiftOwner(true));
+    assert_eq!(cluster.call(put).await.0.status.0, 201);
+    assert_eq!(cluster.put(OBJECT, "x").await, 201);
+    let status = async |method: Method, path: &str| {
+        let mut req = Request::new(method, path);
+        req.env.insert(Authorizer(std::sync::Arc::new(Deny)));
+        cluster.call(req).await.0.status.0
+    };
+    assert_eq!(status(Method::Get, OBJECT).await, 200);
+    assert_eq!(status(Method::Head, "/v1/a/c").await, 204);
+    for (method, path) in [
+        (Method::Put, OBJECT),
+        (Method::Post, OBJECT),
+        (Method::Delete, OBJECT),
+        (Method::Get, "/v1/a"),
+        (Method::Delete, "/v1/a/c"),
+        (Method::Get, "/v1/a/none/o"),
+    ] {
+        assert_eq!(status(method.clone(), path).await, 403, "{method} {path}");
+    }
 }

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use common::headers::{
     CONTENT_TYPE, ETAG, EXPECT, IF_NONE_MATCH, LAST_MODIFIED, X_DELETE_AFTER, X_DELETE_AT, X_TIMESTAMP,
 };
@@ -148,15 +148,27 @@ impl Put {
     }
 
     async fn read_small(&self, req: &mut Request, length: u64) -> Result<Bytes, Response> {
-        let timeout = self.app.options.client_timeout;
-        let result = match tokio::time::timeout(timeout, req.body.collect(SMALL_OBJECT as usize)).await {
-            Ok(result) => result,
-            Err(_) => Err(BodyError::Timeout),
-        };
-        match result {
-            Ok(data) if data.len() as u64 >= length => Ok(data),
-            Ok(_) => Err(self.client_disconnected("Client disconnected without sending enough data")),
-            Err(error) => Err(self.client_failed(&error)),
+        let mut data = BytesMut::new();
+        loop {
+            let piece = self.next_piece(req).await?;
+            match piece {
+                Some(piece) if data.is_empty() && piece.len() as u64 == length => return Ok(piece),
+                Some(piece) => data.extend_from_slice(&piece),
+                None if (data.len() as u64) < length => {
+                    return Err(self.client_disconnected("Client disconnected without sending enough data"));
+                }
+                None => return Ok(data.freeze()),
+            }
+            if data.len() as u64 > length {
+                return Err(Response::error(400));
+            }
+        }
+    }
+
+    async fn next_piece(&self, req: &mut Request) -> Result<Option<Bytes>, Response> {
+        match tokio::time::timeout(self.app.options.client_timeout, req.body.next()).await {
+            Ok(piece) => piece.transpose().map_err(|error| self.client_failed(&error)),
+            Err(_) => Err(self.client_failed(&BodyError::Timeout)),
         }
     }
 
@@ -242,13 +254,7 @@ impl Put {
     ) -> Result<(), Response> {
         let limit = self.app.ctx.swift_conf.constraints.max_file_size;
         let mut transferred = 0;
-        loop {
-            let piece = match tokio::time::timeout(self.app.options.client_timeout, req.body.next()).await {
-                Ok(Some(Ok(piece))) => piece,
-                Ok(None) => break,
-                Ok(Some(Err(error))) => return Err(self.client_failed(&error)),
-                Err(_) => return Err(self.client_failed(&BodyError::Timeout)),
-            };
+        while let Some(piece) = self.next_piece(req).await? {
             transferred += piece.len() as u64;
             if transferred > limit {
                 return Err(Response::error(413));
