@@ -2,17 +2,20 @@
 //! `?multipart-manifest=delete`. What is to be deleted comes from the caller, item by item.
 //!
 //! Objects go first, containers after them. While the deletes run (`concurrency` at a time) a space is sent every
-//! now and then, so that the client sees that the request lives.
+//! now and then, so that the client sees that the request lives. Swift: the head of the response goes out with the
+//! first byte, so a client which looks at the status alone knows by then that quick deletes are done.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use common::quote::quote_path;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use service::http::{Body, BodySender, BoxFuture, Headers, Method, Request, Response, SharedApp, Status};
+use service::http::{
+    Body, BodyError, BodySender, BodyStream, BoxFuture, Headers, Method, Request, Response, SharedApp, Status,
+};
 
 use super::heartbeat::{Problem, Report};
-use super::large_object::without_body;
 use crate::subrequest::make_subrequest;
 
 /// More failures than this end the request.
@@ -44,11 +47,11 @@ pub struct Deleter {
 }
 
 impl Deleter {
-    /// The response to a client: 200 at once, the report when all is done. `format` is `None` if the client accepts
+    /// The response to a client: always 200, with a report when all is done. `format` is `None` if the client accepts
     /// none of those there are.
-    pub fn respond(
+    pub async fn respond(
         self,
-        client: &Request,
+        client: Request,
         format: Option<&'static str>,
         targets: Box<dyn Targets>,
     ) -> Response {
@@ -56,16 +59,38 @@ impl Deleter {
         if let Some(format) = format {
             resp.headers.insert("Content-Type", format);
         }
-        let client = without_body(client);
-        resp.body = Body::driven(move |tx| async move {
+        let mut body = Body::driven(move |tx| async move {
             let mut job = Job::new(self, client, format, tx);
             let ended = match format {
-                None => Err(Response::error(406)),
+                None => Err(Response::new(406)),
                 Some(_) => job.run(targets).await,
             };
             job.finish(ended).await;
         });
+        let first = body.next().await.transpose().ok().flatten();
+        resp.body = Body::stream(Begun { first, rest: body });
         resp
+    }
+}
+
+/// A body whose first piece has been read already.
+struct Begun {
+    first: Option<Bytes>,
+    rest: Body,
+}
+
+impl BodyStream for Begun {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
+        Box::pin(async move {
+            match self.first.take() {
+                Some(first) => Some(Ok(first)),
+                None => self.rest.next().await,
+            }
+        })
+    }
+
+    fn abandon(self: Box<Self>) -> Option<BoxFuture<'static, ()>> {
+        Some(Box::pin(self.rest.abandon()))
     }
 }
 
@@ -122,7 +147,7 @@ impl Job {
 
     /// `/v1/account`
     fn account_path(&self) -> Result<String, Response> {
-        let parts = self.client.split_path(2, 3, true).map_err(|()| Response::error(404))?;
+        let parts = self.client.split_path(2, 3, true).map_err(|()| Response::new(404))?;
         let mut parts = parts.into_iter().flatten();
         let (version, account) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         Ok(format!("/{version}/{account}"))

@@ -198,7 +198,14 @@ impl Core {
                 let from = told.get_str(X_COPIED_FROM).unwrap_or("");
                 problems.push((quote_path(from), resp.status.to_string()));
             }
-            resp.headers = told.iter().chain(resp.headers.iter()).collect();
+            let mut headers = Headers::new();
+            for (name, value) in told.iter().chain(resp.headers.iter()) {
+                headers.insert(name, value);
+                if name.eq_ignore_ascii_case(b"Content-Type") {
+                    headers.insert_default("Content-Length", body.len());
+                }
+            }
+            resp.headers = headers;
             for (name, value) in resp.headers.iter() {
                 let name = String::from_utf8_lossy(name);
                 let private = ["x-object-sysmeta-", "x-backend"];

@@ -24,6 +24,8 @@ use crate::subrequest::make_subrequest;
 
 /// The next segment is opened when no more of the current one than this is left.
 const READ_AHEAD_BYTES: u64 = 1024 * 1024;
+/// How much may follow the last boundary of a multipart document.
+const MAX_EPILOGUE: u64 = 1024;
 /// How much of a segment's error body is looked at.
 const MAX_ERROR_BODY: usize = 4096;
 
@@ -541,11 +543,39 @@ impl Segment {
                     check.md5.update(&chunk);
                     check.seen += chunk.len() as u64;
                 }
-                Some(Ok(chunk))
+                match self.is_all_read() {
+                    true => self.finish().await.err().map(Err).or(Some(Ok(chunk))),
+                    false => Some(Ok(chunk)),
+                }
             }
             Some(Err(error)) => Some(Err(Fault::Body(error))),
             None => self.verify().err().map(|error| Err(Fault::Segment(error))),
         }
+    }
+
+    /// Whether the piece in hand is the last one.
+    fn is_all_read(&self) -> bool {
+        match (&self.content, &self.check) {
+            (_, Some(check)) => check.length == Some(check.seen),
+            (Content::Plain(body), None) => body.content_length() == Some(0),
+            (Content::Documents(_), None) => false,
+        }
+    }
+
+    /// Swift sends the last piece before it compares the checksum. Here a segment that is not what it should be is not
+    /// completed.
+    async fn finish(&mut self) -> Result<(), Fault> {
+        self.verify().map_err(Fault::Segment)?;
+        if let Content::Plain(body) = &mut self.content
+            && let Some(more) = body.next().await
+        {
+            more.map_err(Fault::Body)?;
+            let (path, name) = (&self.path, &self.name);
+            let error =
+                format!("Bad response length for {path} as part of {name}: more than its headers had");
+            return Err(Fault::Segment(LargeObjectError::Broken(error)));
+        }
+        Ok(())
     }
 
     fn verify(&mut self) -> Result<(), LargeObjectError> {
@@ -581,7 +611,11 @@ async fn next_of_documents(documents: &mut MimeReader) -> Option<Result<Bytes, B
         }
         match documents.next_document().await {
             Ok(Some(_)) => (),
-            Ok(None) => return None,
+            Ok(None) => {
+                // What follows the last boundary; not to read it would look as if we had gone away.
+                let _ = documents.body_mut().drain(MAX_EPILOGUE).await;
+                return None;
+            }
             Err(error) => return Some(Err(error)),
         }
     }

@@ -176,6 +176,7 @@ impl ProxyLogging {
         let mut entry = Entry::begin(&self.log, &mut req);
         let mut resp = self.app.call(req).await;
         entry.begin_response(&resp);
+        add_content_length(&mut resp, entry.method == "HEAD");
         // A HEAD has no body, and 0 bytes are sent at once: no need to look on.
         if entry.method == "HEAD" || resp.body.is_empty() {
             entry.finish();
@@ -186,6 +187,20 @@ impl ProxyLogging {
         resp.body = Body::stream(LoggedBody { inner, left, entry: Some(Box::new(entry)) });
         resp
     }
+}
+
+/// A response in memory tells its length. Swift makes the default body of an error when it sends it, and for a HEAD
+/// not at all, so that there it counts as empty.
+fn add_content_length(resp: &mut Response, is_head: bool) {
+    if resp.headers.contains("Content-Length") || resp.headers.contains("Transfer-Encoding") {
+        return;
+    }
+    let Some(body) = resp.body.as_bytes() else {
+        return;
+    };
+    let is_default = || Response::error(resp.status).body.as_bytes() == Some(body);
+    let length = if is_head && !body.is_empty() && is_default() { 0 } else { body.len() };
+    resp.headers.insert("Content-Length", length);
 }
 
 /// What the body of the request told.

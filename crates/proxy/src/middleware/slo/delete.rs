@@ -19,7 +19,7 @@ use crate::middleware::request_headers::ignore_range_if;
 const MAX_BUFFERED_MANIFESTS: usize = 10;
 const DRAIN_LIMIT: u64 = 64 * 1024;
 
-pub fn delete(core: Arc<Core>, mut req: Request) -> Response {
+pub async fn delete(core: Arc<Core>, mut req: Request) -> Response {
     req.headers.remove("Content-Type");
     let format = accept::best_match(req.headers.get_str("Accept"), &ACCEPTABLE_FORMATS).ok().flatten();
     let deleter = Deleter {
@@ -29,7 +29,7 @@ pub fn delete(core: Arc<Core>, mut req: Request) -> Response {
         source: "SLO",
     };
     let targets = Box::new(SegmentsToDelete { core, client: without_body(&req), queue: None });
-    deleter.respond(&req, format, targets)
+    deleter.respond(without_body(&req), format, targets).await
 }
 
 /// Every object that a manifest leads to.

@@ -111,10 +111,7 @@ impl App for StaticLargeObject {
         match req.method {
             Method::Get | Method::Head => Box::pin(get::get_or_head(core.clone(), req)),
             Method::Put if manifest("put") => Box::pin(put::put(core.clone(), req)),
-            Method::Delete if manifest("delete") => {
-                let resp = delete::delete(core.clone(), req);
-                Box::pin(async move { resp })
-            }
+            Method::Delete if manifest("delete") => Box::pin(delete::delete(core.clone(), req)),
             _ if req.headers.contains(X_STATIC_LARGE_OBJECT) => Box::pin(async { reserved_header() }),
             _ => core.app.call(req),
         }
