@@ -372,7 +372,7 @@ impl ClientConn {
     }
 
     pub(super) fn heard(&self) -> bool {
-        self.heard
+        self.heard || !self.reader.buf.is_empty()
     }
 
     pub(super) fn is_stale(&mut self) -> bool {

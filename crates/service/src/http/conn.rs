@@ -222,7 +222,8 @@ pub(super) async fn serve(connected: Connected, app: &dyn App, options: &ServeOp
     loop {
         reader = match conn.serve_one(reader, app, &origin).await {
             Ok(reader) => reader,
-            Err(End::Close) => return,
+            // Explicitly, as a body or a Peer that somebody still holds keeps the socket open.
+            Err(End::Close) => return shared.writer.shutdown().await,
             Err(End::Linger(reader)) => return linger(&shared.writer, reader).await,
         };
     }
@@ -290,11 +291,7 @@ impl Conn<'_> {
         if reader.is_none() {
             rest = self.recover(&mut reader, Rest::Broken);
         }
-        let Some(reader) = reader else {
-            // Somebody still holds the request's body, and with it the connection: no other request can follow.
-            self.shared.writer.shutdown().await;
-            return Err(End::Close);
-        };
+        let Some(reader) = reader else { return Err(End::Close) };
         match written {
             Err(_) => Err(End::Close),
             Ok(Alive::No) if matches!(rest, Rest::Nothing) && reader.buf.is_empty() => Err(End::Close),
