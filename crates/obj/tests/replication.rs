@@ -1,0 +1,555 @@
+//! The object replicator and the object server, as they meet over SSYNC: a few nodes in this process, each with one device in
+//! a temporary folder and a server on a port of its own.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::config::{Conf, Paste, SwiftConf};
+use common::hash::HashConf;
+use common::{ObjHash, Timestamp};
+use obj::diskfile::read_metadata;
+use parking_lot::Mutex;
+use ring::{Device, FormatVersion, RingBuilder};
+use service::context::Context;
+use service::daemon::DaemonArgs;
+use service::http::serve::{ServeOptions, Server, ServerHandle};
+use service::http::{Body, Method, Request, Response, SharedApp, app_fn};
+use service::logs::{Lines, Logger};
+use service::pipeline::{Registry, load_app};
+
+const PART_POWER: u32 = 2;
+const SECRET: &[u8] = b"[swift-hash]\nswift_hash_path_suffix = endcap\n";
+
+struct Cluster {
+    dir: tempfile::TempDir,
+    nodes: Vec<Node>,
+}
+
+struct Node {
+    port: u16,
+    app: SharedApp,
+    lines: Lines,
+    server: Option<ServerHandle>,
+    /// Runs each time this node's server has told a sender that its updates are done.
+    after_updates: Arc<Mutex<Option<SharedApp>>>,
+}
+
+/// Path below the device -> (metadata, data).
+type Files = BTreeMap<PathBuf, (Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>)>;
+
+impl Cluster {
+    /// `nodes` nodes, of which `primaries` have partitions, each of them all.
+    fn new(nodes: usize, primaries: &[usize]) -> Self {
+        Self::with_options(nodes, primaries, "")
+    }
+
+    fn with_options(nodes: usize, primaries: &[usize], options: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("swift.conf"), SECRET).unwrap();
+        let listeners: Vec<_> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
+        let mut cluster = Self { dir, nodes: Vec::new() };
+        for (id, listener) in listeners.into_iter().enumerate() {
+            std::fs::create_dir_all(cluster.device(id)).unwrap();
+            let node = cluster.node(id, ports[id], listener, options);
+            cluster.nodes.push(node);
+        }
+        cluster.ring(primaries);
+        cluster
+    }
+
+    fn devices(&self, id: usize) -> PathBuf {
+        self.dir.path().join(format!("node{id}"))
+    }
+
+    fn device(&self, id: usize) -> PathBuf {
+        self.devices(id).join(format!("sd{id}"))
+    }
+
+    fn partition(&self, id: usize, part: u32) -> PathBuf {
+        self.device(id).join("objects").join(part.to_string())
+    }
+
+    fn context(&self, name: &str, args: DaemonArgs) -> (Context, Lines) {
+        let (logger, lines) = Logger::memory();
+        let swift_conf = SwiftConf::load(self.dir.path()).unwrap();
+        let ctx = Context::builder(name)
+            .logger(logger)
+            .swift_conf(swift_conf)
+            .args(args)
+            .recon_cache_path(self.dir.path())
+            .build();
+        (ctx, lines)
+    }
+
+    fn conf(&self, id: usize, port: u16, options: &str) -> String {
+        format!(
+            "[DEFAULT]\ndevices = {}\nmount_check = false\nfallocate_reserve = 0\nbind_ip = 127.0.0.1\nbind_port = {port}\n\
+             [pipeline:main]\npipeline = object-server\n[app:object-server]\nuse = egg:swift#object\n\
+             {options}\n[object-replicator]\nsync_method = ssync\n{options}\n",
+            self.devices(id).display()
+        )
+    }
+
+    fn node(&self, id: usize, port: u16, listener: TcpListener, options: &str) -> Node {
+        let (ctx, lines) = self.context("object-server", DaemonArgs::default());
+        let mut registry = Registry::new();
+        obj::register(&mut registry);
+        let paste = Paste::parse(&self.conf(id, port, options), "object-server.conf", "main").unwrap();
+        let app = load_app(&paste, &registry, &ctx).unwrap();
+        let after_updates = Arc::new(Mutex::new(None::<SharedApp>));
+        let server = Server::start(
+            vec![listener],
+            hooked(app.clone(), after_updates.clone()),
+            ServeOptions::default(),
+        );
+        Node { port, app, lines, server: Some(server.unwrap()), after_updates }
+    }
+
+    /// A ring in which `primaries` have every partition.
+    fn ring(&self, primaries: &[usize]) {
+        let mut builder = RingBuilder::new(PART_POWER, primaries.len() as f64, 1).unwrap();
+        for &id in primaries {
+            builder.add_dev(self.dev(id, 1.0)).unwrap();
+        }
+        builder.rebalance(1).unwrap();
+        let mut data = builder.to_ring_data().unwrap();
+        data.devs.resize(self.nodes.len().max(data.devs.len()), None);
+        for id in 0..self.nodes.len() {
+            data.devs[id].get_or_insert_with(|| Arc::new(self.dev(id, 0.0)));
+        }
+        data.save(&self.dir.path().join("object.ring.gz"), FormatVersion::V1).unwrap();
+    }
+
+    fn dev(&self, id: usize, weight: f64) -> Device {
+        let port = self.nodes[id].port;
+        Device {
+            id: id as u32,
+            region: 1,
+            zone: id as u32,
+            ip: "127.0.0.1".into(),
+            port,
+            device: format!("sd{id}"),
+            weight,
+            replication_ip: "127.0.0.1".into(),
+            replication_port: port,
+            meta: String::new(),
+            extra: Default::default(),
+        }
+    }
+
+    fn hash(&self, object: &str) -> ObjHash {
+        HashConf { prefix: vec![], suffix: b"endcap".to_vec() }.hash_path("a", Some("c"), Some(object))
+    }
+
+    fn part(&self, object: &str) -> u32 {
+        self.hash(object).partition(PART_POWER)
+    }
+
+    async fn call(&self, id: usize, method: Method, object: &str, at: f64, data: &str) -> u16 {
+        let req = self.request(id, method, object, at).with_header("Content-Length", data.len());
+        self.nodes[id].app.call(req.with_body(data.to_string())).await.status.0
+    }
+
+    fn request(&self, id: usize, method: Method, object: &str, at: f64) -> Request {
+        Request::new(method, format!("/sd{id}/{}/a/c/{object}", self.part(object)))
+            .with_header("X-Timestamp", Timestamp::from_secs_f64(at).internal())
+            .with_header("Content-Type", "text/plain")
+            .with_header("X-Object-Meta-Caf\u{e9}", "\u{fc}ber")
+    }
+
+    async fn put(&self, id: usize, object: &str, at: f64, data: &str) {
+        assert_eq!(self.call(id, Method::Put, object, at, data).await, 201);
+    }
+
+    /// One pass on node `id`; what it logged.
+    async fn replicate(&self, id: usize) -> Lines {
+        self.replicate_with(id, "", DaemonArgs::default()).await
+    }
+
+    async fn replicate_with(&self, id: usize, options: &str, args: DaemonArgs) -> Lines {
+        let (ctx, lines) = self.context("object-replicator", args);
+        let conf = Conf::parse(&self.conf(id, self.nodes[id].port, options), "object-server.conf").unwrap();
+        obj::replicator::build(&conf, &ctx).unwrap().run_once().await;
+        lines
+    }
+
+    fn recon(&self) -> serde_json::Value {
+        let text = std::fs::read(self.dir.path().join("object.recon")).unwrap();
+        serde_json::from_slice(&text).unwrap()
+    }
+
+    fn files(&self, id: usize) -> Files {
+        let mut dirs = vec![self.device(id).join("objects")];
+        let mut files = Files::new();
+        while let Some(dir) = dirs.pop() {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let name = entry.file_name().into_string().unwrap();
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if !name.starts_with("hashes.") && !name.starts_with(".lock") {
+                    let file = std::fs::File::open(&path).unwrap();
+                    let metadata = read_metadata(&file, false).unwrap();
+                    let mut metadata: Vec<_> =
+                        metadata.iter().map(|(name, value)| (name.to_vec(), value.to_vec())).collect();
+                    metadata.sort();
+                    let below = path.strip_prefix(self.device(id)).unwrap().to_path_buf();
+                    files.insert(below, (metadata, std::fs::read(&path).unwrap()));
+                }
+            }
+        }
+        files
+    }
+
+    fn partitions(&self, id: usize) -> Vec<String> {
+        let names = std::fs::read_dir(self.device(id).join("objects")).into_iter().flatten();
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    async fn stop(&mut self, id: usize) {
+        self.nodes[id].server.take().unwrap().stop(Duration::ZERO).await;
+    }
+
+    /// No node has logged anything worse than a notice.
+    fn assert_quiet(&self) {
+        for node in &self.nodes {
+            assert_eq!(node.lines.at_least(service::logs::Level::Warning), Vec::<String>::new());
+        }
+    }
+}
+
+/// Calls the hook before the end of a session's updates is passed on to the sender.
+fn hooked(app: SharedApp, hook: Arc<Mutex<Option<SharedApp>>>) -> SharedApp {
+    app_fn(move |req| {
+        let (app, hook) = (app.clone(), hook.clone());
+        async move {
+            let ssync = req.method == Method::Ssync;
+            let mut resp = app.call(req).await;
+            let called = hook.lock().clone();
+            let (true, Some(called)) = (ssync, called) else { return resp };
+            let mut inner = std::mem::take(&mut resp.body);
+            resp.body = Body::driven(|tx| async move {
+                while let Some(Ok(piece)) = inner.next().await {
+                    if piece.windows(13).any(|window| window == b":UPDATES: END") {
+                        called.call(Request::new(Method::Get, "/")).await;
+                    }
+                    if tx.send(piece).await.is_err() {
+                        break;
+                    }
+                }
+                inner.abandon().await;
+            });
+            resp
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_makes_the_primaries_alike_and_the_next_has_nothing_to_do() {
+    let cluster = Cluster::new(3, &[0, 1, 2]);
+    for n in 0..30 {
+        cluster.put(0, &format!("small{n}"), 1_700_000_000.0 + f64::from(n), &"x".repeat(n as usize)).await;
+    }
+    cluster.put(0, "large", 1_700_000_000.0, &"0123456789".repeat(100_000)).await;
+    cluster.put(0, "posted", 1_700_000_000.0, "data").await;
+    assert_eq!(cluster.call(0, Method::Post, "posted", 1_700_000_001.0, "").await, 202);
+    cluster.put(0, "deleted", 1_700_000_000.0, "data").await;
+    cluster.put(1, "deleted", 1_700_000_000.0, "data").await;
+    let now = common::Clock::system().unix_secs();
+    assert_eq!(cluster.call(0, Method::Delete, "deleted", now, "").await, 204);
+    let source = cluster.files(0);
+    assert_eq!(source.len(), 34);
+
+    cluster.replicate(0).await;
+    assert_eq!(cluster.files(0), source);
+    assert_eq!(cluster.files(1), source);
+    assert_eq!(cluster.files(2), source);
+    let stats = &cluster.recon()["replication_stats"];
+    assert_eq!((stats["attempted"].as_u64(), stats["failure"].as_u64()), (Some(4), Some(0)));
+    assert_eq!(stats["rsync"].as_u64(), Some(8));
+
+    for id in 0..3 {
+        cluster.replicate(id).await;
+        let stats = &cluster.recon()["replication_stats"];
+        assert_eq!((stats["rsync"].as_u64(), stats["hashmatch"].as_u64()), (Some(0), Some(8)), "node {id}");
+    }
+    cluster.assert_quiet();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_newer_on_the_other_side_is_not_overwritten() {
+    let cluster = Cluster::new(2, &[0, 1]);
+    cluster.put(0, "o", 1_700_000_000.0, "old").await;
+    cluster.put(1, "o", 1_700_000_001.0, "new").await;
+    let newer = cluster.files(1);
+    cluster.replicate(0).await;
+    assert_eq!(cluster.files(1), newer);
+    cluster.replicate(1).await;
+    assert_eq!(cluster.files(0), newer);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handoff_gives_its_partitions_away() {
+    let cluster = Cluster::new(3, &[1, 2]);
+    for n in 0..10 {
+        cluster.put(0, &format!("o{n}"), 1_700_000_000.0, "data").await;
+    }
+    let source = cluster.files(0);
+    let lines = cluster.replicate(0).await;
+    assert_eq!(cluster.partitions(0), Vec::<String>::new());
+    assert_eq!(cluster.files(1), source);
+    assert_eq!(cluster.files(2), source);
+    assert!(lines.contains("Removing partition: "));
+    assert_eq!(cluster.recon()["replication_stats"]["remove"].as_u64(), Some(4));
+    cluster.assert_quiet();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handoff_keeps_what_one_primary_lacks() {
+    let mut cluster = Cluster::new(3, &[1, 2]);
+    cluster.put(0, "o", 1_700_000_000.0, "data").await;
+    let source = cluster.files(0);
+    cluster.stop(2).await;
+    let lines = cluster.replicate(0).await;
+    assert_eq!((cluster.files(0), cluster.files(1)), (source.clone(), source.clone()));
+    let failed = format!("127.0.0.1:{}/sd2/{}", cluster.nodes[2].port, cluster.part("o"));
+    assert!(lines.contains(&failed), "{:?}", lines.all());
+    assert_eq!(cluster.recon()["replication_stats"]["failure_nodes"]["127.0.0.1"]["sd2"].as_u64(), Some(1));
+    // With handoff_delete one is enough.
+    cluster.replicate_with(0, "handoff_delete = 1", DaemonArgs::default()).await;
+    assert_eq!(cluster.files(0), Files::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_arrives_during_the_revert_stays() {
+    let cluster = Cluster::new(2, &[1]);
+    let names: Vec<String> =
+        (0..40).map(|n| format!("o{n}")).filter(|name| cluster.part(name) == 0).collect();
+    cluster.put(0, &names[0], 1_700_000_000.0, "moved").await;
+    cluster.put(0, &names[1], 1_700_000_000.0, "overwritten").await;
+    let (app, late, overwritten) = (cluster.nodes[0].app.clone(), names[2].clone(), names[1].clone());
+    let requests = Mutex::new(Some([
+        cluster.request(0, Method::Put, &late, 1_700_000_002.0),
+        cluster.request(0, Method::Put, &overwritten, 1_700_000_002.0),
+    ]));
+    let write = app_fn(move |_| {
+        let (app, requests) = (app.clone(), requests.lock().take());
+        async move {
+            for req in requests.into_iter().flatten() {
+                let req = req.with_header("Content-Length", 4).with_body("late");
+                assert_eq!(app.call(req).await.status.0, 201);
+            }
+            Response::new(200)
+        }
+    });
+    *cluster.nodes[1].after_updates.lock() = Some(write);
+    cluster.replicate(0).await;
+    let left = cluster.files(0);
+    let mut names_left: Vec<&str> = Vec::new();
+    for (path, (_, data)) in &left {
+        assert_eq!(data, b"late");
+        names_left.extend(path.parent().and_then(Path::file_name).and_then(|name| name.to_str()));
+    }
+    let mut want = [cluster.hash(&late).to_string(), cluster.hash(&overwritten).to_string()];
+    names_left.sort_unstable();
+    want.sort();
+    assert_eq!(names_left, want);
+    *cluster.nodes[1].after_updates.lock() = None;
+    cluster.replicate(0).await;
+    assert_eq!(cluster.partitions(0), Vec::<String>::new());
+    assert_eq!(cluster.files(1).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unmounted_primary_is_made_up_for_by_a_handoff() {
+    let cluster = Cluster::new(3, &[0, 1]);
+    // The third device has a share, so that it is a handoff.
+    let mut builder = RingBuilder::new(PART_POWER, 2.0, 1).unwrap();
+    for id in 0..3 {
+        builder.add_dev(cluster.dev(id, 1.0)).unwrap();
+    }
+    builder.rebalance(3).unwrap();
+    let data = builder.to_ring_data().unwrap();
+    let rows = &data.replica2part2dev_id;
+    let part = (0..4).find(|&part| rows[0][part] + rows[1][part] == 1).unwrap() as u32;
+    builder.save_ring(&cluster.dir.path().join("object.ring.gz"), FormatVersion::V2).unwrap();
+    let name = (0..).map(|n| format!("o{n}")).find(|name| cluster.part(name) == part).unwrap();
+    cluster.put(0, &name, 1_700_000_000.0, "data").await;
+    std::fs::remove_dir_all(cluster.device(1)).unwrap();
+    let lines = cluster.replicate(0).await;
+    assert!(lines.contains("/sd1 responded as unmounted"), "{:?}", lines.all());
+    assert_eq!(cluster.files(2), cluster.files(0));
+    assert!(!cluster.device(1).exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_which_is_being_received_is_not_reverted() {
+    let cluster = Cluster::new(2, &[1]);
+    cluster.put(0, "o", 1_700_000_000.0, "data").await;
+    let dir = cluster.partition(0, cluster.part("o"));
+    let lock = common::fs::lock_path(&dir, Duration::ZERO, Some("replication")).unwrap();
+    let lines = cluster.replicate(0).await;
+    assert!(lines.contains("Unable to lock handoff partition"));
+    assert_eq!((cluster.files(0).len(), cluster.files(1).len()), (1, 0));
+    drop(lock);
+    cluster.replicate(0).await;
+    assert_eq!((cluster.files(0).len(), cluster.files(1).len()), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_whose_lock_is_held_says_so() {
+    let cluster = Cluster::with_options(2, &[0, 1], "replication_lock_timeout = 0.2");
+    cluster.put(0, "o", 1_700_000_000.0, "data").await;
+    let dir = cluster.partition(1, cluster.part("o"));
+    std::fs::create_dir_all(&dir).unwrap();
+    let _lock = common::fs::lock_path(&dir, Duration::ZERO, Some("replication")).unwrap();
+    let lines = cluster.replicate(0).await;
+    let said =
+        format!("Unexpected response: \":ERROR: 0 '0.2 seconds: {}/.lock-replication'\"", dir.display());
+    assert!(lines.contains(&said), "{:?}", lines.all());
+    assert!(cluster.files(1).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_object_does_not_travel_and_its_neighbours_do() {
+    let cluster = Cluster::new(2, &[0, 1]);
+    let names: Vec<String> =
+        (0..40).map(|n| format!("o{n}")).filter(|name| cluster.part(name) == 0).collect();
+    for name in &names {
+        cluster.put(0, name, 1_700_000_000.0, &format!("data of {name}")).await;
+    }
+    let path = cluster.files(0).into_keys().next().unwrap();
+    std::fs::write(cluster.device(0).join(&path), "shorter").unwrap();
+    // It is found when it is opened: the rest of the session goes on without it.
+    cluster.replicate(0).await;
+    let mut want = cluster.files(0);
+    assert_eq!(want.len(), names.len() - 1);
+    assert_eq!(cluster.files(1), want);
+    assert_eq!(std::fs::read_dir(cluster.device(0).join("quarantined/objects")).unwrap().count(), 1);
+    want.remove(&path);
+    assert_eq!(cluster.files(1), want);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_beyond_the_ring_and_strange_names_are_left_alone() {
+    let cluster = Cluster::new(2, &[1]);
+    for name in ["4", "99", "strange"] {
+        std::fs::create_dir_all(cluster.device(0).join("objects").join(name)).unwrap();
+    }
+    std::fs::write(cluster.device(0).join("objects/auditor_status_ALL.json"), "{}").unwrap();
+    std::fs::write(cluster.partition(0, 2), "").unwrap();
+    let lines = cluster.replicate(0).await;
+    let mut left = cluster.partitions(0);
+    left.sort();
+    assert_eq!(left, ["4", "99", "auditor_status_ALL.json", "strange"]);
+    assert!(lines.contains("Removing partition directory which was a file: "));
+    assert!(lines.contains("is not in the ring"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overrides_choose_devices_partitions_and_policies() {
+    let cluster = Cluster::new(2, &[0, 1]);
+    for n in 0..20 {
+        cluster.put(0, &format!("o{n}"), 1_700_000_000.0, "data").await;
+    }
+    let args = |devices: &[&str], partitions: &[u32], policies: &[u32]| DaemonArgs {
+        devices: devices.iter().map(|&device| device.to_owned()).collect(),
+        partitions: partitions.to_vec(),
+        policies: policies.to_vec(),
+    };
+    cluster.replicate_with(0, "", args(&["sdx"], &[], &[])).await;
+    cluster.replicate_with(0, "", args(&[], &[], &[1])).await;
+    assert!(cluster.files(1).is_empty());
+    cluster.replicate_with(0, "", args(&["sd0"], &[1, 3], &[0])).await;
+    let parts = cluster.files(1).into_keys().map(|path| path.iter().nth(1).unwrap().to_owned());
+    assert_eq!(parts.collect::<std::collections::BTreeSet<_>>(), ["1", "3"].map(Into::into).into());
+    // Such passes say nothing on how replication is doing.
+    assert!(!cluster.dir.path().join("object.recon").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn handoffs_first_leaves_primaries_for_a_later_pass() {
+    let mut cluster = Cluster::new(3, &[0, 1, 2]);
+    cluster.put(0, "o", 1_700_000_000.0, "data").await;
+    cluster.ring(&[1, 2]);
+    // A ring in which node 0 is primary of one partition only.
+    let mut builder = RingBuilder::new(PART_POWER, 2.0, 1).unwrap();
+    for id in 0..3 {
+        builder.add_dev(cluster.dev(id, 1.0)).unwrap();
+    }
+    builder.rebalance(3).unwrap();
+    let rows = builder.to_ring_data().unwrap().replica2part2dev_id;
+    builder.save_ring(&cluster.dir.path().join("object.ring.gz"), FormatVersion::V1).unwrap();
+    let on_0 = |part: u32| rows.iter().any(|row| row[part as usize] == 0);
+    let name = |primary: bool| {
+        (0..).map(|n| format!("p{n}")).find(|name| on_0(cluster.part(name)) == primary).unwrap()
+    };
+    let (mine, handoff) = (name(true), name(false));
+    cluster.put(0, &mine, 1_700_000_000.0, "mine").await;
+    cluster.put(0, &handoff, 1_700_000_000.0, "handoff").await;
+    cluster.stop(1).await;
+    cluster.stop(2).await;
+    let lines = cluster.replicate_with(0, "handoffs_first = yes", DaemonArgs::default()).await;
+    assert!(lines.contains("Handoffs first mode still has handoffs remaining."), "{:?}", lines.all());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_is_cut_off_in_the_middle_of_an_object_leaves_no_part_of_it() {
+    use std::io::Write;
+    let cluster = Cluster::new(1, &[0]);
+    let part = cluster.part("o");
+    let body = "x".repeat(200_000);
+    let head = format!(
+        ":MISSING_CHECK: START\r\n:MISSING_CHECK: END\r\n:UPDATES: START\r\nPUT /a/c/o\r\nContent-Length: 300000\r\n\
+         Content-Type: text/plain\r\nX-Timestamp: 1700000000.00000\r\n\r\n{body}"
+    );
+    let port = cluster.nodes[0].port;
+    tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(stream, "SSYNC /sd0/{part} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .unwrap();
+        write!(stream, "{:x}\r\n{head}\r\n", head.len()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(!answer.contains(":UPDATES: END") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+    })
+    .await
+    .unwrap();
+    // The server has finished with the session when the lock is free.
+    let dir = cluster.partition(0, part);
+    common::fs::lock_path(&dir, Duration::from_secs(10), Some("replication")).unwrap();
+    assert!(cluster.files(0).is_empty());
+}
+
+#[tokio::test]
+async fn statuses_before_the_exchange() {
+    let cluster = Cluster::new(1, &[0]);
+    let answer = |path: &'static str, header: Option<(&'static str, &'static str)>| {
+        let app = cluster.nodes[0].app.clone();
+        async move {
+            let mut req = Request::new(Method::Ssync, path);
+            if let Some((name, value)) = header {
+                req = req.with_header(name, value);
+            }
+            let mut resp = app.call(req).await;
+            let body = resp.body.collect(1 << 16).await.unwrap_or_default();
+            (resp.status.0, String::from_utf8(body.to_vec()).unwrap())
+        }
+    };
+    let policy = |index| Some(("X-Backend-Storage-Policy-Index", index));
+    assert_eq!(answer("/sd0/1", policy("9")).await, (503, "No policy with index 9".into()));
+    assert_eq!(answer("/sd0", None).await, (400, "Invalid path: /sd0".into()));
+    assert_eq!(answer("/sd0/1/a/c/o", None).await.0, 400);
+    let frag = Some(("X-Backend-Ssync-Frag-Index", "No"));
+    assert_eq!(answer("/sd0/1", frag).await, (400, "Invalid X-Backend-Ssync-Frag-Index 'No'".into()));
+    let (status, body) = answer("/sdx/1", None).await;
+    assert_eq!((status, body.contains("Drive: sdx")), (507, true), "{body}");
+}
