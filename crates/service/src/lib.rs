@@ -7,6 +7,7 @@ pub mod access_log;
 pub mod context;
 pub mod daemon;
 pub mod daemonize;
+pub mod direct_client;
 pub mod disk_pool;
 pub mod handover;
 pub mod healthcheck;
