@@ -129,6 +129,8 @@ impl Options {
 pub trait Kind {
     /// `account` or `container`: the stat table is `<DB_TYPE>_stat`.
     const DB_TYPE: &'static str;
+    /// `container` or `object`: the table of rows.
+    const DB_CONTAINS_TYPE: &'static str;
     /// Metadata (lower case) that outlives the deletion of the database.
     const DELETE_META_WHITELIST: &'static [&'static str];
     type Record: Clone;
@@ -201,16 +203,7 @@ impl<K: Kind> DatabaseBroker<K> {
 
     /// Run `f` in a transaction whose commit survives a loss of power.
     pub fn write<T>(&mut self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        self.transaction(Synced::Extra, f)
-    }
-
-    fn transaction<T>(
-        &mut self,
-        sync: Synced,
-        f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T> {
-        let sqlite = &self.connect()?.sqlite;
-        let result = in_transaction(sqlite, sync, f);
+        let result = in_transaction(&self.connect()?.sqlite, Synced::Extra, f);
         result.map_err(|error| self.fail(error))
     }
 
@@ -322,11 +315,9 @@ impl<K: Kind> DatabaseBroker<K> {
 
     /// Merge rows at once, past the pending file.
     pub fn merge_items(&mut self, records: Vec<K::Record>) -> Result<()> {
-        let mut records = Some(records);
         let sqlite = &self.connect()?.sqlite;
-        let mut take = || records.take().unwrap_or_default();
-        let result = probe_schema::<K>(sqlite)
-            .and_then(|()| in_transaction(sqlite, Synced::Normal, |c| K::merge(c, take())));
+        let result = migrate_if_old::<K>(sqlite)
+            .and_then(|()| in_transaction(sqlite, Synced::Normal, |sqlite| K::merge(sqlite, records)));
         result.map_err(|error| self.fail(error))
     }
 
@@ -557,9 +548,9 @@ fn in_transaction<T>(
 }
 
 /// Migrate the schema, if it is an old one, before rows are merged.
-fn probe_schema<K: Kind>(sqlite: &Connection) -> rusqlite::Result<()> {
-    let contains = if K::DB_TYPE == "account" { "container" } else { "object" };
-    match sqlite.prepare_cached(&format!("SELECT storage_policy_index FROM {contains} LIMIT 0")) {
+fn migrate_if_old<K: Kind>(sqlite: &Connection) -> rusqlite::Result<()> {
+    match sqlite.prepare_cached(&format!("SELECT storage_policy_index FROM {} LIMIT 0", K::DB_CONTAINS_TYPE))
+    {
         Ok(_) => Ok(()),
         Err(error) if K::migrate(sqlite, &error)? => Ok(()),
         Err(error) => Err(error),

@@ -142,8 +142,7 @@ fn open(path: &Path, timeout: Duration) -> rusqlite::Result<Connection> {
     Ok(sqlite)
 }
 
-/// Create the database file for a new account or container: an empty `name` in `dir`, which a crash before the rename leaves as
-/// the debris of a `.tmp` file, as in Swift. Nothing is synced here: the caller syncs the finished file once.
+/// Open the empty file that a new database is written into. Nothing is synced: the caller syncs the finished file once.
 pub fn create(path: &Path) -> rusqlite::Result<Connection> {
     let sqlite = Connection::open_with_flags(
         path,

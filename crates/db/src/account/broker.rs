@@ -25,6 +25,7 @@ pub struct Account;
 
 impl Kind for Account {
     const DB_TYPE: &'static str = "account";
+    const DB_CONTAINS_TYPE: &'static str = "container";
     const DELETE_META_WHITELIST: &'static [&'static str] = &[];
     type Record = ContainerRecord;
 

@@ -29,6 +29,7 @@ pub struct Container;
 
 impl Kind for Container {
     const DB_TYPE: &'static str = "container";
+    const DB_CONTAINS_TYPE: &'static str = "object";
     const DELETE_META_WHITELIST: &'static [&'static str] = &[
         "x-container-sysmeta-shard-quoted-root",
         "x-container-sysmeta-shard-root",
