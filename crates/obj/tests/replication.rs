@@ -126,6 +126,15 @@ impl Cluster {
         data.save(&self.dir.path().join("object.ring.gz"), FormatVersion::V1).unwrap();
     }
 
+    /// Puts a node into another region than 1.
+    fn set_region(&self, id: usize, region: u32) {
+        let path = self.dir.path().join("object.ring.gz");
+        let mut data = ring::Ring::load(&path).unwrap().data();
+        let dev = Device { region, ..(**data.devs[id].as_ref().unwrap()).clone() };
+        data.devs[id] = Some(Arc::new(dev));
+        data.save(&path, FormatVersion::V1).unwrap();
+    }
+
     fn dev(&self, id: usize, weight: f64) -> Device {
         let port = self.nodes[id].port;
         Device {
@@ -364,6 +373,69 @@ async fn an_object_that_arrives_during_the_revert_stays() {
     cluster.replicate(0).await;
     assert_eq!(cluster.partitions(0), Vec::<String>::new());
     assert_eq!(cluster.files(1).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_remote_region_gets_the_data_once_and_keeps_the_handoff_until_it_is_spread_there() {
+    let cluster = Cluster::new(3, &[1, 2]);
+    cluster.set_region(1, 2);
+    cluster.set_region(2, 2);
+    cluster.put(0, "o", 1_700_000_000.0, "data").await;
+    let source = cluster.files(0);
+    cluster.replicate(0).await;
+    assert_eq!(cluster.files(0), source);
+    assert_eq!(cluster.files(1).len() + cluster.files(2).len(), 1, "only one of them was sent the data");
+    cluster.replicate(if cluster.files(1).is_empty() { 2 } else { 1 }).await;
+    assert_eq!((cluster.files(1), cluster.files(2)), (source.clone(), source));
+    cluster.replicate(0).await;
+    assert_eq!(cluster.partitions(0), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_hangs_up_is_quoted() {
+    use std::io::{Read, Write};
+    let cluster = Cluster::new(2, &[0, 1]);
+    cluster.put(0, "large", 1_700_000_000.0, &"x".repeat(8 << 20)).await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let path = cluster.dir.path().join("object.ring.gz");
+    let mut data = ring::Ring::load(&path).unwrap().data();
+    data.devs[1] = Some(Arc::new(Device { replication_port: port, ..cluster.dev(1, 1.0) }));
+    data.save(&path, FormatVersion::V1).unwrap();
+    let wanted = format!("{} dm\r\n", cluster.hash("large"));
+    let peer = std::thread::spawn(move || {
+        let until = |stream: &mut std::net::TcpStream, end: &str| {
+            let mut seen = Vec::new();
+            let mut byte = [0];
+            while !seen.ends_with(end.as_bytes()) {
+                stream.read_exact(&mut byte).unwrap();
+                seen.push(byte[0]);
+            }
+        };
+        let (mut stream, _) = listener.accept().unwrap();
+        until(&mut stream, "\r\n\r\n");
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\n\x80\x02}.")
+            .unwrap();
+        drop(stream);
+        let (mut stream, _) = listener.accept().unwrap();
+        until(&mut stream, "\r\n\r\n");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+        until(&mut stream, ":MISSING_CHECK: END\r\n");
+        let say = |stream: &mut std::net::TcpStream, text: &str| {
+            stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).unwrap()
+        };
+        say(&mut stream, &format!("\r\n:MISSING_CHECK: START\r\n{wanted}:MISSING_CHECK: END\r\n"));
+        until(&mut stream, "PUT /a/c/large");
+        say(&mut stream, ":ERROR: 0 'Too many 100 failures to 0 successes'\n");
+    });
+    let lines = cluster.replicate(0).await;
+    peer.join().unwrap();
+    assert!(
+        lines.contains("Unexpected response: \":ERROR: 0 'Too many 100 failures to 0 successes'\""),
+        "{:?}",
+        lines.all()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

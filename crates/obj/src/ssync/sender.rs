@@ -43,6 +43,9 @@ const READ_SIZE: usize = 256 * 1024;
 /// The part of a refusal that is logged.
 const MAX_REASON: usize = 1024;
 
+/// For what a receiver that has hung up said before.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// The options of a daemon that sends.
 #[derive(Debug, Clone, Copy)]
 pub struct SenderConf {
@@ -124,7 +127,9 @@ impl Sender<'_> {
         let sent = wanted.len();
         let offered = available.len();
         if self.remote_check_objs.is_none() {
-            self.updates(link, wanted).await?;
+            for skipped in self.updates(link, wanted).await? {
+                available.remove(&skipped);
+            }
         } else {
             available.retain(|hash, _| !wanted.contains_key(hash));
         }
@@ -208,12 +213,24 @@ impl Sender<'_> {
         self.ctx.disk_pools.run(self.device, list).await
     }
 
-    async fn updates(&self, link: &mut Link, wanted: IndexMap<ObjHash, Wanted>) -> Result<(), SendError> {
+    /// Sends what is wanted; the objects that could not be opened, and so were not sent.
+    async fn updates(
+        &self,
+        link: &mut Link,
+        wanted: IndexMap<ObjHash, Wanted>,
+    ) -> Result<Vec<ObjHash>, SendError> {
+        let mut skipped = Vec::new();
         link.write(format!("{UPDATES_START}\r\n"), "updates start").await?;
-        let prepared = futures_util::stream::iter(wanted).map(|(hash, wanted)| self.prepare(hash, wanted));
+        let prepared = futures_util::stream::iter(wanted).map(|(hash, wanted)| async move {
+            let update = self.prepare(hash, wanted).await?;
+            Ok::<_, SendError>((hash, update))
+        });
         let mut prepared = std::pin::pin!(prepared.buffered(OBJECTS_AHEAD));
         while let Some(update) = prepared.next().await {
-            let update = update?;
+            let (hash, update) = update?;
+            if update.skipped {
+                skipped.push(hash);
+            }
             if let Some(put) = update.put {
                 self.send_put(link, put).await?;
             }
@@ -222,7 +239,8 @@ impl Sender<'_> {
             }
         }
         link.write(format!("{UPDATES_END}\r\n"), "updates end").await?;
-        link.read_updates_reply().await
+        link.read_updates_reply().await?;
+        Ok(skipped)
     }
 
     async fn prepare(&self, hash: ObjHash, wanted: Wanted) -> Result<Update, SendError> {
@@ -302,6 +320,8 @@ fn offer_of(hash: ObjHash, timestamps: &TimestampSet) -> Offer {
 /// What is sent for one wanted object.
 #[derive(Default)]
 struct Update {
+    /// It could not be opened: corrupt, or gone since it was offered. Swift counts it as sent.
+    skipped: bool,
     put: Option<Put>,
     /// A POST or DELETE: its method in lower case, and its head.
     then: Option<(&'static str, Vec<u8>)>,
@@ -329,7 +349,7 @@ fn prepare(
     let mut update = Update::default();
     let diskfile = match manager.diskfile_from_hash(device, partition, hash) {
         Ok(diskfile) => diskfile.open_expired(true),
-        Err(DiskFileError::NotExist) => return Ok(update),
+        Err(DiskFileError::NotExist) => return Ok(Update { skipped: true, ..update }),
         Err(err) => return Err(err.into()),
     };
     let opened = match diskfile.open(None) {
@@ -340,7 +360,9 @@ fn prepare(
             }
             return Ok(update);
         }
-        Err(err) if err.is_not_exist() || matches!(err, DiskFileError::Collision) => return Ok(update),
+        Err(err) if err.is_not_exist() || matches!(err, DiskFileError::Collision) => {
+            return Ok(Update { skipped: true, ..update });
+        }
         Err(err) => return Err(err.into()),
     };
     if wanted.meta && opened.data_timestamp() != opened.timestamp() {
@@ -418,7 +440,24 @@ impl Link {
         self.conn.set_timeout(self.conf.node_timeout);
         match self.conn.write_body(message).await {
             Ok(()) => Ok(()),
+            Err(ClientError::Closed) => Err(self.why_closed().await),
             Err(err) => Err(self.error(err, self.conf.node_timeout, context)),
+        }
+    }
+
+    /// The receiver hangs up when it has had enough; what it said before that may be why.
+    async fn why_closed(&mut self) -> SendError {
+        let last_words = async {
+            loop {
+                let line = self.read_line("last words").await?;
+                if line.starts_with(b":ERROR:") {
+                    return Err::<(), _>(unexpected(line.trim_ascii()));
+                }
+            }
+        };
+        match tokio::time::timeout(LAST_WORDS, last_words).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) | Err(_) => SendError::Expected("Early disconnect".to_string()),
         }
     }
 

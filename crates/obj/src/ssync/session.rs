@@ -757,4 +757,32 @@ mod tests {
         let (reply, _) = converse_with(String::new(), &seen, refused).await;
         assert_eq!(reply, "\r\n:ERROR: 0 '15.0 seconds: /srv/node/sda1/.lock'\n");
     }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
+
+        /// Whatever a sender says, the receiver comes to an end, and says `:UPDATES: END` only after all went well.
+        #[test]
+        fn any_conversation_ends(pieces in proptest::collection::vec(piece(), 0..12)) {
+            let seen = Seen::default();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (reply, whole) = runtime.block_on(converse(pieces.concat(), &seen));
+            proptest::prop_assert_eq!(whole, reply.ends_with(":UPDATES: END\r\n"), "{}", reply);
+        }
+    }
+
+    fn piece() -> impl proptest::strategy::Strategy<Value = String> {
+        use proptest::prelude::*;
+        prop_oneof![
+            4 => Just(format!("{NOTHING_MISSING}:UPDATES: START\r\n")),
+            1 => Just(":MISSING_CHECK: START\r\n".to_string()),
+            1 => Just(format!("{} 1500.00000\r\n", hash(7))),
+            1 => Just(":MISSING_CHECK: END\r\n".to_string()),
+            2 => Just(":UPDATES: END\r\n".to_string()),
+            2 => Just("DELETE /a/c/o\r\nX-Timestamp: 1\r\n\r\n".to_string()),
+            2 => (0usize..5, 0usize..5)
+                .prop_map(|(says, has)| format!("PUT /a/c/o\r\nContent-Length: {says}\r\n\r\n{}", "x".repeat(has))),
+            1 => "[ -~\r\n]{0,20}",
+        ]
+    }
 }
