@@ -194,11 +194,12 @@ where
 {
     let get = |name: &str| find(headers.clone(), name);
     let now = request_timestamp(get("x-timestamp"))?.as_secs_f64();
-    let number = |value: &[u8]| std::str::from_utf8(value).ok().and_then(parse_int::<i64>);
+    // Any number of digits, as Python's integers: what is too large is clamped.
+    let number = |value: &[u8]| std::str::from_utf8(value).ok().and_then(parse_int::<f64>);
     let mut computed = None;
     if let Some(after) = get("x-delete-after") {
         let after = number(after).ok_or((400, "Non-integer X-Delete-After".to_owned()))?;
-        let at = normalize_delete_at(now + after as f64);
+        let at = normalize_delete_at(now + after);
         if at.parse::<f64>().is_ok_and(|at| at <= now) {
             return Err((400, "X-Delete-After in past".to_owned()));
         }
@@ -206,7 +207,7 @@ where
     }
     if let Some(at) = computed.as_deref().map(str::as_bytes).or(get("x-delete-at")) {
         let at = number(at).ok_or((400, "Non-integer X-Delete-At".to_owned()))?;
-        let at = (at as f64).clamp(0.0, 9_999_999_999.0);
+        let at = at.clamp(0.0, 9_999_999_999.0);
         let replication = get("x-backend-replication").and_then(|v| std::str::from_utf8(v).ok());
         if at <= now && !replication.is_some_and(is_true_value) {
             return Err((400, "X-Delete-At in past".to_owned()));

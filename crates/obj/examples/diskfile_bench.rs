@@ -1,7 +1,7 @@
 //! CPU and wall time of DiskFile's paths: `diskfile_bench DEVICES [objects] [threads]`; DEVICES/sda must be there.
 //!
 //! Prints microseconds per operation: PUT of 4 KiB into new hash dirs, overwrite, GET, POST, DELETE, and the hash of all
-//! suffixes. CPU is of the whole process, system time included.
+//! suffixes. CPU is of the whole process, system time included. ROUNDS in the environment repeats the GETs.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,6 +51,12 @@ fn main() {
     };
     run("PUT new", &|manager, i| put(manager, i, 0));
     run("PUT over", &|manager, i| put(manager, i, 1));
+    let rounds: usize = std::env::var("ROUNDS").map_or(1, |rounds| rounds.parse().expect("a number"));
+    for _ in 1..rounds {
+        run("GET", &|manager, i| {
+            drop(object(manager, i).open(None).expect("open").read_small().expect("read"))
+        });
+    }
     run("GET", &|manager, i| {
         let opened = object(manager, i).open(None).expect("open");
         assert_eq!(opened.read_small().expect("read").data.len(), BODY.len());

@@ -18,6 +18,7 @@ pub mod mime_types;
 pub mod node_iter;
 pub mod options;
 pub mod quorum;
+pub mod required_filters;
 pub mod subrequest;
 pub mod swift_info;
 #[cfg(test)]
@@ -29,5 +30,6 @@ use service::Registry;
 /// Makes the proxy's app and filters known to pipelines.
 pub fn register(registry: &mut Registry) {
     registry.app("egg:swift#proxy", app::app_factory);
+    registry.adjust("egg:swift#proxy", required_filters::adjust);
     middleware::register(registry);
 }

@@ -6,6 +6,8 @@ Both get the same requests in the same order on devices of their own; status, he
 be the same bytes, save for what tells the time of day. Then the devices are swapped: each server must answer
 from the other's databases what it answered from its own.
 """
+import collections
+import getpass
 import os
 import random
 import re
@@ -19,12 +21,19 @@ from urllib.parse import quote
 
 NAMES = ['a', 'b', 'a/b', 'a/b/c', 'a/', 'a0', 'é', 'é/x', '€', '😀', 'z z', '<x>&"\'', 'ab', 'abc', 'abcd/e', 'q\\"',
          'x\ty', 'new\nline', 'del\x7f']
-LAUNCH = '''
+PREPARE = '''
 import sys
 import swift.common.utils as utils
 utils.SWIFT_CONF_FILE = sys.argv.pop(1)
+utils.HASH_PATH_PREFIX = utils.HASH_PATH_SUFFIX = b''
+utils.validate_hash_conf()
+'''
+LAUNCH = PREPARE + '''
 kind = sys.argv.pop(1)
-main = __import__('swift.%s.server' % kind, fromlist=['main']).main
+__import__('swift.%s.server' % kind, fromlist=['main']).main()
+'''
+LAUNCH_UPDATER = PREPARE + '''
+from swift.container.updater import main
 main()
 '''
 # What depends on when and where: the clock, ids of the process and of transactions, and the addresses.
@@ -131,8 +140,14 @@ ACCEPTS = ['*/*', 'text/plain', 'application/json', 'application/xml', 'text/xml
 
 
 def account_requests(rng):
-    a = '/sda/7/AUTH_é'
-    p = quote(a)
+    yield from requests_of_account(rng, 'AUTH_é')
+    for request in requests_of_account(rng, 'kept'):
+        if request[0] != 'DELETE':
+            yield request
+
+
+def requests_of_account(rng, name):
+    p = quote('/sda/7/' + name)
     ts = lambda n, o='': ('X-Timestamp', stamp(n, o))
     row = lambda n, put, delete, objects, used: [ts(n), ('X-Put-Timestamp', put), ('X-Delete-Timestamp', delete),
                                                  ('X-Object-Count', objects), ('X-Bytes-Used', used)]
@@ -306,6 +321,48 @@ def account_updates(account_port):
     yield 'account', 'HEAD', '/sda/3/acc', []
 
 
+def updater_pass(side, accounts, command):
+    """One pass of a side's container-updater, whose account ring has one device behind the other side's account server."""
+    from swift.common.ring import RingBuilder
+    swift_dir = os.path.join(side.root, side.name + '-etc')
+    os.makedirs(swift_dir, exist_ok=True)
+    shutil.copy(os.path.join(side.root, 'swift.conf'), swift_dir)
+    builder = RingBuilder(4, 1, 0)
+    builder.add_dev({'id': 0, 'region': 1, 'zone': 1, 'weight': 1, 'ip': '127.0.0.1', 'port': accounts.port, 'device': 'sda',
+                     'replication_ip': '127.0.0.1', 'replication_port': accounts.port})
+    builder.rebalance()
+    builder.get_ring().save(os.path.join(swift_dir, 'account.ring.gz'))
+    conf = os.path.join(swift_dir, 'updater.conf')
+    with open(conf, 'w') as f:
+        f.write('[DEFAULT]\nswift_dir = %s\ndevices = %s\nmount_check = false\nlog_address = %s\nrecon_cache_path = %s\n'
+                'user = %s\n[container-updater]\n'
+                % (swift_dir, side.devices, os.path.join(side.root, 'nolog'), swift_dir, getpass.getuser()))
+    subprocess.run(command(conf), check=True, stderr=open(conf + '.err', 'w'))
+    with open(os.path.join(swift_dir, 'container.recon')) as f:
+        assert 'container_updater_sweep' in f.read()
+
+
+def partition_of(account):
+    """Where the ring of `updater_pass` has an account."""
+    import hashlib
+    return hashlib.md5(b'p/' + account.encode() + b's').digest()[0] >> 4
+
+
+def updater_requests(step):
+    """Containers whose accounts have not been told of them, then a change of one of them."""
+    ts = lambda n: ('X-Timestamp', stamp(n))
+    row = [('X-Size', '5'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
+    if step == 0:
+        yield 'account', 'PUT', '/sda/%d/upd' % partition_of('upd'), [ts(1)]
+        for n in range(3):
+            yield 'container', 'PUT', '/sda/9/upd/c%d' % n, [ts(2 + n), ('X-Backend-Storage-Policy-Index', str(n % 2))]
+            yield 'container', 'PUT', '/sda/9/upd/c%d/o' % n, [ts(3 + n)] + row
+    else:
+        yield 'container', 'DELETE', '/sda/9/upd/c1/o', [ts(20), ('X-Backend-Storage-Policy-Index', '0')]
+        yield 'container', 'PUT', '/sda/9/upd/c2/p', [ts(20)] + row
+        yield 'container', 'DELETE', '/sda/9/upd/c1', [ts(21)]
+
+
 def compare(what, ours, theirs, failures):
     if ours[0] == theirs[0] and b' 500 ' in ours[0]:
         return  # the body is a traceback there
@@ -317,6 +374,24 @@ def compare(what, ours, theirs, failures):
                 print('  %s\n    ours   %r\n    theirs %r' % (part, a, b))
 
 
+def compare_updaters(ours, theirs, failures):
+    """Each updater tells the other implementation's account server; what these list must be the same."""
+    count = 0
+    for step in (0, 1):
+        for kind, *request in updater_requests(step):
+            sides = (ours, theirs) if kind == 'container' else (theirs, ours)
+            compare(('updater', kind) + tuple(request), *[s.servers[kind].ask(*request) for s in sides], failures)
+        updater_pass(ours, theirs.servers['account'], lambda conf: [sys.argv[1], 'container-updater', conf])
+        updater_pass(theirs, ours.servers['account'], lambda conf: [
+            sys.executable, '-c', LAUNCH_UPDATER, os.path.join(theirs.root, 'swift.conf'), conf, 'once'])
+        listing = 'GET', '/sda/%d/upd?format=json' % partition_of('upd'), []
+        answers = [side.servers['account'].ask(*listing) for side in (theirs, ours)]
+        assert answers[0][2].count(b'"name"') == 3 - step, answers
+        compare(('updater',) + listing, *answers, failures)
+        count += 1
+    return count
+
+
 def main():
     program = sys.argv[1]
     root = tempfile.mkdtemp(prefix='db-servers-')
@@ -326,7 +401,7 @@ def main():
     ours = Side(root, 'ours', lambda kind, conf: [program, kind + '-server', conf])
     theirs = Side(root, 'theirs', lambda kind, conf: [
         sys.executable, '-c', LAUNCH, os.path.join(root, 'swift.conf'), kind, conf])
-    failures, count = [], 0
+    failures, count, found = [], 0, collections.Counter()
     try:
         for attempt in ('own devices', 'swapped devices'):
             ours.start()
@@ -338,6 +413,7 @@ def main():
                     answers = [side.servers[kind].ask(*request) for side in (ours, theirs)]
                     compare((attempt, kind) + request, *answers, failures)
                     count += 1
+                    found[attempt] += b' 200 ' in answers[0][0]
             if attempt == 'own devices':
                 # Each side's container server tells the other side's account server.
                 for ours_step, theirs_step in zip(account_updates(theirs.servers['account'].port),
@@ -347,6 +423,8 @@ def main():
                                side[1].servers[theirs_step[0]].ask(*theirs_step[1:])]
                     compare(('account update',) + ours_step, *answers, failures)
                     count += 1
+            else:
+                count += compare_updaters(ours, theirs, failures)
             ours.stop()
             theirs.stop()
             ours.devices, theirs.devices = theirs.devices, ours.devices
@@ -355,6 +433,7 @@ def main():
         theirs.stop()
         if not failures:
             shutil.rmtree(root)
+    assert found['swapped devices'] > 200, found
     print('%d of %d answers differ' % (len(failures), count))
     sys.exit(1 if failures else 0)
 

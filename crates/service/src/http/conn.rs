@@ -10,7 +10,8 @@
 //!   lingers ([`LINGER`]) so that the peer, still sending, can read the status before it is reset;
 //! - unknown, because somebody still has the body: it is closed as well.
 //!
-//! A response says `Connection: close` only if that is known when its head is written: a body that reads the request while
+//! The headers that tell of the connection and of framing are written here alone; an app's are left out, as they may be a
+//! backend's. A response says `Connection: close` only if that is known when its head is written: a body that reads the request while
 //! it writes must not say so, or Swift's SSYNC sender would send the rest on another connection.
 
 use std::fmt;
@@ -431,10 +432,8 @@ impl Conn<'_> {
             Some(Rest::Body(decoder)) => decoder.left().is_some_and(|left| left > DRAIN),
             Some(Rest::Unasked | Rest::Broken) => true,
         };
-        let closes = resp.headers.get("Connection").is_some_and(|value| value.eq_ignore_ascii_case(b"close"));
         let close = !terms.keep_alive
             || resp.close
-            || closes
             || rest_closes
             || matches!(out, Out::UntilClose)
             || self.options.keepalive_timeout == Some(Duration::ZERO)
@@ -457,10 +456,12 @@ impl Conn<'_> {
         let head = &mut self.out;
         head.clear();
         write_fmt(head, format_args!("HTTP/1.1 {} {}\r\n", resp.status.0, resp.status.reason()));
+        let unreadable_length = resp.headers.get_int::<u64>("Content-Length").is_none();
         write_headers(head, &resp.headers, !resp.preserve_header_case, |name| {
             !(name.eq_ignore_ascii_case(b"Connection")
                 || name.eq_ignore_ascii_case(b"Keep-Alive")
-                || name.eq_ignore_ascii_case(b"Transfer-Encoding"))
+                || name.eq_ignore_ascii_case(b"Transfer-Encoding")
+                || (unreadable_length && name.eq_ignore_ascii_case(b"Content-Length")))
         });
         if let Some(length) = length {
             write_fmt(head, format_args!("Content-Length: {length}\r\n"));

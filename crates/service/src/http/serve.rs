@@ -135,14 +135,17 @@ impl Server {
     async fn accept(self: Arc<Self>, listener: tokio::net::TcpListener) {
         let mut draining = self.draining.subscribe();
         loop {
-            let Ok(permit) = self.clients.clone().acquire_owned().await else { return };
-            let accepted = tokio::select! {
+            let next = async {
+                let permit = self.clients.clone().acquire_owned().await.ok();
+                (permit, listener.accept().await)
+            };
+            let (permit, accepted) = tokio::select! {
                 biased;
                 _ = draining.wait_for(|draining| *draining) => return,
-                accepted = listener.accept() => accepted,
+                next = next => next,
             };
             match accepted.and_then(|(tcp, addr)| Ok((Stream::tcp(tcp)?, addr))) {
-                Ok((stream, addr)) => self.spawn(stream, Some(addr), Some(permit)),
+                Ok((stream, addr)) => self.spawn(stream, Some(addr), permit),
                 // Out of file descriptors, or a client gone before it was accepted: neither is worth more than a pause.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }

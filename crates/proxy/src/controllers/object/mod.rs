@@ -11,6 +11,7 @@ pub mod replicated;
 
 use std::sync::Arc;
 
+use common::config::parse_int;
 use common::constraints::check_delete_headers;
 use common::headers::{
     CONTENT_TYPE, ServerType, X_BACKEND_NEXT_PART_POWER, X_BACKEND_OPEN_EXPIRED,
@@ -228,8 +229,8 @@ impl ObjectController {
             req.headers.insert(X_DELETE_AT, at);
             req.headers.remove(X_DELETE_AFTER);
         }
-        let at = req.headers.get_str(X_DELETE_AT).and_then(|at| at.trim().parse::<i64>().ok()).unwrap_or(0);
-        let normal = normalize_delete_at(at as f64);
+        let at = req.headers.get_str(X_DELETE_AT).and_then(parse_int::<f64>).unwrap_or(0.0);
+        let normal = normalize_delete_at(at);
         let at: u64 = normal.parse().unwrap_or(0);
         req.headers.insert(X_DELETE_AT, &normal);
         LogInfo::of(&mut req.env).append(format!("x-delete-at:{at}"));

@@ -283,3 +283,58 @@ async fn our_app_can_be_called_without_a_wire() {
     let resp = echo().call(Request::new(Method::Put, "/x").with_body("y")).await;
     assert_eq!(resp.body.as_bytes(), Some(&b"y"[..]));
 }
+
+/// Many clients at once, bodies of all sizes and framings, read or not: every answer belongs to its request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn answers_belong_to_their_requests() {
+    let (server, addr) = start(app_fn(|mut req| async move {
+        let path = req.path.clone();
+        if path.ends_with('0') {
+            return Response::text(409, path);
+        }
+        if path.ends_with('1') {
+            let body = Body::driven(move |tx| async move {
+                while let Some(Ok(piece)) = req.body.next().await {
+                    tx.send(piece).await.unwrap();
+                }
+            });
+            return Response::new(200).with_body(body);
+        }
+        let all = req.body.collect(1 << 24).await.unwrap();
+        Response::new(200).with_body(all)
+    }));
+    let pool = Pool::default();
+    let clients = (0..16usize).map(|client| {
+        let pool = pool.clone();
+        tokio::spawn(async move {
+            for i in 0..60usize {
+                let number = client * 60 + i;
+                let path = format!("/{number}");
+                let text = format!("{number:06}").repeat((number * 37) % 3000);
+                // A body that is echoed while it is sent has to be known in advance: the sender stops at an answer.
+                let streamed = number.is_multiple_of(3) && number % 10 != 1;
+                let sent = text.clone();
+                let body = match streamed {
+                    true => Body::driven(move |tx| async move {
+                        for piece in sent.as_bytes().chunks(1000) {
+                            // The server may have answered by now.
+                            if tx.send(piece.to_vec()).await.is_err() {
+                                return;
+                            }
+                        }
+                    }),
+                    false => Body::from(sent),
+                };
+                let (status, answer) = request(&pool, addr, Method::Put, &path, body).await.unwrap();
+                match number % 10 {
+                    0 => assert_eq!((status, answer), (Status::CONFLICT, path)),
+                    _ => assert!(status == Status::OK && answer == text, "{path}"),
+                }
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    assert!(server.stop(Duration::from_secs(5)).await);
+}

@@ -46,6 +46,20 @@ async fn a_value_that_would_split_the_head_is_left_out() {
 }
 
 #[tokio::test]
+async fn an_apps_word_on_connection_and_framing_does_not_count() {
+    let (_server, addr) = start(app_fn(|_| async {
+        let resp =
+            Response::new(200).with_header("Connection", "close").with_header("Transfer-Encoding", "chunked");
+        resp.with_header("Content-Length", "many").with_body("body")
+    }));
+    let text = undated(&raw(addr, "GET / HTTP/1.1\r\n\r\n").await);
+    assert_eq!(
+        text,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=UTF-8\r\nContent-Length: 4\r\n\r\nbody"
+    );
+}
+
+#[tokio::test]
 async fn requests_may_be_pipelined() {
     let (_server, addr) = start(echo());
     let text = raw(
