@@ -237,16 +237,26 @@ impl AccountBroker {
 
     pub fn info(&mut self) -> Result<AccountInfo> {
         self.db.commit_puts()?;
-        let found = self.db.read(|sqlite| query_info(sqlite).optional())?;
-        found.ok_or_else(|| self.db.quarantine("missing row in account_stat table"))
+        self.stored_info()
     }
 
-    /// An account without a database is deleted, too.
+    /// An account without a database is deleted, too. As long as the timestamps say that the account lives, no pending row can make
+    /// it deleted, and none is merged: every report of a container asks this.
     pub fn is_deleted(&mut self) -> Result<bool> {
-        match self.info() {
-            Err(BrokerError::NotExist(_)) => Ok(true),
-            other => Ok(other?.is_deleted()),
+        let stored = match self.stored_info() {
+            Err(BrokerError::NotExist(_)) => return Ok(true),
+            other => other?,
+        };
+        if stored.status != "DELETED" && !is_later(&stored.delete_timestamp, &stored.put_timestamp) {
+            return Ok(false);
         }
+        Ok(self.info()?.is_deleted())
+    }
+
+    /// The statistics without what is pending.
+    fn stored_info(&mut self) -> Result<AccountInfo> {
+        let found = self.db.read(|sqlite| query_info(sqlite).optional())?;
+        found.ok_or_else(|| self.db.quarantine("missing row in account_stat table"))
     }
 
     pub fn policy_stats(&mut self) -> Result<Vec<(i64, PolicyStats)>> {

@@ -135,6 +135,10 @@ async fn an_account_keeps_counts_per_policy() {
     assert_eq!(app.call(request(Method::Put, "/sda/1/a", 1)).await.status.0, 201);
     assert_eq!(app.call(report("/sda/1/a/c", 2, 3, 0)).await.status.0, 201);
     assert_eq!(app.call(report("/sda/1/a/d", 2, 4, 1)).await.status.0, 201);
+    let pending =
+        files_below(&node.device()).into_iter().find(|path| path.extension().is_some_and(|e| e == "pending"));
+    let entries = std::fs::read_to_string(pending.unwrap()).unwrap().matches(':').count();
+    assert_eq!(entries, 2, "reports are merged when somebody asks for the counts");
     let head = app.call(request(Method::Head, "/sda/1/a", 3)).await;
     for (name, value) in [
         ("X-Account-Container-Count", "2"),
