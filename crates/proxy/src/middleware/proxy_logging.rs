@@ -70,7 +70,10 @@ const DEFAULT_METHODS: &str = "GET,HEAD,POST,PUT,DELETE,COPY,OPTIONS,UPDATE";
 const SENSITIVE_HEADERS: [&str; 2] = [X_AUTH_TOKEN, "X-Storage-Token"];
 
 /// Options that the access log may have otherwise than the proxy: `access_` before the name.
-const ACCESS_OPTIONS: [&str; 10] = [
+///
+/// Swift: its sample configuration has `access_log_address`, but it is not read, and neither is `log_address`.
+const ACCESS_OPTIONS: [&str; 11] = [
+    "log_address",
     "log_facility",
     "log_name",
     "log_level",
@@ -155,7 +158,7 @@ fn access_section(section: &Section) -> Section {
         }
     }
     for (option, value) in section.iter() {
-        if option.starts_with("statsd_") || matches!(option, "log_address" | "log_max_line_length") {
+        if option.starts_with("statsd_") || option == "log_max_line_length" {
             pairs.push((option, value));
         }
     }
@@ -215,7 +218,6 @@ struct Entry {
     log: Arc<AccessLogger>,
     method: String,
     path_qs: String,
-    http_1_0: bool,
     headers: Headers,
     remote_addr: Option<String>,
     trans_id: String,
@@ -250,7 +252,6 @@ impl Entry {
                 None => req.method.as_str().to_owned(),
             },
             path_qs: req.path_qs(),
-            http_1_0: req.http_1_0,
             headers: req.headers.clone(),
             remote_addr: req.env.remote_addr.map(|addr| addr.ip().to_string()),
             trans_id: req.env.trans_id.clone(),
@@ -382,7 +383,8 @@ impl Entry {
             "container" => container.clone().map_or(Value::Missing, Value::Owned),
             "object" => object.clone().map_or(Value::Missing, Value::Owned),
             "method" => Value::Text(&self.method),
-            "protocol" => Value::Text(if self.http_1_0 { "HTTP/1.0" } else { "HTTP/1.1" }),
+            // Swift: eventlet tells applications HTTP/1.0, whatever the client speaks.
+            "protocol" => Value::Text("HTTP/1.0"),
             "status_int" => Value::Int(u64::from(status)),
             "auth_token" => match self.headers.get(X_AUTH_TOKEN) {
                 Some(token) => Value::Owned(log.obscured(token)),
@@ -612,7 +614,7 @@ mod tests {
         assert_eq!(resp.body.collect(100).await.unwrap(), "12345");
         assert_eq!(
             only_line(&lines),
-            "9.9.9.9 127.0.0.1 22/Nov/2014/12/14/30 PUT /v1/a/c%2520x/o%3Fy%3D1 HTTP/1.1 201 http://x/ curl%208 \
+            "9.9.9.9 127.0.0.1 22/Nov/2014/12/14/30 PUT /v1/a/c%2520x/o%3Fy%3D1 HTTP/1.0 201 http://x/ curl%208 \
              AUTH_tk012345678... 5 5 abc tx1 - 0.0000 - x-delete-at:5 1416658470.500000000 1416658470.500000000 1 \
              test:tester"
         );

@@ -19,6 +19,22 @@ pub fn to_text(listing: &[Record]) -> Result<String, NotAListing> {
     Ok(out)
 }
 
+/// The same, of a listing as it came: only the names are looked at.
+pub fn body_to_text(body: &[u8]) -> Result<String, NotAListing> {
+    #[derive(serde::Deserialize)]
+    struct Names {
+        name: Option<String>,
+        subdir: Option<String>,
+    }
+    let listing: Vec<Names> = serde_json::from_slice(body).map_err(|_| NotAListing)?;
+    let mut out = String::new();
+    for names in listing {
+        out.push_str(&names.name.or(names.subdir).ok_or(NotAListing)?);
+        out.push('\n');
+    }
+    Ok(out)
+}
+
 pub fn account_to_xml(listing: &[Record], account: &str) -> Result<String, NotAListing> {
     let mut out = String::from(DECLARATION);
     out.push_str("<account name=\"");
@@ -156,7 +172,8 @@ mod tests {
                 _ => container_to_xml(&case.listing, &case.title),
             };
             assert_eq!(xml, Ok(case.xml));
-            assert_eq!(to_text(&case.listing), Ok(case.plain));
+            assert_eq!(to_text(&case.listing), Ok(case.plain.clone()));
+            assert_eq!(body_to_text(case.json.as_bytes()), Ok(case.plain));
             let listing = case.listing.into_iter().map(Value::Object).collect();
             assert_eq!(super::super::super::pyjson::dumps(&Value::Array(listing)), case.json);
         }
@@ -169,5 +186,7 @@ mod tests {
         assert_eq!(container_to_xml(&listing, "c"), Err(NotAListing));
         let listing: Vec<Record> = serde_json::from_str("[{}]").unwrap();
         assert_eq!(to_text(&listing), Err(NotAListing));
+        assert_eq!(body_to_text(b"[{}]"), Err(NotAListing));
+        assert_eq!(body_to_text(b"{}"), Err(NotAListing));
     }
 }

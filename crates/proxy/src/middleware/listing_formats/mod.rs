@@ -148,6 +148,9 @@ impl ListingFormats {
         if format == "application/json" && body.is_ascii() && body.starts_with(b"[") && !may_hide {
             return Some(body.clone());
         }
+        if format == "text/plain" && !may_hide {
+            return convert::body_to_text(body).ok().map(Bytes::from);
+        }
         let mut listing: Vec<Record> = serde_json::from_slice(body).ok()?;
         if may_hide {
             listing.retain(|record| !self.is_reserved(record, place));
