@@ -27,3 +27,29 @@ fn brokers_of_both_implementations_agree_on_each_others_databases() -> Result<()
     println!("{}", success(script("db_brokers.py")?.arg(example("broker_peer")?).args(["1", "3"]))?);
     Ok(())
 }
+
+/// One pass of a replicator among three nodes, then the reverts of a handoff; `ours` are the ends that are not Swift's.
+fn ssync(ours: &[&str]) -> Result<()> {
+    let program = example("object_peer")?;
+    let mut check = script("ssync.py")?;
+    for end in ours {
+        check.arg(format!("--{end}")).arg(format!("{} object-{end} {{conf}}", program.display()));
+    }
+    println!("{}", success(&mut check)?);
+    Ok(())
+}
+
+#[test]
+fn swifts_replicator_syncs_to_martlets_object_server() -> Result<()> {
+    ssync(&["server"])
+}
+
+#[test]
+fn martlets_replicator_syncs_to_swifts_object_server() -> Result<()> {
+    ssync(&["replicator"])
+}
+
+#[test]
+fn martlets_replicator_syncs_to_martlets_object_server_on_swifts_files() -> Result<()> {
+    ssync(&["server", "replicator"])
+}
