@@ -22,7 +22,7 @@ enum Kind {
     Daemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 6] = [
+pub const PROGRAMS: [Program; 7] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
     Program { name: "container-server", about: "keeps the listings of containers", kind: Kind::Server },
@@ -36,6 +36,11 @@ pub const PROGRAMS: [Program; 6] = [
         name: "object-replicator",
         about: "brings objects to where the ring wants them",
         kind: Kind::Daemon(obj::replicator::build, Takes::Replicator),
+    },
+    Program {
+        name: "object-updater",
+        about: "sends container updates that were put off",
+        kind: Kind::Daemon(obj::updater::build, Takes::Daemon),
     },
 ];
 
