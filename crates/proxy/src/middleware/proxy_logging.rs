@@ -362,7 +362,7 @@ impl Entry {
     }
 
     fn line(&self, record: &Record, status: u16, end: f64) -> String {
-        let [account, container, object] = self.names(record);
+        let name = |index: usize| self.names(record)[index].take().map_or(Value::Missing, Value::Owned);
         let header = |name: &str| latin1(self.headers.get(name));
         let log = &self.log;
         log.format.line(|field| match field {
@@ -379,9 +379,9 @@ impl Entry {
             "user_agent" => header("User-Agent"),
             "headers" if log.log_headers => Value::Owned(self.logged_headers()),
             "client_etag" => header("ETag"),
-            "account" => account.clone().map_or(Value::Missing, Value::Owned),
-            "container" => container.clone().map_or(Value::Missing, Value::Owned),
-            "object" => object.clone().map_or(Value::Missing, Value::Owned),
+            "account" => name(0),
+            "container" => name(1),
+            "object" => name(2),
             "method" => Value::Text(&self.method),
             // Swift: eventlet tells applications HTTP/1.0, whatever the client speaks.
             "protocol" => Value::Text("HTTP/1.0"),
