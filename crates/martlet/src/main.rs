@@ -4,6 +4,8 @@
 //! `martlet object-server` the same program. What has no counterpart in Swift is a subcommand of clap's.
 
 mod cli;
+mod convergence;
+mod demo;
 mod programs;
 mod up;
 
@@ -24,6 +26,8 @@ struct Cli {
 enum Command {
     /// Run a whole cluster in one process
     Up(Box<up::Options>),
+    /// Watch SSYNC heal a cluster that lost a node (needs the `swift` client)
+    Demo(Box<demo::Options>),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> ExitCode {
     let done = match &cli.command {
         Command::Up(options) => up::run(options),
+        Command::Demo(options) => demo::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
