@@ -274,7 +274,8 @@ impl Cluster {
         let mut cluster = Cluster { child, data };
         while std::net::TcpStream::connect(("127.0.0.1", options.port)).is_err() {
             if let Some(status) = cluster.child.try_wait().context("cannot wait for `martlet up`")? {
-                bail!("`martlet up` ended: {status}");
+                let said = std::fs::read_to_string(&said).unwrap_or_default();
+                bail!("`martlet up` ended: {status}\n{said}");
             }
             ensure!(began.elapsed() < PATIENCE, "`martlet up` does not answer on port {}", options.port);
             std::thread::sleep(Duration::from_millis(20));
