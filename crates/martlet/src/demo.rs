@@ -266,11 +266,12 @@ impl Cluster {
         let mut command = Command::new(std::env::current_exe().context("where am I?")?);
         command.args(["up", "--data"]).arg(&data).args(["--port", &options.port.to_string()]);
         command.args(["--base-port", &options.base_port.to_string()]);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .context("cannot start `martlet up`")?;
+        let said = options.data.join("up.out");
+        let out =
+            std::fs::File::create(&said).with_context(|| format!("cannot create {}", said.display()))?;
+        let err = out.try_clone().context("cannot share a file")?;
+        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        let child = command.spawn().context("cannot start `martlet up`")?;
         let mut cluster = Cluster { child, data };
         while std::net::TcpStream::connect(("127.0.0.1", options.port)).is_err() {
             if let Some(status) = cluster.child.try_wait().context("cannot wait for `martlet up`")? {
@@ -291,6 +292,7 @@ impl Cluster {
             .args(words)
             .arg("--data")
             .arg(&self.data)
+            .stdout(Stdio::null())
             .status()
             .context("cannot run `martlet up`")?;
         ensure!(status.success(), "`martlet up {}` failed: {status}", words.join(" "));
