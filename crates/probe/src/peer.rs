@@ -131,6 +131,9 @@ impl Process {
 
     /// TERM, and the end.
     pub fn stop(&mut self) -> Result<()> {
+        if self.child.try_wait().context("wait")?.is_some() {
+            return Ok(());
+        }
         Command::new("kill").arg(self.child.id().to_string()).status().context("kill")?;
         let began = Instant::now();
         while self.child.try_wait().context("wait")?.is_none() {

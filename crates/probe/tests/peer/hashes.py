@@ -1,7 +1,6 @@
 """hashes.py CONF: for every partition of every device of an object server's configuration, Python's own suffix hashes
 (computed afresh, by listing) must equal those that hashes.pkl and hashes.invalid say. Nothing may be quarantined."""
 import os
-import pickle
 import sys
 
 from swift.common import utils
@@ -9,9 +8,7 @@ from swift.common.storage_policy import POLICIES, reload_storage_policies
 from swift.common.utils import readconf
 from swift.obj.diskfile import DiskFileRouter, consolidate_hashes, get_data_dir
 
-conf = readconf(sys.argv[1], 'object-server') or readconf(sys.argv[1])
-if 'devices' not in conf:
-    conf = readconf(sys.argv[1], 'app:object-server')
+conf = readconf(sys.argv[1], 'app:object-server')
 utils.SWIFT_CONF_FILE = os.path.join(conf['swift_dir'], 'swift.conf')
 utils.validate_configuration()
 import swift.common.storage_policy as sp
