@@ -61,9 +61,7 @@ impl Cluster {
         let name = format!("swift-{program}");
         let service = if program.ends_with("-server") { program.to_string() } else { server_of(program) };
         for conf in self.confs(&service)? {
-            let links = self.dir.join("bin");
-            std::fs::create_dir_all(&links).with_context(|| format!("cannot create {}", links.display()))?;
-            let mut command = Command::new(peer.program(&links, &name)?);
+            let mut command = self.command(peer, &name)?;
             command.arg(&conf).stdin(Stdio::null()).stdout(Stdio::null());
             let process =
                 Process::spawn(&format!("{} {name} {}", peer.name(), conf.display()), &mut command)?;
@@ -77,13 +75,16 @@ impl Cluster {
 
     /// Runs a daemon's single pass on every node, one node after the other.
     pub fn once(&self, peer: Peer, program: &str) -> Result<()> {
-        let links = self.dir.join("bin");
-        std::fs::create_dir_all(&links).with_context(|| format!("cannot create {}", links.display()))?;
         for conf in self.confs(&server_of(program))? {
-            let mut command = Command::new(peer.program(&links, &format!("swift-{program}"))?);
-            peer::success(command.arg(conf).arg("once"))?;
+            peer::success(self.command(peer, &format!("swift-{program}"))?.arg(conf).arg("once"))?;
         }
         Ok(())
+    }
+
+    fn command(&self, peer: Peer, name: &str) -> Result<Command> {
+        let links = self.dir.join("bin");
+        std::fs::create_dir_all(&links).with_context(|| format!("cannot create {}", links.display()))?;
+        peer.command(&links, &self.dir.join("etc"), name)
     }
 
     /// A memcached where the proxy's configuration looks for one: Python's proxy has no cache of its own.

@@ -26,17 +26,22 @@ impl Peer {
         }
     }
 
-    /// Path of a program such as `swift-object-server`; ours is a link of that name below `dir`.
-    pub fn program(self, dir: &Path, name: &str) -> Result<PathBuf> {
+    /// Starts a program such as `swift-object-server` on the swift.conf of a folder. Ours is a link of that name below
+    /// `links`; Python's daemons know only /etc/swift/swift.conf, so a script of ours starts them.
+    pub fn command(self, links: &Path, swift_dir: &Path, name: &str) -> Result<Command> {
         match self {
-            Peer::Python => Ok(venv()?.join("bin").join(name)),
+            Peer::Python => {
+                let mut command = script("run_swift.py")?;
+                command.arg(swift_dir).arg(name);
+                Ok(command)
+            }
             Peer::Martlet => {
-                let link = dir.join(name);
+                let link = links.join(name);
                 if !link.exists() {
                     std::os::unix::fs::symlink(martlet()?, &link)
                         .with_context(|| format!("cannot link {}", link.display()))?;
                 }
-                Ok(link)
+                Ok(Command::new(link))
             }
         }
     }

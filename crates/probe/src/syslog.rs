@@ -38,11 +38,11 @@ impl Syslog {
     }
 }
 
-/// `<PRI>message`: the low three bits are the severity, 3 is an error.
+/// `<PRI>message`: the low three bits are the severity, 3 is an error. Daemons count "0 quarantines" in good times.
 fn is_error(line: &str) -> bool {
     let priority =
         line.strip_prefix('<').and_then(|l| l.split('>').next()).and_then(|p| p.parse::<u32>().ok());
-    priority.is_some_and(|p| p & 7 <= 3) || line.to_ascii_lowercase().contains("quarantine")
+    priority.is_some_and(|p| p & 7 <= 3) || line.to_ascii_lowercase().contains("quarantined ")
 }
 
 #[cfg(test)]
@@ -54,5 +54,6 @@ mod tests {
         assert!(is_error("<131>object-server: ERROR with it"));
         assert!(!is_error("<134>object-server: 127.0.0.1 - - GET"));
         assert!(is_error("<132>object-server: Quarantined object"));
+        assert!(!is_error("<134>object-updater: 0 failures, 0 quarantines, 0 unlinks"));
     }
 }

@@ -133,7 +133,7 @@ fn object_side(peer: Peer, dir: &Path) -> Result<Side> {
     );
     let path = dir.join("object-server.conf");
     std::fs::write(&path, conf).context("cannot write object-server.conf")?;
-    let mut command = Command::new(peer.program(&dir, "swift-object-server")?);
+    let mut command = peer.command(&dir, &dir, "swift-object-server")?;
     let server = Process::spawn(peer.name(), command.arg(&path).stdin(Stdio::null()).stdout(Stdio::null()))?;
     let addr = listening(&path)?;
     peer::wait_for(addr)?;
