@@ -8,8 +8,10 @@
 //! | signal | supervisor | worker |
 //! |---|---|---|
 //! | TERM, INT | stops its workers and exits | stops: open requests get [`STOP_GRACE`] |
-//! | USR1 | runs its program anew in the same process, with the same socket; when the new worker serves, the old one is told to drain | drains: accepts no more, finishes what is open, exits |
-//! | HUP | under Swift's name as Swift: exits at once while the worker drains, and `swift-init reload` starts anew; under our own name as USR1 | drains |
+//! | USR1 | reloads in the same process | drains: accepts no more, finishes what is open, exits |
+//! | HUP | under our own name as USR1; under Swift's exits at once, and `swift-init reload` starts anew | drains |
+//!
+//! To reload is to run the program anew with the same socket, and to tell the old worker to drain once the new one serves.
 //!
 //! A reload first reads the configuration and is refused, with a line in the log, when that fails: the old worker goes on.
 //! No connection is lost in a reload: the listening socket is handed over, never closed.
