@@ -22,6 +22,11 @@ use crate::programs::{self, PROGRAMS};
 /// What the open requests of a node get when it is stopped: little, since a node that fails gives none.
 const STOP_GRACE: Duration = Duration::from_millis(200);
 
+/// When daemons are woken after the start of a node, each time after the one before: a first pass brings what is missing, the
+/// others what the first one's updates have led to.
+const WAKE_AFTER: [Duration; 3] =
+    [Duration::from_millis(100), Duration::from_secs(4), Duration::from_secs(6)];
+
 /// A running cluster.
 pub struct Cluster {
     folder: Folder,
@@ -106,7 +111,19 @@ impl Cluster {
             }
         }
         *slot = Some(running);
+        self.wake_daemons();
         Ok(true)
+    }
+
+    /// A node came back: what the daemons of all nodes have for it need not wait for their next pass.
+    fn wake_daemons(&self) {
+        let board = self.process.progress.clone();
+        tokio::spawn(async move {
+            for pause in WAKE_AFTER {
+                tokio::time::sleep(pause).await;
+                board.all().iter().for_each(daemon::Progress::wake);
+            }
+        });
     }
 
     /// Takes node `node` away; false if it does not run.

@@ -9,9 +9,10 @@ use std::path::Path;
 
 use super::settings::Settings;
 
-/// Seconds between two passes of each daemon: short, since the person at the keyboard waits for it.
-const REPLICATOR_INTERVAL: u32 = 10;
-const UPDATER_INTERVAL: u32 = 5;
+/// Seconds between two passes of each daemon: short, since a person waits for it, but long enough for an idle cluster to
+/// cost next to nothing. When a node comes back `up` does not wait for them.
+const REPLICATOR_INTERVAL: u32 = 30;
+const UPDATER_INTERVAL: u32 = 10;
 
 /// The policies: index, name, and words for their section.
 pub const POLICIES: [(u32, &str, &str); 2] = [
