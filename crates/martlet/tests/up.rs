@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 const MARTLET: &str = env!("CARGO_BIN_EXE_martlet");
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A range of ports of our own for each cluster of each test process.
+/// A range of ports of our own for each cluster of each test process, below those that the system gives to clients.
 fn base_port() -> u16 {
     static NTH: AtomicU16 = AtomicU16::new(0);
-    let slot = (std::process::id() as u16).wrapping_mul(3).wrapping_add(NTH.fetch_add(1, Ordering::Relaxed));
-    32_000 + slot % 400 * 50
+    let slot = std::process::id() + 131 * u32::from(NTH.fetch_add(1, Ordering::Relaxed));
+    10_000 + (slot % 400) as u16 * 50
 }
 
 struct Up {

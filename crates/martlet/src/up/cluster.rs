@@ -66,10 +66,16 @@ impl Cluster {
         &self.process
     }
 
-    /// Starts the nodes, and then the proxy.
+    /// Starts the servers of all nodes, then their daemons, then the proxy.
     pub async fn start(&self) -> Result<()> {
         for node in 1..=self.folder.settings.nodes {
-            self.start_node(node).await?;
+            let running = self.start_storage(node)?;
+            *self.slot(node)?.lock().await = Some(running);
+        }
+        for node in 1..=self.folder.settings.nodes {
+            if let Some(running) = self.slot(node)?.lock().await.as_mut() {
+                self.start_daemons(node, running)?;
+            }
         }
         let process = self.process.for_node("proxy");
         let proxy = self.start_servers(process, &[("proxy-server", self.folder.proxy_conf())])?;
@@ -95,21 +101,8 @@ impl Cluster {
         if slot.is_some() {
             return Ok(false);
         }
-        let process = self.process.for_node(&format!("node{node}"));
-        let conf_of = |server: &str| self.folder.node_conf(node, server);
-        let servers: Vec<_> = ["account-server", "container-server", "object-server"]
-            .into_iter()
-            .map(|server| (server, conf_of(server)))
-            .collect();
-        let mut running = self.start_servers(process, &servers)?;
-        for program in PROGRAMS {
-            if let Some(build) = program.build() {
-                let tier = program.name.split('-').next().unwrap_or_default();
-                let conf = conf_of(&format!("{tier}-server"));
-                let daemon = start_daemon(&running.process, program.name, &conf, build);
-                running.daemons.push(daemon.with_context(|| format!("cannot start node {node}"))?);
-            }
-        }
+        let mut running = self.start_storage(node)?;
+        self.start_daemons(node, &mut running)?;
         *slot = Some(running);
         self.wake_daemons();
         Ok(true)
@@ -149,6 +142,24 @@ impl Cluster {
         let count = self.nodes.len();
         ensure!((1..=count).contains(&usize::from(node)), "there is no node {node}: expected 1 to {count}");
         Ok(&self.nodes[usize::from(node) - 1])
+    }
+
+    fn start_storage(&self, node: u16) -> Result<Node> {
+        let process = self.process.for_node(&format!("node{node}"));
+        let server = |name| (name, self.folder.node_conf(node, name));
+        self.start_servers(process, &["account-server", "container-server", "object-server"].map(server))
+    }
+
+    fn start_daemons(&self, node: u16, running: &mut Node) -> Result<()> {
+        for program in PROGRAMS {
+            if let Some(build) = program.build() {
+                let tier = program.name.split('-').next().unwrap_or_default();
+                let conf = self.folder.node_conf(node, &format!("{tier}-server"));
+                let daemon = start_daemon(&running.process, program.name, &conf, build);
+                running.daemons.push(daemon.with_context(|| format!("cannot start node {node}"))?);
+            }
+        }
+        Ok(())
     }
 
     fn start_servers(&self, process: Process, servers: &[(&str, PathBuf)]) -> Result<Node> {

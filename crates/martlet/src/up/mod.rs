@@ -11,6 +11,7 @@ mod folder;
 mod settings;
 mod show;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -78,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
             Ask::StartNode { node } => Command::StartNode(node),
             Ask::Status => Command::Status,
         };
-        println!("{}", control::ask(&options.data, command)?);
+        say(&control::ask(&options.data, command)?);
         return Ok(());
     }
     let wished = Wished {
@@ -93,7 +94,7 @@ pub fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     let folder = Folder::open(&options.data, &wished)?;
     if options.prepare {
-        println!("{} is ready", folder.path.display());
+        say(&format!("{} is ready", folder.path.display()));
         return Ok(());
     }
     service::supervisor::raise_file_limit();
@@ -101,6 +102,11 @@ pub fn run(options: &Options) -> Result<()> {
     let done = runtime.block_on(serve(folder, began));
     runtime.shutdown_timeout(service::supervisor::STOP_GRACE);
     done
+}
+
+/// To stdout, which may have been closed by who has read enough.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
 }
 
 async fn serve(folder: Folder, began: Instant) -> Result<()> {
@@ -113,7 +119,7 @@ async fn serve(folder: Folder, began: Instant) -> Result<()> {
     let mut int = signal(SignalKind::interrupt())?;
     cluster.start().await?;
     let folder = cluster.folder();
-    println!("{}", show::welcome(&folder.settings, &folder.path));
+    say(&show::welcome(&folder.settings, &folder.path));
     show.event(&format!("up after {:.2} s; Ctrl-C stops it", began.elapsed().as_secs_f64()));
     tokio::select! {
         _ = term.recv() => {}

@@ -4,14 +4,16 @@
 //! has changed. Without a terminal there is a line when the cluster is up, when a node is stopped or started, and for
 //! every warning of a service. All lines of all services are in `martlet.log`.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 use service::daemon::{Snapshot, State};
 use service::logs::{Level, Sink};
 
@@ -106,48 +108,73 @@ async fn node_lines(cluster: &Cluster) -> Vec<String> {
 
 fn node_line(node: &NodeStatus, daemons: &[Snapshot]) -> String {
     let NodeStatus { node, runs, object_port } = node;
-    let head = format!("node {node}  127.0.0.1:{object_port}-{}", object_port + 2);
+    let head = format!("node {node} :{object_port}-{}", object_port + 2);
     if !runs {
-        return format!("{head}  stopped");
+        return format!("{head} stopped");
     }
     let name = format!("node{node}");
     let words: Vec<String> = daemons.iter().filter(|d| d.node == name).map(daemon_words).collect();
-    format!("{head}  up  {}", words.join("  "))
+    format!("{head} up  {}", words.join("  ")).trim_end().to_owned()
 }
 
-/// `object-replicator 12/48 a1f` while it runs, and how long the last pass took while it waits.
+/// `object-replicator 12/48 3s left` while it runs. The width changes little, so that the table stands still.
 fn daemon_words(daemon: &Snapshot) -> String {
-    let name = &daemon.name;
-    match (daemon.state, daemon.last_took) {
+    let state = match (daemon.state, daemon.last_took) {
         (State::Running, _) if daemon.total > 0 => {
             let eta =
                 daemon.eta.filter(|eta| eta.as_secs() > 0).map(|eta| format!(" {}s left", eta.as_secs()));
-            let note = if daemon.note.is_empty() { String::new() } else { format!(" {}", daemon.note) };
-            format!("{name} {}/{}{}{note}", daemon.done, daemon.total, eta.unwrap_or_default())
+            format!("{}/{}{}", daemon.done, daemon.total, eta.unwrap_or_default())
         }
-        (State::Running, _) => format!("{name} runs"),
-        (State::Stopped, _) => format!("{name} stopped"),
-        (State::Waiting, None) => format!("{name} waits"),
-        (State::Waiting, Some(_)) if daemon.note.is_empty() => format!("{name} idle"),
-        (State::Waiting, Some(_)) => format!("{name} {}", daemon.note),
-    }
+        (State::Running, _) => "runs".to_owned(),
+        (State::Stopped, _) => "stopped".to_owned(),
+        (State::Waiting, None) => "waits".to_owned(),
+        (State::Waiting, Some(_)) => "idle".to_owned(),
+    };
+    format!("{} {state:<7}", daemon.name)
 }
 
 const LOG: &str = "martlet.log";
 
-/// Writes the lines of all services to `martlet.log`, and warnings to the person too.
+/// Writes the lines of all services to `martlet.log`, and warnings to the person too: those that differ only in numbers
+/// once in [`QUIET`], or a node that is down would fill the screen.
 pub struct Log {
     path: PathBuf,
-    file: parking_lot::Mutex<(File, u64)>,
+    file: Mutex<(File, u64)>,
     clock: common::Clock,
     show: Show,
+    shown: Mutex<HashMap<String, Instant>>,
+}
+
+/// A warning is not shown again so soon.
+const QUIET: Duration = Duration::from_secs(60);
+/// Kinds of warnings that are remembered.
+const MAX_KINDS: usize = 256;
+
+/// What a warning is about, without the numbers and ids in it.
+fn kind_of(line: &str) -> String {
+    let words = line.split_whitespace().filter(|word| !word.bytes().any(|b| b.is_ascii_digit()));
+    words.take(8).collect::<Vec<_>>().join(" ")
 }
 
 impl Log {
     pub fn open(data: &Path, clock: common::Clock, show: Show) -> Result<Arc<Log>> {
         let path = data.join(LOG);
         let file = begin_anew(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Arc::new(Log { path, file: parking_lot::Mutex::new((file, 0)), clock, show }))
+        Ok(Arc::new(Log { path, file: Mutex::new((file, 0)), clock, show, shown: Mutex::default() }))
+    }
+}
+
+impl Log {
+    fn is_news(&self, line: &str) -> bool {
+        let mut shown = self.shown.lock();
+        if shown.len() >= MAX_KINDS {
+            shown.clear();
+        }
+        let before = shown.get(&kind_of(line)).is_some_and(|at| at.elapsed() < QUIET);
+        if !before {
+            shown.insert(kind_of(line), Instant::now());
+        }
+        !before
     }
 }
 
@@ -160,7 +187,7 @@ fn begin_anew(path: &Path) -> std::io::Result<File> {
 
 impl Sink for Log {
     fn line(&self, level: Level, line: &str) {
-        if level >= Level::Warning {
+        if level >= Level::Warning && self.is_news(line) {
             self.show.event(&format!("{} {line}", level.name()));
         }
         let text = format!("{} {} {line}\n", self.clock.now().isoformat(), level.name());
@@ -200,11 +227,21 @@ mod tests {
     fn a_line_tells_of_a_node_and_its_daemons() {
         let up = NodeStatus { node: 1, runs: true, object_port: 6210 };
         let line = node_line(&up, &[snapshot(State::Running)]);
-        assert_eq!(line, "node 1  127.0.0.1:6210-6212  up  object-replicator 12/48 3s left");
+        assert_eq!(line, "node 1 :6210-6212 up  object-replicator 12/48 3s left");
         let idle = node_line(&up, &[snapshot(State::Waiting)]);
-        assert_eq!(idle, "node 1  127.0.0.1:6210-6212  up  object-replicator idle");
+        assert_eq!(idle, "node 1 :6210-6212 up  object-replicator idle");
         let down = NodeStatus { runs: false, ..up };
-        assert_eq!(node_line(&down, &[snapshot(State::Stopped)]), "node 1  127.0.0.1:6210-6212  stopped");
+        assert_eq!(node_line(&down, &[snapshot(State::Stopped)]), "node 1 :6210-6212 stopped");
+    }
+
+    #[test]
+    fn the_same_trouble_is_shown_once_in_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::open(dir.path(), common::Clock::system(), Show { table: None }).unwrap();
+        let trouble =
+            |node: u16| format!("object-replicator: Error syncing with node: 127.0.0.1:62{node}/n1: refused");
+        assert!(log.is_news(&trouble(10)) && !log.is_news(&trouble(20)));
+        assert!(log.is_news("object-updater: no such device"));
     }
 
     #[test]
