@@ -143,7 +143,8 @@ impl AccessLog {
         let text = |name: &str| req.headers.get_str(name).map(str::to_owned);
         let line = (self.log_requests && self.ctx.logger.enabled(level)).then(|| {
             Box::new(AskedLine {
-                path: req.path.clone(),
+                // Swift: swob's path is quoted.
+                path: req.quoted_path(),
                 remote_addr: req.env.remote_addr.map(|addr| addr.ip().to_string()),
                 referer: text("Referer"),
                 user_agent: text("User-Agent"),
@@ -241,6 +242,13 @@ mod tests {
              \"PUT http://h/v1/a/c/o\" \"tx1\" \"proxy-server 42\" 0.";
         assert_eq!(&line[..expected_head.len()], expected_head);
         assert!(line.ends_with(&format!(" \"-\" {} 1", std::process::id())), "{line}");
+    }
+
+    #[tokio::test]
+    async fn names_are_logged_quoted() {
+        let (app, lines) = server(ServerType::Object, &[("log_format", "{path} {object}")]);
+        app.call(request(Method::Get, "/sda1/5/a/c/o \"ü\n")).await;
+        assert_eq!(lines.all()[0].1, "test: /sda1/5/a/c/o%20%22%C3%BC%0A o%20%22%C3%BC%0A");
     }
 
     #[tokio::test]

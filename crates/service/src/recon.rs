@@ -70,7 +70,7 @@ impl App for ReconFilter {
         }
         Box::pin(async move {
             let recon = Arc::clone(&self.recon);
-            self.ctx.disk_pools.run(POOL, move || recon.answer(&req.path)).await
+            self.ctx.disk_pools.run(POOL, move || recon.answer(&req.path, &req.quoted_path())).await
         })
     }
 }
@@ -93,7 +93,7 @@ enum Mounted {
 }
 
 impl Recon {
-    fn answer(&self, path: &str) -> Response {
+    fn answer(&self, path: &str, quoted: &str) -> Response {
         let mut words = path.trim_start_matches('/').splitn(3, '/').skip(1);
         let check = words.next().unwrap_or_default();
         let kind = words.next().filter(|kind| !kind.is_empty());
@@ -105,7 +105,7 @@ impl Recon {
                 self.logger.error(format_args!("Error retrieving recon data: {check}: {err}"));
                 Response::text(500, "Internal server error.")
             }
-            None => Response::text(404, format!("Invalid path: {path}")),
+            None => Response::text(404, format!("Invalid path: {quoted}")),
         }
     }
 
