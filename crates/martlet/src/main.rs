@@ -31,6 +31,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Err(err) = common::fs::fail::arm_from_env() {
+        eprintln!("martlet: {err}");
+        return ExitCode::FAILURE;
+    }
     let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
     let called = words.first().map(String::as_str).unwrap_or("martlet");
     let called = Path::new(called).file_name().and_then(|name| name.to_str()).unwrap_or("martlet");

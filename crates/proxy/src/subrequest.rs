@@ -69,11 +69,11 @@ pub fn pre_auth(env: &mut Environ) {
     env.insert(RemoteUser(".wsgi.pre_authed".into()));
 }
 
-/// The part of an environ that a subrequest shares with the request it serves.
+/// The part of an environ that a subrequest shares with the request it serves. Swift: not the client's address, so
+/// that the access log shows `-` for it.
 pub fn inherited_env(env: &Environ) -> Environ {
     let mut new = Environ::default();
     new.trans_id.clone_from(&env.trans_id);
-    new.remote_addr = env.remote_addr;
     new.local_addr = env.local_addr;
     new.start = env.start;
     new.source = env.source;

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Jobs of one device which may wait for a thread.
@@ -51,6 +51,8 @@ struct Queue {
     jobs: VecDeque<(Job, OwnedSemaphorePermit)>,
     alive: usize,
     idle: usize,
+    /// A thread has been called or made and has not yet looked at the queue.
+    coming: bool,
 }
 
 impl DiskPools {
@@ -129,7 +131,17 @@ impl Device {
     fn push(self: &Arc<Self>, job: Job, slot: OwnedSemaphorePermit) {
         let mut queue = self.queue.lock();
         queue.jobs.push_back((job, slot));
+        self.call_thread(queue);
+    }
+
+    /// Sees to it that somebody comes for what is queued. One thread at a time is on its way, and calls the next one if
+    /// it finds more than one job: a burst of short jobs does not wake every thread.
+    fn call_thread(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue>) {
+        if queue.coming || queue.jobs.is_empty() {
+            return;
+        }
         if queue.idle > 0 {
+            queue.coming = true;
             drop(queue);
             self.work.notify_one();
             return;
@@ -138,6 +150,7 @@ impl Device {
             return;
         }
         queue.alive += 1;
+        queue.coming = true;
         drop(queue);
         let device = Arc::clone(self);
         let spawned = std::thread::Builder::new()
@@ -154,6 +167,7 @@ impl Device {
     fn spawn_failed(&self) {
         let mut queue = self.queue.lock();
         queue.alive -= 1;
+        queue.coming = false;
         if queue.alive > 0 {
             return;
         }
@@ -165,11 +179,17 @@ impl Device {
         }
     }
 
-    fn work(&self) {
+    fn work(self: Arc<Self>) {
         let mut queue = self.queue.lock();
+        queue.coming = false;
+        let mut called = true;
         loop {
             if let Some((job, slot)) = queue.jobs.pop_front() {
-                drop(queue);
+                match called {
+                    true => self.call_thread(queue),
+                    false => drop(queue),
+                }
+                called = false;
                 job();
                 drop(slot);
                 queue = self.queue.lock();
@@ -178,6 +198,9 @@ impl Device {
             queue.idle += 1;
             let timed_out = self.work.wait_for(&mut queue, self.idle).timed_out();
             queue.idle -= 1;
+            // Also after a time-out: the call may have been meant for this thread.
+            queue.coming = false;
+            called = true;
             if timed_out && queue.jobs.is_empty() {
                 queue.alive -= 1;
                 return;

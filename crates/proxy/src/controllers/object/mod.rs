@@ -33,6 +33,7 @@ use crate::controllers::{this_app, unknown_policy};
 use crate::environ::{Authorizer, LogInfo, SyncKey};
 use crate::error_limiter::node_to_string;
 use crate::info::{ContainerInfo, container_info};
+use crate::middleware::access_log::AccessLog;
 use crate::node_iter::NodeIter;
 use crate::quorum::quorum_size;
 
@@ -75,6 +76,7 @@ impl ObjectController {
 
     async fn get_or_head(&self, app: &Arc<Application>, req: &mut Request) -> Result<Response, Response> {
         let info = self.container_info(app, req).await;
+        AccessLog::note_policy(&req.env, self.policy);
         req.headers.insert(X_BACKEND_STORAGE_POLICY_INDEX, self.policy.0);
         open_expired(app, req);
         if let Some(denial) = Authorizer::denial(req, info.read_acl.as_deref()).await {
@@ -205,6 +207,7 @@ impl ObjectController {
     /// Where the object is to be changed; tells the backends the policy.
     pub fn place_for_change(&self, app: &Application, req: &mut Request) -> Result<Place, Response> {
         let ring = app.object_ring(self.policy)?;
+        AccessLog::note_policy(&req.env, self.policy);
         req.headers.insert(X_BACKEND_STORAGE_POLICY_INDEX, self.policy.0);
         if let Some(power) = ring.next_part_power() {
             req.headers.insert(X_BACKEND_NEXT_PART_POWER, power);
