@@ -234,16 +234,16 @@ impl DiskStream {
             let batch = read_batch(&mut reader, offset, end)?;
             if whole && offset + batch.len() as u64 >= end {
                 // Nobody gets the last bytes of an object that isn't what its ETag says.
-                if let Some(reason) = reader.close() {
+                if let Some(reason) = reader.check() {
                     return Err(DiskFileError::Quarantined(reason));
                 }
-                return Ok((batch, None));
             }
-            Ok((batch, Some(reader)))
+            // Another range may follow.
+            Ok((batch, reader))
         };
         let read = self.pools.run(&self.device, job).await;
         let (mut batch, reader) = read.map_err(|e| BodyError::Other(e.to_string()))?;
-        *self.reader.lock() = reader;
+        *self.reader.lock() = Some(reader);
         if batch.is_empty() {
             return Err(BodyError::Other("the object is shorter than its metadata says".to_owned()));
         }

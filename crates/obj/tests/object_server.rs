@@ -210,6 +210,16 @@ async fn ranges_and_conditions() {
 }
 
 #[tokio::test]
+async fn a_range_may_follow_one_that_goes_to_the_end() {
+    let server = Server::new();
+    server.put(NOW, vec![7; 200_000], &[]).await;
+    let got = server.get(&[("Range", "bytes=100000-199999,0-9,199990-199999")]).await;
+    assert_eq!(got.status, 206);
+    assert_eq!(got.body.len() as u64, got.header("Content-Length").parse().unwrap_or(got.body.len() as u64));
+    assert!(got.body.iter().filter(|byte| **byte == 7).count() == 100_020, "{} bytes", got.body.len());
+}
+
+#[tokio::test]
 async fn an_etag_of_another_name_is_what_conditions_are_about() {
     let server = Server::new();
     server.put(NOW, "x", &[("X-Object-Sysmeta-Crypto-Etag", "secret")]).await;

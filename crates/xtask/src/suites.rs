@@ -43,31 +43,36 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let peers = peers::ensure()?;
     cmd::run(cmd::cargo().args(["build", "-q", "--release", "-p", "martlet"]))?;
+    run_suites(options, &peers, &cmd::target_dir().join("release/martlet"))
+}
+
+/// The part that the test command runs: Swift's functional tests, with every program ours.
+pub fn guard(peers: &peers::Peers, martlet: &Path) -> Result<()> {
+    if cmd::output(Command::new("id").arg("-u"))?.trim() != "0" {
+        bail!(
+            "Swift's functional tests need root (namespaces, a loop mount): run as root, or run a part by a filter"
+        );
+    }
+    let options = Options { suite: vec!["functional".into()], ours: vec!["all".into()], pytest: Vec::new() };
+    run_suites(&options, peers, martlet)
+}
+
+fn run_suites(options: &Options, peers: &peers::Peers, martlet: &Path) -> Result<()> {
     let ours = programs(&options.ours)?;
     let lab = cmd::target_dir().join("lab");
     let bin = lab.join("bin");
-    link_programs(&bin, &cmd::target_dir().join("release/martlet"), &ours)?;
+    link_programs(&bin, martlet, &ours)?;
     let mut surprises = Vec::new();
     for suite in &options.suite {
         let out = lab.join("out").join(suite);
+        if out.exists() {
+            std::fs::remove_dir_all(&out).with_context(|| format!("cannot empty {}", out.display()))?;
+        }
         std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
-        let scripts = cmd::root().join("lab");
-        let script = match suite.as_str() {
-            "functional" => "$LAB_DIR/up.sh && $LAB_DIR/functional.sh \"$@\"",
-            "s3" => "$LAB_DIR/up.sh && $LAB_DIR/s3.sh \"$@\"",
-            "probe" => "$LAB_DIR/probe.sh \"$@\"",
-            other => bail!("--suite {other}: expected functional, s3 or probe"),
-        };
-        let mut command = Command::new(scripts.join("isolated.sh"));
-        command.args([suite, "bash", "-c", script, "bash"]).args(&options.pytest);
+        let mut command = suite_command(suite, &ours)?;
+        command.args(&options.pytest);
         command.env("LAB_VENV", &peers.venv).env("LAB_SDIST", peers.sdist.parent().unwrap_or(&peers.sdist));
         command.env("LAB_BIN", &bin).env("LAB_RUN", lab.join("run")).env("LAB_ISO_OUT", &out);
-        if ours.iter().any(|p| p == "proxy-server") {
-            command.env("LAB_PIPELINE", PIPELINE);
-        }
-        if !ours.is_empty() {
-            command.env("LAB_REPLICATION_ONLY", "yes");
-        }
         // The tests' own status is judged below, against the list of expected failures.
         let _ = cmd::run(&mut command);
         surprises.extend(judge(&out, &expected()?, options.pytest.is_empty())?);
@@ -76,6 +81,24 @@ pub fn run(options: &Options) -> Result<()> {
         eprintln!("suites: {surprise}");
     }
     if surprises.is_empty() { Ok(()) } else { bail!("suites: {} surprises", surprises.len()) }
+}
+
+fn suite_command(suite: &str, ours: &[String]) -> Result<Command> {
+    let script = match suite {
+        "functional" => "$LAB_DIR/up.sh && $LAB_DIR/functional.sh \"$@\"",
+        "s3" => "$LAB_DIR/up.sh && $LAB_DIR/s3.sh \"$@\"",
+        "probe" => "$LAB_DIR/probe.sh \"$@\"",
+        other => bail!("--suite {other}: expected functional, s3 or probe"),
+    };
+    let mut command = Command::new(cmd::root().join("lab/isolated.sh"));
+    command.args([suite, "bash", "-c", script, "bash"]);
+    if ours.iter().any(|p| p == "proxy-server") {
+        command.env("LAB_PIPELINE", PIPELINE);
+    }
+    if !ours.is_empty() {
+        command.env("LAB_REPLICATION_ONLY", "yes");
+    }
+    Ok(command)
 }
 
 fn programs(names: &[String]) -> Result<Vec<String>> {

@@ -3,7 +3,7 @@
 //! The tests against real Swift find it through the environment: `MARTLET_PEERS` (see peers.rs) and `MARTLET_BIN`, the
 //! binary under test.
 
-use crate::{cmd, peers, tidy};
+use crate::{cmd, peers, suites, tidy};
 use anyhow::{Context, Result};
 use std::path::Path;
 
@@ -18,13 +18,17 @@ pub fn run(args: &[String]) -> Result<()> {
     )?;
     let peers = peers::ensure()?;
     cmd::run(cmd::cargo().args(["build", "-q", "--workspace", "--bins", "--examples"]))?;
+    let martlet = cmd::target_dir().join("debug/martlet");
+    if args.is_empty() {
+        suites::guard(&peers, &martlet)?;
+    }
     let mut tests = cmd::cargo();
     if cmd::succeeds(cmd::cargo().args(["nextest", "--version"])) {
         tests.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
     } else {
         tests.args(["test", "--workspace", "--no-fail-fast"]);
     }
-    tests.env("MARTLET_BIN", cmd::target_dir().join("debug/martlet"));
+    tests.env("MARTLET_BIN", &martlet);
     cmd::run(with_peers(tests.args(args), &peers)?)
 }
 

@@ -117,7 +117,9 @@ impl Reader {
         self.check()
     }
 
-    fn check(&mut self) -> Option<String> {
+    /// Checks what has been read, if that was everything from the start to the end; reading can go on. As
+    /// [`Reader::close`] otherwise.
+    pub fn check(&mut self) -> Option<String> {
         if std::mem::replace(&mut self.closed, true) {
             return None;
         }
