@@ -61,7 +61,7 @@ pub fn run(options: &Options) -> Result<()> {
 
     let cluster = Cluster::start(options)?;
     let began = Instant::now();
-    client.upload(&source, &[".".into()])?;
+    client.upload(&source, &[".".into()], false)?;
     println!("uploaded in {:.1} s", began.elapsed().as_secs_f64());
 
     cluster.control(&["stop-node", NODE])?;
@@ -118,7 +118,7 @@ fn change(client: &Client, source: &Path, expected: &mut Expected) -> Result<Vec
         expected.insert(name.clone(), write_file(&source.join(&name), name.repeat(i).as_bytes())?);
         uploads.push(name);
     }
-    client.upload(source, &uploads)?;
+    client.upload(source, &uploads, true)?;
     let mut delete = vec!["delete", CONTAINER];
     delete.extend(deleted.iter().map(String::as_str));
     client.run(&delete)?;
@@ -239,11 +239,15 @@ impl Client {
         String::from_utf8(out.stdout).context("the client's answer is not UTF-8")
     }
 
-    fn upload(&self, source: &Path, names: &[String]) -> Result<()> {
+    /// `skip`: without a PUT of the container. While a primary of its is away, that PUT makes an empty database on a
+    /// handoff, which reports no objects to the account, and only database replication would bring that to an end.
+    fn upload(&self, source: &Path, names: &[String], skip: bool) -> Result<()> {
         let segment = SEGMENT_SIZE.to_string();
         // The command line of a process is bounded.
         for names in names.chunks(500) {
-            let mut args = vec!["upload", "-q", "--segment-size", &segment, CONTAINER];
+            let mut args = vec!["upload", "-q", "--segment-size", &segment];
+            args.extend(skip.then_some("--skip-container-put"));
+            args.push(CONTAINER);
             args.extend(names.iter().map(String::as_str));
             let mut command = self.command(&args);
             command.current_dir(source);

@@ -36,6 +36,8 @@ use super::stream::{Reader, StreamError, Writer};
 use super::{App, Body, BodyError, Headers, Request, Response, Status};
 
 /// The largest piece of a body that is read at once.
+/// How long a server that stops waits for the first request of a new connection.
+const LAST_CALL: Duration = Duration::from_secs(1);
 const PIECE: usize = 64 << 10;
 /// Room for a head and a small body.
 const HEAD_ROOM: usize = 8 << 10;
@@ -209,6 +211,7 @@ pub(super) async fn serve(connected: Connected, app: &dyn App, options: &ServeOp
         options,
         stats,
         draining,
+        served: false,
         out: Vec::with_capacity(1024),
         date: Date::default(),
     };
@@ -241,6 +244,8 @@ struct Conn<'a> {
     options: &'a ServeOptions,
     stats: &'a ServerStats,
     draining: watch::Receiver<bool>,
+    /// A request has been read.
+    served: bool,
     out: Vec<u8>,
     date: Date,
 }
@@ -351,8 +356,14 @@ impl Conn<'_> {
             let idle = options.keepalive_timeout.unwrap_or(options.client_timeout);
             let filled = tokio::select! {
                 biased;
-                filled = reader.fill(HEAD_ROOM, idle) => filled,
-                _ = self.draining.wait_for(|draining| *draining) => return Err(End::Close),
+                filled = reader.fill(HEAD_ROOM, idle) => Some(filled),
+                _ = self.draining.wait_for(|draining| *draining) => None,
+            };
+            let filled = match filled {
+                Some(filled) => filled,
+                None if self.served => return Err(End::Close),
+                // Whoever has just connected is about to ask, and is not to be turned away by a reload.
+                None => reader.fill(HEAD_ROOM, idle.min(LAST_CALL)).await,
             };
             if !matches!(filled, Ok(1..)) {
                 return Err(End::Close);
@@ -366,6 +377,7 @@ impl Conn<'_> {
                 Ok(Some(end)) => {
                     let head = head::parse_request(&reader.buf[..end]);
                     reader.buf.advance(end);
+                    self.served = true;
                     return Ok(head);
                 }
                 Ok(None) => {}
