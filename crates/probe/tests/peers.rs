@@ -1,8 +1,11 @@
-//! Both implementations on the same files, below the servers: rings, DiskFile, brokers. The comparing is done by scripts in
-//! `peer/`, which run in the venv of real Swift and drive an example program of the crate in question.
+//! Both implementations on the same files, below the servers: rings, DiskFile, brokers; and one server of each, answer by
+//! answer. The comparing is done by scripts in `peer/`, which run in the venv of real Swift and drive an example program of
+//! the crate in question.
 
-use anyhow::Result;
-use probe::peer::{example, script, success};
+use anyhow::{Context, Result};
+use probe::peer::{self, Peer, Process, example, script, success};
+use std::path::Path;
+use std::process::Stdio;
 
 #[test]
 fn python_reads_the_rings_that_martlet_writes() -> Result<()> {
@@ -25,6 +28,53 @@ fn diskfiles_of_both_implementations_agree_on_each_others_files() -> Result<()> 
 #[test]
 fn brokers_of_both_implementations_agree_on_each_others_databases() -> Result<()> {
     println!("{}", success(script("db_brokers.py")?.arg(example("broker_peer")?).args(["1", "3"]))?);
+    Ok(())
+}
+
+#[test]
+fn account_and_container_servers_answer_as_swifts_and_updaters_tell_the_same() -> Result<()> {
+    println!("{}", success(script("db_servers.py")?.arg(example("db_server")?))?);
+    Ok(())
+}
+
+/// An object server with a device of its own below `dir`, on the swift.conf of `dir`.
+fn object_server(peer: Peer, dir: &Path, port: u16) -> Result<Process> {
+    let devices = dir.join(peer.name());
+    std::fs::create_dir_all(devices.join("sda1"))?;
+    let conf = dir.join(format!("{}.conf", peer.name()));
+    std::fs::write(
+        &conf,
+        format!(
+            "[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nmount_check = false\n\
+             fallocate_reserve = 0\nswift_dir = {dir}\ndevices = {devices}\nlog_address = {dir}/nolog\n\
+             [pipeline:main]\npipeline = healthcheck object-server\n[filter:healthcheck]\n\
+             use = egg:swift#healthcheck\n[app:object-server]\nuse = egg:swift#object\n",
+            dir = dir.display(),
+            devices = devices.display(),
+        ),
+    )?;
+    let mut command = peer.command(dir, dir, "swift-object-server")?;
+    let process = Process::spawn(peer.name(), command.arg(conf).stdin(Stdio::null()).stdout(Stdio::null()))?;
+    peer::wait_for(([127, 0, 0, 1], port).into()).with_context(|| peer.name())?;
+    Ok(process)
+}
+
+#[test]
+fn object_servers_answer_alike_and_leave_the_same_objects() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let dir = dir.path();
+    std::fs::write(
+        dir.join("swift.conf"),
+        "[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n\
+         [storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n",
+    )?;
+    let ports = peer::free_ports(2)?;
+    let _python = object_server(Peer::Python, dir, ports[0])?;
+    let _martlet = object_server(Peer::Martlet, dir, ports[1])?;
+    let mut compare = script("object_server.py")?;
+    compare.args(ports.iter().map(|port| format!("127.0.0.1:{port}")));
+    compare.args([dir.join("python"), dir.join("martlet"), dir.to_owned()]);
+    println!("{}", success(&mut compare)?);
     Ok(())
 }
 

@@ -8,11 +8,11 @@ the two `devices` folders and the folder of swift.conf as well, each one's files
 from the other's disk: what both have written must be the same objects. Prints the differences; exits with 1 if any.
 """
 import hashlib
-import http.client
 import json
 import os
 import pickle
 import re
+import socket
 import sys
 
 NOW = 1700000000.0
@@ -182,51 +182,42 @@ def table():
     yield req('GET', '/healthcheck')
 
 
-def send(conn, method, path, headers, body):
+def ask(address, request):
+    """Status, headers and body of the answer to one request, read by hand: http.client stops at a non-ASCII header name."""
+    method, path, headers, body = request
     path = ''.join(c if ord(c) < 128 and c != ' ' else ''.join('%%%02X' % b for b in c.encode()) for c in path)
     path = re.sub('%(?![0-9A-Fa-f]{2})', '%25', path)
-    conn.putrequest(method, path, skip_accept_encoding=True)
-    for name, value in headers.items():
-        conn._output(name.encode('latin1') + b': ' + value.encode('latin1'))
+    lines = ['%s %s HTTP/1.1' % (method, path), 'Host: %s' % address, 'Connection: close']
+    lines += ['%s: %s' % item for item in headers.items()]
     if isinstance(body, list):
-        conn._output(b'Transfer-Encoding: chunked')
-        conn.endheaders()
-        for piece in body:
-            conn.send(b'%x\r\n%s\r\n' % (len(piece), piece))
-        conn.send(b'0\r\n\r\n')
-    else:
-        if body is not None and not {'Content-Length', 'Transfer-Encoding'} & set(headers):
-            conn._output(b'Content-Length: %d' % len(body))
-        conn.endheaders()
-        if body and 'Content-Length' not in headers:
-            conn.send(body)
-    resp = conn.getresponse()
-    data = resp.read()
-    headers = sorted((k.lower(), v) for k, v in resp.getheaders() if k.lower() not in DROPPED)
+        lines.append('Transfer-Encoding: chunked')
+        body = b''.join(b'%x\r\n%s\r\n' % (len(piece), piece) for piece in body) + b'0\r\n\r\n'
+    elif body is not None and not {'Content-Length', 'Transfer-Encoding'} & set(headers):
+        lines.append('Content-Length: %d' % len(body))
+    elif 'Content-Length' in headers:
+        body = None
+    host, port = address.split(':')
+    with socket.create_connection((host, int(port)), timeout=20) as s:
+        s.sendall('\r\n'.join(lines).encode('latin1') + b'\r\n\r\n' + (body or b''))
+        head, _, data = s.makefile('rb').read().partition(b'\r\n\r\n')
+    status, *headers = head.decode('latin1').split('\r\n')
+    headers = sorted((k.lower(), v) for k, v in (line.split(': ', 1) for line in headers) if k.lower() not in DROPPED)
     boundary = re.search('boundary=([0-9a-f]+)', dict(headers).get('content-type', ''))
     if boundary:
         data = data.replace(boundary.group(1).encode(), b'BOUNDARY')
         headers = [(k, v.replace(boundary.group(1), 'BOUNDARY')) for k, v in headers]
-    if method == 'REPLICATE' and resp.status == 200:
+    if method == 'REPLICATE' and ' 200 ' in status:
+        assert dict(headers).get('transfer-encoding') is None
         data = repr(pickle.loads(data)).encode()
-    return resp.status, headers, data
-
-
-def ask(address, request):
-    conn = http.client.HTTPConnection(*address.split(':'), timeout=20)
-    try:
-        return send(conn, *request)
-    except Exception as e:
-        return 'no answer: %r' % e, [], b''
-    finally:
-        conn.close()
+    return status, headers, data
 
 
 def compare_answers(first, second):
-    differences = count = 0
+    differences = count = good = 0
     for request in table():
         count += 1
         one, two = ask(first, request), ask(second, request)
+        good += ' 20' in one[0]
         if one == two:
             continue
         differences += 1
@@ -238,6 +229,7 @@ def compare_answers(first, second):
         if one[2] != two[2]:
             print('    body     %r | %r' % (one[2][:200], two[2][:200]))
     print('%d requests, %d answered differently' % (count, differences))
+    assert good > 70, good
     return differences
 
 
