@@ -78,6 +78,12 @@ fn object_servers_answer_alike_and_leave_the_same_objects() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_full_disk_is_507_and_harms_nothing() -> Result<()> {
+    println!("{}", success(script("full_disk.py")?.arg(peer::martlet()?))?);
+    Ok(())
+}
+
 /// One pass of a replicator among three nodes, then the reverts of a handoff; `ours` are the ends that are not Swift's.
 fn ssync(ours: &[&str]) -> Result<()> {
     let program = example("object_peer")?;

@@ -33,6 +33,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("memcached", "memcached"),
     ("rsync", "rsync"),
     ("xfsprogs", "mkfs.xfs"),
+    ("e2fsprogs", "mkfs.ext4"),
     ("rsyslog", "rsyslogd"),
     ("procps", "ps"),
     ("iproute2", "ip"),
