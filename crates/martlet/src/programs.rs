@@ -22,7 +22,7 @@ enum Kind {
     Daemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 7] = [
+pub const PROGRAMS: [Program; 8] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
     Program { name: "container-server", about: "keeps the listings of containers", kind: Kind::Server },
@@ -41,6 +41,11 @@ pub const PROGRAMS: [Program; 7] = [
         name: "object-updater",
         about: "sends container updates that were put off",
         kind: Kind::Daemon(obj::updater::build, Takes::Daemon),
+    },
+    Program {
+        name: "object-auditor",
+        about: "finds objects that have gone bad",
+        kind: Kind::Daemon(obj::auditor::build, Takes::ObjectAuditor),
     },
 ];
 

@@ -1,11 +1,13 @@
 //! The object tier: DiskFile, object server, SSYNC and the object daemons.
 
+pub mod auditor;
 mod delete;
 pub mod diskfile;
 mod get;
 mod multipart;
 mod post;
 mod put;
+mod rate_limiter;
 pub mod replicator;
 pub mod server;
 pub mod ssync;

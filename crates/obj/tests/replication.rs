@@ -534,6 +534,7 @@ async fn overrides_choose_devices_partitions_and_policies() {
         devices: devices.iter().map(|&device| device.to_owned()).collect(),
         partitions: partitions.to_vec(),
         policies: policies.to_vec(),
+        ..DaemonArgs::default()
     };
     cluster.replicate_with(0, "", args(&["sdx"], &[], &[])).await;
     cluster.replicate_with(0, "", args(&[], &[], &[1])).await;

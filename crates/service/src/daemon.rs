@@ -33,6 +33,11 @@ pub trait Daemon: Send + Sync + 'static {
     /// One whole pass. Errors are logged where they are met.
     fn run_once(&self) -> BoxFuture<'_, ()>;
 
+    /// A pass in one of the modes: for daemons whose passes differ by it.
+    fn run_pass(&self, _mode: Mode) -> BoxFuture<'_, ()> {
+        self.run_once()
+    }
+
     /// From the start of a pass to the start of the next.
     fn interval(&self) -> Duration;
 
@@ -49,7 +54,7 @@ pub trait Daemon: Send + Sync + 'static {
 }
 
 /// What a daemon's command line asks for: `once -d sda1,sda2 -p 5 --policies 0`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct DaemonArgs {
     /// Empty for all.
     pub devices: Vec<String>,
@@ -57,6 +62,8 @@ pub struct DaemonArgs {
     pub partitions: Vec<u32>,
     /// Empty for all.
     pub policies: Vec<u32>,
+    /// Of the object-auditor: look for zero-byte files only, so many a second.
+    pub zero_byte_fps: Option<f64>,
 }
 
 /// Runs `daemon` until its only pass is done or the context shuts down.
@@ -64,7 +71,7 @@ pub async fn run(daemon: Arc<dyn Daemon>, ctx: &Context, mode: Mode) {
     let progress = ctx.progress(daemon.name());
     let work = async {
         match mode {
-            Mode::Once => pass(&*daemon, ctx, &progress).await,
+            Mode::Once => pass(&*daemon, ctx, &progress, Mode::Once).await,
             Mode::Forever => forever(&*daemon, ctx, &progress).await,
         }
     };
@@ -80,7 +87,7 @@ async fn forever(daemon: &dyn Daemon, ctx: &Context, progress: &Progress) {
     }
     loop {
         let start = Instant::now();
-        pass(daemon, ctx, progress).await;
+        pass(daemon, ctx, progress, Mode::Forever).await;
         let rest = match daemon.sleeps_whole_interval() {
             true => daemon.interval(),
             false => daemon.interval().saturating_sub(start.elapsed()),
@@ -89,10 +96,10 @@ async fn forever(daemon: &dyn Daemon, ctx: &Context, progress: &Progress) {
     }
 }
 
-async fn pass(daemon: &dyn Daemon, ctx: &Context, progress: &Progress) {
+async fn pass(daemon: &dyn Daemon, ctx: &Context, progress: &Progress, mode: Mode) {
     progress.pass_begins();
     let start = Instant::now();
-    if let Err(panic) = AssertUnwindSafe(daemon.run_once()).catch_unwind().await {
+    if let Err(panic) = AssertUnwindSafe(daemon.run_pass(mode)).catch_unwind().await {
         let text = panic_text(&*panic);
         ctx.logger.error(format_args!("Exception in {} pass: {text}", daemon.name()));
     }

@@ -335,6 +335,13 @@ impl Civil {
     }
 }
 
+/// `Sun Nov 22 15:31:27 2026`, as Python's `time.ctime` writes it in UTC: Swift's daemons run in that zone.
+pub fn ctime(seconds: f64) -> String {
+    let t = Civil::at(seconds);
+    let (day, month) = (&DAYS[t.weekday][..3], &MONTHS[t.month - 1][..3]);
+    format!("{day} {month} {:>2} {:02}:{:02}:{:02} {}", t.day, t.hour, t.minute, t.second, t.year)
+}
+
 fn time_attribute(seconds: f64, attribute: &str) -> Option<String> {
     let t = Civil::at(seconds);
     let month = MONTHS[t.month - 1];
@@ -345,13 +352,12 @@ fn time_attribute(seconds: f64, attribute: &str) -> Option<String> {
     let clock = format!("{:02}:{:02}:{:02}", t.hour, t.minute, t.second);
     let sunday_week = (t.yearday + 6 - (t.weekday as i64 + 1) % 7) / 7;
     let monday_week = (t.yearday + 6 - t.weekday as i64) / 7;
-    let asctime = || format!("{} {} {:>2} {clock} {}", &day[..3], &month[..3], t.day, t.year);
     Some(match attribute {
         "a" => day[..3].to_owned(),
         "A" => day.to_owned(),
         "b" => month[..3].to_owned(),
         "B" => month.to_owned(),
-        "c" | "asctime" => asctime(),
+        "c" | "asctime" => ctime(seconds),
         "d" => format!("{:02}", t.day),
         "H" => format!("{:02}", t.hour),
         "I" => format!("{hour12:02}"),

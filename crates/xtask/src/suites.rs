@@ -17,6 +17,7 @@ const PROGRAMS: &[&str] = &[
     "object-server",
     "object-replicator",
     "object-updater",
+    "object-auditor",
     "container-server",
     "container-updater",
     "account-server",

@@ -46,6 +46,12 @@ const POLICIES: Opt = Opt {
     value: Some("POLICIES"),
     help: "only given policy indices. Comma-separated list. Only has effect if --once is used.",
 };
+const ZERO_BYTE_FPS: Opt = Opt {
+    short: 'z',
+    long: "zero_byte_fps",
+    value: Some("ZERO_BYTE_FPS"),
+    help: "only look at the sizes of files, so many a second",
+};
 
 /// Which options a program takes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -54,6 +60,7 @@ pub enum Takes {
     Daemon,
     /// A daemon whose pass can be narrowed to devices, partitions and policies.
     Replicator,
+    ObjectAuditor,
 }
 
 impl Takes {
@@ -61,13 +68,14 @@ impl Takes {
         match self {
             Takes::Server => &[&HELP, &VERBOSE, &TEST_CONFIG],
             Takes::Daemon => &[&HELP, &VERBOSE, &ONCE],
+            Takes::ObjectAuditor => &[&HELP, &ZERO_BYTE_FPS, &DEVICES, &VERBOSE, &ONCE],
             Takes::Replicator => &[&HELP, &DEVICES, &PARTITIONS, &POLICIES, &VERBOSE, &ONCE],
         }
     }
 }
 
 /// What a command line asks for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Asked {
     pub conf_path: PathBuf,
     pub verbose: bool,
@@ -223,6 +231,11 @@ fn apply(prog: &str, asked: &mut Asked, option: &Opt, value: &str) -> Result<(),
         "devices" => asked.args.devices = words().map(str::to_owned).collect(),
         "partitions" => asked.args.partitions = numbers()?,
         "policies" => asked.args.policies = numbers()?,
+        "zero_byte_fps" => {
+            let rate = common::config::parse_float(value).filter(|rate| *rate >= 0.0);
+            let error = format!("option --{}: expected a number", option.long);
+            asked.args.zero_byte_fps = Some(rate.ok_or_else(|| Ended::bad_option(prog, &error))?);
+        }
         _ => {}
     }
     Ok(())
@@ -267,9 +280,17 @@ mod tests {
             devices: vec!["sda1".into(), "sdb1".into()],
             partitions: vec![1, 5],
             policies: vec![0],
+            zero_byte_fps: None,
         };
         assert_eq!((asked.args, asked.once, asked.verbose), (args, true, true));
         assert!(read(Takes::Replicator, "-vo /etc/swift/o.conf").unwrap().once);
+    }
+
+    #[test]
+    fn the_auditor_takes_a_rate() {
+        let asked = read(Takes::ObjectAuditor, "/etc/swift/o.conf -z 50 -d sdb1 --once").unwrap();
+        assert_eq!((asked.args.zero_byte_fps, asked.args.devices), (Some(50.0), vec!["sdb1".to_owned()]));
+        assert_eq!(read(Takes::ObjectAuditor, "/etc/swift/o.conf -z fast").unwrap_err().code, 2);
     }
 
     // The texts are those of swift-object-server and swift-object-replicator.

@@ -13,6 +13,7 @@ use super::settings::Settings;
 /// cost next to nothing. When a node comes back `up` does not wait for them.
 const REPLICATOR_INTERVAL: u32 = 30;
 const UPDATER_INTERVAL: u32 = 10;
+const AUDITOR_INTERVAL: u32 = 300;
 
 /// The policies: index, name, and words for their section.
 pub const POLICIES: [(u32, &str, &str); 2] = [
@@ -69,7 +70,8 @@ impl Places<'_> {
     pub fn object_server(&self, node: u16) -> String {
         format!(
             "{}{}\n[object-replicator]\nsync_method = ssync\ninterval = {REPLICATOR_INTERVAL}\nconcurrency = 2\n\n\
-             [object-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\n[object-auditor]\n",
+             [object-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\n\
+             [object-auditor]\ninterval = {AUDITOR_INTERVAL}\nfiles_per_second = 100\n",
             self.node_default(node, self.settings.object_port(node)),
             Self::storage_pipeline("object-server", "object"),
         )

@@ -189,17 +189,6 @@ impl DiskFileManager {
         }
     }
 
-    /// The diskfile of a hash dir that has been found by walking, as the auditor does: its name is what the metadata
-    /// says once it is opened, and must hash to the directory.
-    pub fn diskfile_from_audit_location(
-        self: &Arc<Self>,
-        device: &str,
-        partition: u32,
-        hash: ObjHash,
-    ) -> DiskFile {
-        self.place(self.construct_dev_path(device), partition, hash, None)
-    }
-
     /// The diskfile of a hash, cleaned up, be it an object or a tombstone; [`DiskFileError::NotExist`] if there is
     /// neither.
     pub fn diskfile_from_hash(

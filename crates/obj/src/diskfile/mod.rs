@@ -4,6 +4,7 @@
 //! DEVICES/DEVICE/objects[-N]/PARTITION/SUFFIX/HASH/TIMESTAMP.data      see files.rs for the names
 //!                                     /hashes.pkl, hashes.invalid      see hashes.rs
 //!                                     /.lock, .lock-replication        see locks.rs
+//!                            /auditor_status_ALL.json, ...             see audit.rs
 //!               /tmp[-N]/                    where O_TMPFILE is not supported; async_pending's temp files
 //!               /async_pending[-N]/SUFFIX/HASH-TIMESTAMP               container updates still to be sent
 //!               /quarantined/objects[-N]/HASH[-UUID]                   what was found to be corrupt
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use common::{ObjHash, Timestamp, fs};
 use service::logs::Logger;
 
+mod audit;
 mod cleanup;
 mod ec;
 mod files;
@@ -39,6 +41,7 @@ mod reader;
 mod relink;
 mod writer;
 
+pub use audit::{AuditWalk, Audited, AuditorType, ObjectAudit, SoundObject, parse_auditor_status};
 pub use files::{
     Ext, FileInfo, FragPref, OnDiskFiles, Scheme, Want, get_ondisk_files, make_on_disk_filename,
 };

@@ -591,7 +591,7 @@ fn a_hash_alone_leads_to_the_object_or_its_tombstone() {
         let (diskfile, filenames) = disk.manager.diskfile_and_filenames_from_hash("sda", 7, hash).unwrap();
         assert_eq!(diskfile.name(), Some(format!("/a/c/{name}").as_str()));
         assert_eq!(filenames, disk.files(name));
-        let found = disk.manager.diskfile_from_audit_location("sda", 7, hash).open(None);
+        let found = disk.manager.diskfile_at("sda", disk.object(name).datadir().to_owned()).open(None);
         assert_eq!(found.is_ok(), name == "a/b");
     }
     let unknown = disk.object("unknown").hash();
@@ -606,7 +606,7 @@ fn an_object_in_the_hash_dir_of_another_is_refused() {
     fs::create_dir_all(other.place.suffix_dir()).unwrap();
     common::fs::rename(disk.object("o").datadir(), other.datadir()).unwrap();
     assert!(matches!(other.open(None), Err(DiskFileError::Collision)));
-    let by_hash = disk.manager.diskfile_from_audit_location("sda", 7, other.hash());
+    let by_hash = disk.manager.diskfile_at("sda", other.datadir().to_owned());
     assert!(matches!(by_hash.open(None), Err(DiskFileError::Quarantined(_))));
 }
 

@@ -34,10 +34,11 @@ use service::http::{Body, BoxFuture, Headers, Method};
 use service::{Context, Daemon, recon};
 use tokio::sync::Semaphore;
 
-use pace::{Deferrals, Offered, RateLimiter};
+use pace::{Deferrals, Offered};
 use pending::{PendingUpdate, parse_file_name};
 use stats::{Count, OldestPending, SweepStats, aggregate};
 
+use crate::rate_limiter::RateLimiter;
 use crate::ssync::sender::node_to_string;
 use crate::update::redirect_data;
 

@@ -1,4 +1,4 @@
-//! How fast updates are sent: so many a second in all, and so many a second for each group of containers.
+//! How fast updates of one group of containers are sent: so many a second.
 //!
 //! An update whose group has had its share is deferred. Deferred updates are sent when the walk has ended, as long as
 //! there is time until the next pass; the queue is bounded, and what doesn't fit is skipped until that pass, the oldest
@@ -8,50 +8,7 @@
 
 use std::collections::VecDeque;
 
-/// Lets `rate` things a second pass; who was idle may catch up for `buffer` seconds. A rate of 0 is no limit.
-#[derive(Clone, Debug)]
-pub(super) struct RateLimiter {
-    rate: f64,
-    buffer: f64,
-    /// When the next one may pass.
-    next: f64,
-}
-
-impl RateLimiter {
-    pub fn new(rate: f64, buffer: f64) -> Self {
-        Self { rate, buffer, next: 0.0 }
-    }
-
-    /// Whether one may pass now; counts it if so.
-    pub fn is_allowed(&mut self, now: f64) -> bool {
-        self.catch_up(now);
-        let allowed = self.rate <= 0.0 || now >= self.next;
-        if allowed {
-            self.count();
-        }
-        allowed
-    }
-
-    /// Counts one, and says how long it has to wait.
-    pub fn wait(&mut self, now: f64) -> f64 {
-        self.catch_up(now);
-        let wait = if self.rate <= 0.0 { 0.0 } else { (self.next - now).max(0.0) };
-        self.count();
-        wait
-    }
-
-    fn catch_up(&mut self, now: f64) {
-        if now - self.next > self.buffer {
-            self.next = now;
-        }
-    }
-
-    fn count(&mut self) {
-        if self.rate > 0.0 {
-            self.next += 1.0 / self.rate;
-        }
-    }
-}
+use crate::rate_limiter::RateLimiter;
 
 /// What became of an update that was offered.
 #[derive(Debug, PartialEq)]
@@ -113,7 +70,7 @@ impl<T> Deferrals<T> {
     /// there is none.
     pub fn drain(&mut self, now: f64) -> Option<(T, f64)> {
         let waiting = self.groups.iter_mut().filter(|g| !g.deferred.is_empty());
-        let group = waiting.min_by(|a, b| a.limiter.next.total_cmp(&b.limiter.next))?;
+        let group = waiting.min_by(|a, b| a.limiter.next().total_cmp(&b.limiter.next()))?;
         let update = group.deferred.pop_back()?;
         self.order.pop_back();
         Some((update, group.limiter.wait(now)))
@@ -128,18 +85,6 @@ impl<T> Deferrals<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_rate_is_kept_and_idle_time_is_not_saved_up() {
-        let mut limiter = RateLimiter::new(10.0, 0.5);
-        let waits: Vec<f64> = (0..4).map(|_| limiter.wait(100.0)).collect();
-        let expected = [0.0, 0.1, 0.2, 0.3];
-        assert!(waits.iter().zip(expected).all(|(w, e)| (w - e).abs() < 1e-9), "{waits:?}");
-        assert_eq!(limiter.wait(200.0), 0.0);
-        assert!(limiter.wait(200.0) > 0.09);
-        let mut unlimited = RateLimiter::new(0.0, 0.0);
-        assert!((0..1000).all(|_| unlimited.is_allowed(1.0)));
-    }
 
     #[test]
     fn updates_of_a_busy_container_are_deferred_and_the_oldest_skipped() {
