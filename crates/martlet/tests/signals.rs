@@ -294,7 +294,7 @@ fn mistakes_are_one_line_and_an_exit_code() {
     std::fs::write(dir.path().join("swift.conf"), "[swift-hash]\nswift_hash_path_suffix = x\n").unwrap();
     for (text, expected) in [
         (good.replace("bind_port = 1\n", ""), "CONF: [app:account-server] bind_port"),
-        (good.replace("workers = 1", "workers = many"), "CONF: [app:account-server] workers = many: "),
+        (good.replace("workers = 1", "workers = many"), "CONF: [DEFAULT] workers = many: "),
         (
             good.replace("egg:swift#account", "egg:swift#acount"),
             "CONF: [app:account-server] use = egg:swift#acount: ",
@@ -303,10 +303,7 @@ fn mistakes_are_one_line_and_an_exit_code() {
             good.replace("pipeline = healthcheck", "pipeline = healthchek"),
             "CONF: [filter:healthchek]: no such section",
         ),
-        (
-            good.replace("bind_ip = 127.0.0.1", "bind_ip = 192.0.2.1"),
-            "CONF: [app:account-server] bind_ip = 192.0.2.1: ",
-        ),
+        (good.replace("bind_ip = 127.0.0.1", "bind_ip = 192.0.2.1"), "CONF: [DEFAULT] bind_ip = 192.0.2.1: "),
     ] {
         let (code, said) = run(&text);
         assert_eq!(code, Some(1), "{said}");

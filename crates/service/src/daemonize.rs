@@ -72,6 +72,7 @@ fn run(launch: &Launch, build: Build) -> Result<(), StartError> {
         for warning in section.warnings() {
             ctx.logger.warning(warning);
         }
+        signals::warn_of_root(&section, &ctx.logger);
         ctx.logger.notice(format_args!("Starting {}", std::process::id()));
         signals::clean_up_daemon_hygiene();
         // Not being able to close our own streams only costs swift-init some patience.

@@ -77,7 +77,7 @@ pub fn find_user(passwd: &str, name: &str) -> Option<User> {
 }
 
 /// Whom a program that root starts becomes: `user`, which is `swift` by default as with Swift. Where that default does
-/// not exist the program stays root, and so it does when it is to be root or was not started by root.
+/// not exist the program stays root (see [`warn_of_root`]), and so it does when it is to be root or was not started by root.
 pub fn user_to_become(section: &Section) -> Result<Option<User>, ConfigError> {
     let configured = section.get("user");
     if !rustix::process::geteuid().is_root() {
@@ -88,6 +88,15 @@ pub fn user_to_become(section: &Section) -> Result<Option<User>, ConfigError> {
         (Some(user), _) => Ok(Some(user).filter(|user| user.uid != 0)),
         (None, Some(_)) => Err(section.error("user", "expected a user of /etc/passwd")),
         (None, None) => Ok(None),
+    }
+}
+
+/// Says that a program serves as root though nobody has asked for that.
+pub fn warn_of_root(section: &Section, logger: &Logger) {
+    if rustix::process::geteuid().is_root() && section.get("user").is_none() {
+        logger.warning(
+            "Started by root and there is no user \"swift\": going on as root; set user to say who to be",
+        );
     }
 }
 

@@ -184,6 +184,9 @@ fn start(launch: &Launch, registry: &Registry, inherited: Inherited) -> Result<(
             return serve_alone(launch, registry, listener, &mut signals).await;
         }
         let user = signals::user_to_become(&conf.section)?;
+        if user.is_none() {
+            signals::warn_of_root(&conf.section, &logger);
+        }
         let supervisor = Supervisor { launch, logger, user, listener, worker: None, stale };
         supervisor.run(&mut signals).await
     });

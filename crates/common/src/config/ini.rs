@@ -16,7 +16,7 @@ use indexmap::IndexMap;
 use super::{ConfigError, read_file};
 
 const MAX_INTERPOLATION_DEPTH: usize = 10;
-const DEFAULT_SECTION: &str = "DEFAULT";
+pub(super) const DEFAULT_SECTION: &str = "DEFAULT";
 
 /// Whether names of options keep their case.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]

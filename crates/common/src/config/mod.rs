@@ -199,6 +199,14 @@ mod tests {
         assert_eq!(conf.section_or_default("object-auditor").get("workers"), Some("2"));
         assert_eq!(conf.section_or_default("object-auditor").name(), "object-auditor");
         assert_eq!(
+            section.error("devices", "expected").to_string(),
+            "object-server.conf: [DEFAULT] devices = /srv/node: expected"
+        );
+        assert_eq!(
+            section.error("workers", "expected").to_string(),
+            "object-server.conf: [object-replicator] workers = 8: expected"
+        );
+        assert_eq!(
             conf.require("object-replicater").unwrap_err().to_string(),
             "object-server.conf: [object-replicater]: no such section; did you mean [object-replicator]?"
         );

@@ -3,7 +3,7 @@
 //! A section remembers what was asked of it. An option that was set but never asked for is unknown: a misspelling,
 //! or something that Martlet doesn't have. Clones share that memory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::ConfigError;
-use super::ini::Options;
+use super::ini::{DEFAULT_SECTION, Options};
 
 /// Options of a section over those of DEFAULT.
 #[derive(Clone, Debug)]
@@ -27,7 +27,16 @@ struct Inner {
     own: BTreeSet<String>,
     /// Set here, but DEFAULT sets them too and wins (see `paste`).
     shadowed: Vec<String>,
+    /// Options that another section sets.
+    elsewhere: BTreeMap<String, Place>,
     asked: Asked,
+}
+
+/// Where an option stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub file: String,
+    pub section: String,
 }
 
 /// Names of options that somebody has read, whether they were set or not.
@@ -60,7 +69,7 @@ impl Section {
     pub fn from_pairs<'a>(name: &str, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let values: Options = pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         let own = values.keys().cloned().collect();
-        Self::new("(none)", name, values, own, Vec::new())
+        Self::new("(none)", name, values, own, Vec::new(), BTreeMap::new())
     }
 
     pub(super) fn new(
@@ -69,18 +78,23 @@ impl Section {
         values: Options,
         own: BTreeSet<String>,
         shadowed: Vec<String>,
+        elsewhere: BTreeMap<String, Place>,
     ) -> Self {
         let (file, name, asked) = (file.to_owned(), name.to_owned(), Asked::default());
-        Self(Arc::new(Inner { file, name, values, own, shadowed, asked }))
+        Self(Arc::new(Inner { file, name, values, own, shadowed, elsewhere, asked }))
     }
 
+    /// A section whose options are all DEFAULT's.
     pub(super) fn inherited(file: &str, name: &str, values: Options) -> Self {
-        Self::new(file, name, values, BTreeSet::new(), Vec::new())
+        Self::layered(file, name, values, |_| false)
     }
 
+    /// A section over DEFAULT.
     pub(super) fn layered(file: &str, name: &str, values: Options, is_own: impl Fn(&str) -> bool) -> Self {
-        let own = values.keys().filter(|o| is_own(o)).cloned().collect();
-        Self::new(file, name, values, own, Vec::new())
+        let (own, defaults): (BTreeSet<_>, BTreeSet<_>) = values.keys().cloned().partition(|o| is_own(o));
+        let place = Place { file: file.to_owned(), section: DEFAULT_SECTION.to_owned() };
+        let elsewhere = defaults.into_iter().map(|option| (option, place.clone())).collect();
+        Self::new(file, name, values, own, Vec::new(), elsewhere)
     }
 
     pub(super) fn renamed(&self, name: &str) -> Self {
@@ -226,10 +240,17 @@ impl Section {
             .ok_or_else(|| self.error(option, format!("expected one of {}", choices.join(", "))))
     }
 
-    /// An error over the value of `option`, for checks that no reader here makes.
+    /// An error over the value of `option`, for checks that no reader here makes. It names the section that sets the
+    /// option; this one, if none does.
     pub fn error(&self, option: &str, problem: impl Into<String>) -> ConfigError {
         let value = self.0.values.get(option).map(String::as_str);
-        ConfigError::in_section(&self.0.file, &self.0.name, problem).of_option(option, value)
+        let Place { file, section } = self.place(option);
+        ConfigError::in_section(file, section, problem).of_option(option, value)
+    }
+
+    pub(super) fn place(&self, option: &str) -> Place {
+        let here = || Place { file: self.0.file.clone(), section: self.0.name.clone() };
+        self.0.elsewhere.get(option).cloned().unwrap_or_else(here)
     }
 
     fn note(&self, option: &str) {

@@ -8,10 +8,11 @@
 //! Composites, `filter-app` and `filter-with` are not read: no Swift configuration has them. Such a section is
 //! an error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::ini::{Ini, Interpolation, OptionCase, Options};
+use super::ini::{DEFAULT_SECTION, Ini, Interpolation, OptionCase, Options};
+use super::option::Place;
 use super::{ConfigError, Section, option};
 
 /// `use` may refer to another section, which refers to another; longer chains are a mistake.
@@ -76,6 +77,20 @@ struct Loader {
     ini: Ini,
 }
 
+/// Options from around a section, and where each stands.
+#[derive(Clone, Default)]
+struct Outer {
+    values: Options,
+    places: BTreeMap<String, Place>,
+}
+
+impl Outer {
+    fn add(&mut self, options: Options, place: impl Fn(&str) -> Place) {
+        self.places.extend(options.keys().map(|option| (option.clone(), place(option))));
+        self.values.extend(options);
+    }
+}
+
 /// The options of a section in the terms of paste.
 #[derive(Default)]
 struct Local {
@@ -97,8 +112,8 @@ impl Loader {
             let app = self.component(Kind::App, name, &globals, 0)?;
             return Ok(Paste { file: self.path.clone(), filters: Vec::new(), app });
         }
-        let local = self.local(&section, &globals)?;
-        globals.extend(local.set);
+        let local = self.local(&section, &globals.values)?;
+        globals.add(local.set, |_| self.place(&section));
         if let Some((option, value)) = local.own.iter().find(|(o, _)| *o != "pipeline") {
             let problem = "a pipeline takes no option but \"pipeline\" and \"set ...\"";
             return Err(ConfigError::in_option(self.ini.file(), &section, option, value, problem));
@@ -120,17 +135,23 @@ impl Loader {
     }
 
     /// The options of DEFAULT with `here` and `__file__`.
-    fn globals(&self) -> Result<Options, ConfigError> {
-        let mut globals = self.ini.interpolated_defaults()?;
-        globals.extend(self.ini.builtin().iter().map(|(k, v)| (k.clone(), v.clone())));
+    fn globals(&self) -> Result<Outer, ConfigError> {
+        let mut globals = Outer::default();
+        for options in [self.ini.interpolated_defaults()?, self.ini.builtin().clone()] {
+            globals.add(options, |_| self.place(DEFAULT_SECTION));
+        }
         Ok(globals)
+    }
+
+    fn place(&self, section: &str) -> Place {
+        Place { file: self.ini.file().to_owned(), section: section.to_owned() }
     }
 
     fn component(
         &self,
         kind: Kind,
         name: &str,
-        outer: &Options,
+        outer: &Outer,
         depth: usize,
     ) -> Result<Component, ConfigError> {
         if is_absolute(name) {
@@ -147,7 +168,7 @@ impl Loader {
             let problem = "expected an app, not a pipeline within a pipeline";
             return Err(ConfigError::in_section(self.ini.file(), &section, problem));
         }
-        let mut local = self.local(&section, outer)?;
+        let mut local = self.local(&section, &outer.values)?;
         if local.own.contains_key("filter-with") {
             let problem = "filter-with isn't supported; name the filter in the pipeline";
             return Err(ConfigError::in_section(self.ini.file(), &section, problem));
@@ -157,12 +178,13 @@ impl Loader {
             let problem = "expected use = egg:PACKAGE#NAME";
             return Err(ConfigError::in_section(self.ini.file(), &section, problem));
         };
-        let (uses, mut values, inherited_own) = self.follow_use(kind, &section, &uses, outer, depth)?;
-        values.extend(local.set.clone());
-        values.extend(local.own.clone());
+        let (uses, mut from, inherited_own) = self.follow_use(kind, &section, &uses, outer, depth)?;
+        for options in [&local.set, &local.own] {
+            from.add(options.clone(), |_| self.place(&section));
+        }
         let mut own: BTreeSet<String> = local.own.keys().chain(local.set.keys()).cloned().collect();
         own.extend(inherited_own);
-        Ok(Component { name: name.to_owned(), uses, section: self.section(&section, values, &local, own) })
+        Ok(Component { name: name.to_owned(), uses, section: self.section(&section, from, &local, own) })
     }
 
     /// The factory at the end of `use`, with the options that sections on the way have set.
@@ -171,9 +193,9 @@ impl Loader {
         kind: Kind,
         section: &str,
         uses: &str,
-        outer: &Options,
+        outer: &Outer,
         depth: usize,
-    ) -> Result<(String, Options, BTreeSet<String>), ConfigError> {
+    ) -> Result<(String, Outer, BTreeSet<String>), ConfigError> {
         if depth >= MAX_USE_DEPTH {
             let problem = "expected sections that use one another to end at a factory";
             return Err(ConfigError::in_option(self.ini.file(), section, "use", uses, problem));
@@ -184,19 +206,23 @@ impl Loader {
             let other = Loader::open(&base.join(path))?;
             // Paste: what this file sets stands over the other's DEFAULT.
             let mut globals = other.globals()?;
-            globals.extend(outer.iter().map(|(k, v)| (k.clone(), v.clone())));
+            globals.values.extend(outer.values.clone());
+            globals.places.extend(outer.places.clone());
             other.component(kind, name, &globals, depth + 1)?
         } else if is_absolute(uses) {
             return Ok((uses.to_owned(), outer.clone(), BTreeSet::new()));
         } else {
             self.component(kind, uses, outer, depth + 1)?
         };
+        let mut from = Outer::default();
         let values = used.section.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        from.add(values, |option| used.section.place(option));
         let own = used.section.unknown_options().into_iter().map(|(o, _)| o).collect();
-        Ok((used.uses, values, own))
+        Ok((used.uses, from, own))
     }
 
-    fn section(&self, name: &str, mut values: Options, local: &Local, mut own: BTreeSet<String>) -> Section {
+    fn section(&self, name: &str, from: Outer, local: &Local, mut own: BTreeSet<String>) -> Section {
+        let Outer { mut values, places } = from;
         for internal in ["here", "__file__"] {
             values.shift_remove(internal);
             own.remove(internal);
@@ -205,7 +231,7 @@ impl Loader {
         let mut ordered: Options =
             local.own.keys().chain(local.set.keys()).filter_map(|k| values.swap_remove_entry(k)).collect();
         ordered.extend(values);
-        Section::new(self.ini.file(), name, ordered, own, local.shadowed.clone())
+        Section::new(self.ini.file(), name, ordered, own, local.shadowed.clone(), places)
     }
 
     fn local(&self, section: &str, globals: &Options) -> Result<Local, ConfigError> {
@@ -307,6 +333,30 @@ use = egg:swift#recon
 recon_cache_path = /tmp
 level = base
 ";
+
+    #[test]
+    fn errors_name_the_section_where_the_option_stands() {
+        let paste = Paste::parse(OBJECT, "object-server.conf", "main").unwrap();
+        let place = |section: &Section, option: &str| {
+            let said = section.error(option, "expected").to_string();
+            said.strip_prefix("object-server.conf: ").unwrap().split(' ').next().unwrap().to_owned()
+        };
+        let recon = &paste.filters[1].section;
+        for (section, option, expected) in [
+            (&paste.app.section, "slow", "[app:object-server]"),
+            (&paste.app.section, "bind_port", "[app:object-server]"),
+            (&paste.app.section, "missing", "[app:object-server]"),
+            (&paste.app.section, "devices", "[DEFAULT]"),
+            // DEFAULT wins over the section.
+            (&paste.app.section, "mount_check", "[DEFAULT]"),
+            (&paste.app.section, "log_level", "[pipeline:main]"),
+            (recon, "recon_cache_path", "[filter:recon]"),
+            (recon, "level", "[filter:base]"),
+            (recon, "bind_port", "[DEFAULT]"),
+        ] {
+            assert_eq!(place(section, option), expected, "{option}");
+        }
+    }
 
     #[test]
     fn options_are_those_that_paste_hands_to_a_factory() {
