@@ -1,12 +1,12 @@
 //! Rings which change on disk while a server runs, and the rings of a Swift directory by service and policy.
 //!
 //! A changed file is noticed by its modification time, size or inode, asked for at most once per reload time. A changed file
-//! which is not a usable ring leaves the old ring in place; whoever logs asks for [`RingFile::take_error`].
+//! which is not a usable ring leaves the old ring in place, and is told once to whom [`Rings::report_to`] names.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use common::clock::Clock;
@@ -19,11 +19,15 @@ use crate::ring::Ring;
 /// Swift: ring.py, `DEFAULT_RELOAD_TIME`.
 pub const DEFAULT_RELOAD_TIME: Duration = Duration::from_secs(15);
 
+/// Who is told why a ring could not be loaded again.
+type Report = OnceLock<Box<dyn Fn(&RingError) + Send + Sync>>;
+
 /// One ring file.
 pub struct RingFile {
     path: PathBuf,
     reload: Duration,
     clock: Clock,
+    report: Arc<Report>,
     state: Mutex<State>,
 }
 
@@ -31,7 +35,8 @@ struct State {
     ring: Arc<Ring>,
     stamp: Stamp,
     next_check: f64,
-    error: Option<RingError>,
+    /// Why the file of now cannot be used, as it was told.
+    told: Option<RingError>,
 }
 
 /// What changes when a file is replaced.
@@ -51,13 +56,20 @@ impl Stamp {
 
 impl RingFile {
     /// Loads `DIR/NAME.ring.gz`, for instance of `object-1`.
-    pub fn open(dir: &Path, name: &str, reload: Duration, clock: Clock) -> Result<Self, RingError> {
+    fn open(
+        dir: &Path,
+        name: &str,
+        reload: Duration,
+        clock: Clock,
+        report: Arc<Report>,
+    ) -> Result<Self, RingError> {
         let path = dir.join(format!("{name}.ring.gz"));
         // Stamped before it is read: a file replaced in between is read again at the next check.
         let stamp = Stamp::of(&path)?;
         let ring = Arc::new(Ring::load(&path)?);
         let next_check = clock.unix_secs() + reload.as_secs_f64();
-        Ok(Self { path, reload, clock, state: Mutex::new(State { ring, stamp, next_check, error: None }) })
+        let state = Mutex::new(State { ring, stamp, next_check, told: None });
+        Ok(Self { path, reload, clock, report, state })
     }
 
     pub fn path(&self) -> &Path {
@@ -81,11 +93,6 @@ impl RingFile {
         Stamp::of(&self.path).is_ok_and(|now| now != stamp)
     }
 
-    /// Why the last reload failed, once.
-    pub fn take_error(&self) -> Option<RingError> {
-        self.state.lock().error.take()
-    }
-
     fn reload_if_changed(&self, state: &mut State) {
         let loaded = Stamp::of(&self.path).and_then(|stamp| {
             if stamp == state.stamp {
@@ -94,12 +101,20 @@ impl RingFile {
             Ring::load(&self.path).map(|ring| Some((ring, stamp)))
         });
         match loaded {
-            Ok(None) => {}
-            Ok(Some((ring, stamp))) => {
-                state.ring = Arc::new(ring);
-                state.stamp = stamp;
+            Ok(changed) => {
+                if let Some((ring, stamp)) = changed {
+                    state.ring = Arc::new(ring);
+                    state.stamp = stamp;
+                }
+                state.told = None;
             }
-            Err(err) => state.error = Some(err),
+            Err(err) if state.told.as_ref() == Some(&err) => {}
+            Err(err) => {
+                if let Some(report) = self.report.get() {
+                    report(&err);
+                }
+                state.told = Some(err);
+            }
         }
     }
 }
@@ -109,6 +124,7 @@ pub struct Rings {
     dir: PathBuf,
     reload: Duration,
     clock: Clock,
+    report: Arc<Report>,
     files: Mutex<HashMap<String, Arc<RingFile>>>,
 }
 
@@ -118,11 +134,18 @@ impl Rings {
     }
 
     pub fn with_reload(swift_dir: impl Into<PathBuf>, reload: Duration, clock: Clock) -> Self {
-        Self { dir: swift_dir.into(), reload, clock, files: Mutex::default() }
+        Self { dir: swift_dir.into(), reload, clock, report: Arc::default(), files: Mutex::default() }
     }
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Who is told, once each time, that a ring file became unusable while the ring of before stays in use. The first one
+    /// to be named stays: services of one process share their rings, and one line is enough.
+    pub fn report_to(&self, report: impl Fn(&RingError) + Send + Sync + 'static) {
+        // An error means that somebody was named before.
+        let _ = self.report.set(Box::new(report));
     }
 
     pub fn account(&self) -> Result<Arc<Ring>, RingError> {
@@ -148,13 +171,9 @@ impl Rings {
         if let Some(file) = self.files.lock().get(name) {
             return Ok(file.clone());
         }
-        let file = Arc::new(RingFile::open(&self.dir, name, self.reload, self.clock.clone())?);
+        let file =
+            Arc::new(RingFile::open(&self.dir, name, self.reload, self.clock.clone(), self.report.clone())?);
         Ok(self.files.lock().entry(name.to_string()).or_insert(file).clone())
-    }
-
-    /// Why reloads failed since this was last asked, once each; the rings of before stay in use.
-    pub fn take_errors(&self) -> Vec<RingError> {
-        self.files.lock().values().filter_map(|file| file.take_error()).collect()
     }
 }
 
@@ -174,7 +193,8 @@ mod tests {
         let path = dir.path().join("object-1.ring.gz");
         std::fs::write(&path, golden("saio")).unwrap();
         let clock = Clock::manual(Timestamp::from_secs_f64(1000.0));
-        let file = RingFile::open(dir.path(), "object-1", DEFAULT_RELOAD_TIME, clock.clone()).unwrap();
+        let rings = Rings::with_reload(dir.path(), DEFAULT_RELOAD_TIME, clock.clone());
+        let file = rings.file("object-1").unwrap();
         assert_eq!(file.get().part_count(), 128);
         assert!(!file.has_changed());
         std::fs::write(&path, golden("removed")).unwrap();
@@ -183,35 +203,39 @@ mod tests {
         assert_eq!(file.get().part_count(), 128);
         clock.advance(Duration::from_secs(2));
         assert_eq!(file.get().part_count(), 256);
-        assert!(!file.has_changed() && file.take_error().is_none());
+        assert!(!file.has_changed());
     }
 
     #[test]
-    fn a_broken_or_missing_new_file_leaves_the_old_ring() {
+    fn a_broken_or_missing_new_file_leaves_the_old_ring_and_is_told_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("container.ring.gz");
         std::fs::write(&path, golden("saio")).unwrap();
         let clock = Clock::manual(Timestamp::from_secs_f64(1000.0));
         let rings = Rings::with_reload(dir.path(), DEFAULT_RELOAD_TIME, clock.clone());
+        let (told, hears) = std::sync::mpsc::channel();
+        rings.report_to(move |err| told.send(err.to_string()).unwrap());
         let old = rings.container().unwrap();
         assert!(rings.account().unwrap_err().missing);
+        let check = |errors: &[&str]| {
+            for _ in 0..3 {
+                clock.advance(Duration::from_secs(16));
+                assert!(Arc::ptr_eq(&old, &rings.container().unwrap()));
+            }
+            let heard: Vec<String> = hears.try_iter().collect();
+            assert_eq!(heard.len(), errors.len(), "{heard:?}");
+            assert!(heard.iter().zip(errors).all(|(heard, error)| heard.contains(error)), "{heard:?}");
+        };
+        let broken = "container.ring.gz: not a usable ring: the gzip data is truncated";
         std::fs::write(&path, &golden("removed")[..500]).unwrap();
-        clock.advance(Duration::from_secs(16));
-        assert!(Arc::ptr_eq(&old, &rings.container().unwrap()));
-        let errors = rings.take_errors();
-        assert_eq!(errors.len(), 1);
-        assert!(
-            errors[0]
-                .to_string()
-                .contains("container.ring.gz: not a usable ring: the gzip data is truncated")
-        );
-        assert!(rings.take_errors().is_empty());
+        check(&[broken]);
         std::fs::remove_file(&path).unwrap();
-        clock.advance(Duration::from_secs(16));
-        assert!(Arc::ptr_eq(&old, &rings.container().unwrap()));
-        assert!(rings.take_errors()[0].missing);
+        check(&["container.ring.gz: cannot read ring: No such file"]);
+        std::fs::write(&path, &golden("removed")[..500]).unwrap();
+        check(&[broken]);
         std::fs::write(&path, golden("removed")).unwrap();
         clock.advance(Duration::from_secs(16));
         assert_eq!(rings.container().unwrap().part_count(), 256);
+        assert_eq!(hears.try_iter().count(), 0);
     }
 }

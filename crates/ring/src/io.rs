@@ -51,7 +51,7 @@ pub enum FormatVersion {
 }
 
 /// Why a ring file cannot be used; one line which names the file.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {reason}", path.display())]
 pub struct RingError {
     pub path: PathBuf,

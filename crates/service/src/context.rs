@@ -109,8 +109,8 @@ impl Process {
         if let Some(cluster) = clusters.get(swift_dir) {
             return Ok(cluster.clone());
         }
-        let cluster =
-            Cluster { swift_conf: SwiftConf::load(swift_dir)?, rings: Arc::new(Rings::open(swift_dir)) };
+        let rings = Rings::with_reload(swift_dir, ring::DEFAULT_RELOAD_TIME, self.clock.clone());
+        let cluster = Cluster { swift_conf: SwiftConf::load(swift_dir)?, rings: Arc::new(rings) };
         clusters.insert(swift_dir.to_owned(), cluster.clone());
         Ok(cluster)
     }
@@ -194,6 +194,7 @@ impl Context {
         let threads = section.positive_int("threads_per_disk", disk_pool::DEFAULT_THREADS)?;
         let logger = process.logger(section, name)?;
         let statsd = Statsd::from_section(section, logger.name(), &process.rng)?;
+        report_rings(&cluster.rings, &logger);
         Ok(Context(Arc::new(ContextData {
             name: name.to_owned(),
             conf_path: PathBuf::from(section.file()),
@@ -238,6 +239,12 @@ impl Context {
     pub fn swift_dir(&self) -> &Path {
         self.rings.dir()
     }
+}
+
+/// A ring that has become unreadable is a line in the log; the one of before stays in use.
+fn report_rings(rings: &Rings, logger: &Logger) {
+    let logger = logger.clone();
+    rings.report_to(move |err| logger.error(format_args!("{err}; the ring of before stays in use")));
 }
 
 /// Makes a [`Context`] by hand. Without more: system clock, lines on stderr, inline disk jobs, the policies of an empty
@@ -316,6 +323,8 @@ impl ContextBuilder {
                 dir: self.swift_dir.clone(),
             })
         });
+        let rings = Rings::with_reload(self.swift_dir, ring::DEFAULT_RELOAD_TIME, process.clock.clone());
+        report_rings(&rings, &self.logger);
         Context(Arc::new(ContextData {
             conf_path: PathBuf::new(),
             clock: process.clock.clone(),
@@ -325,7 +334,7 @@ impl ContextBuilder {
             metrics: process.metrics.scoped("server", &self.name),
             name: self.name,
             swift_conf,
-            rings: Arc::new(Rings::open(self.swift_dir)),
+            rings: Arc::new(rings),
             disk_pools: self.disk_pools,
             pool: process.pool.clone(),
             recon_cache_path: self.recon_cache_path,
@@ -334,5 +343,37 @@ impl ContextBuilder {
             process,
             pipeline: PipelineApps::default(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::Level;
+    use common::timestamp::Timestamp;
+    use std::time::Duration;
+
+    #[test]
+    fn a_ring_that_becomes_unreadable_is_one_line_in_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../ring/tests/golden/saio.ring.gz");
+        let path = dir.path().join("container.ring.gz");
+        std::fs::copy(golden, &path).unwrap();
+        let clock = Clock::manual(Timestamp::from_secs_f64(1000.0));
+        let (logger, lines) = Logger::memory();
+        let ctx = Context::builder("object-updater")
+            .clock(clock.clone())
+            .logger(logger)
+            .swift_dir(dir.path())
+            .build();
+        let ring = ctx.rings.container().unwrap();
+        std::fs::write(&path, "junk").unwrap();
+        for _ in 0..3 {
+            clock.advance(ring::DEFAULT_RELOAD_TIME + Duration::from_secs(1));
+            assert!(Arc::ptr_eq(&ring, &ctx.rings.container().unwrap()));
+        }
+        let lines = lines.at_least(Level::Debug);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("container.ring.gz: not a usable ring: "), "{lines:?}");
     }
 }

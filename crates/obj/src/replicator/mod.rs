@@ -371,9 +371,6 @@ impl Replicator {
             }
             self.jobs_of_policy(pass, policy, &ring, &mut jobs).await;
         }
-        for err in self.ctx.rings.take_errors() {
-            self.ctx.logger.error(err);
-        }
         jobs
     }
 
