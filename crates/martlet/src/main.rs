@@ -7,6 +7,7 @@ mod cli;
 mod convergence;
 mod demo;
 mod programs;
+mod tools;
 mod up;
 
 use std::fmt::Write as _;
@@ -39,9 +40,10 @@ fn main() -> ExitCode {
     let called = words.first().map(String::as_str).unwrap_or("martlet");
     let called = Path::new(called).file_name().and_then(|name| name.to_str()).unwrap_or("martlet");
     if called.starts_with("swift-") {
-        return match programs::find(called) {
-            Some(program) => program.run(called, &words[1..]),
-            None => {
+        return match (programs::find(called), tools::find(called)) {
+            (Some(program), _) => program.run(called, &words[1..]),
+            (None, Some(tool)) => tool.run(called, &words[1..]),
+            (None, None) => {
                 eprintln!("{called}: Martlet has no such program yet; it has {}", names());
                 ExitCode::FAILURE
             }
@@ -49,6 +51,9 @@ fn main() -> ExitCode {
     }
     if let Some(program) = words.get(1).and_then(|word| programs::find(word)) {
         return program.run(&format!("{called} {}", program.name), &words[2..]);
+    }
+    if let Some(tool) = words.get(1).and_then(|word| tools::find(word)) {
+        return tool.run(&format!("{called} {}", tool.name), &words[2..]);
     }
     let command = Cli::command().version(programs::VERSION).after_help(program_help());
     let parsed = command.get_matches();
@@ -73,9 +78,9 @@ fn run(cli: Cli) -> ExitCode {
 }
 
 fn names() -> String {
-    let names: Vec<String> =
-        programs::PROGRAMS.iter().map(|program| format!("swift-{}", program.name)).collect();
-    names.join(", ")
+    let programs = programs::PROGRAMS.iter().map(|program| program.name);
+    let names = programs.chain(tools::TOOLS.iter().map(|tool| tool.name));
+    names.map(|name| format!("swift-{name}")).collect::<Vec<_>>().join(", ")
 }
 
 fn program_help() -> String {
@@ -85,5 +90,9 @@ fn program_help() -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {:<20} {}", program.name, program.about);
     }
-    text + "\nEach takes CONFIG and Swift's options: see martlet object-server --help."
+    text += "\nand its tools:\n";
+    for tool in &tools::TOOLS {
+        let _ = writeln!(text, "  {:<20} {}", tool.name, tool.about);
+    }
+    text + "\nEach program takes CONFIG and Swift's options: see martlet object-server --help."
 }

@@ -4,50 +4,40 @@
 //! that is how `swift-init` asks for `once` and `verbose`. Usage goes to stdout with exit code 1 for a missing CONFIG, and
 //! to stderr with 2 for a bad option.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use service::DaemonArgs;
 
-/// An option that some program takes.
-#[derive(Debug)]
-struct Opt {
-    short: char,
-    long: &'static str,
-    /// How the value is called; None for a switch.
-    value: Option<&'static str>,
-    help: &'static str,
-}
+use super::optparse::{Ended, HELP, Opt, Usage};
 
-const HELP: Opt = Opt { short: 'h', long: "help", value: None, help: "show this help message and exit" };
-const VERBOSE: Opt = Opt { short: 'v', long: "verbose", value: None, help: "log to console" };
-const ONCE: Opt = Opt { short: 'o', long: "once", value: None, help: "only run one pass of daemon" };
+const VERBOSE: Opt = Opt { short: Some('v'), long: "verbose", value: None, help: "log to console" };
+const ONCE: Opt = Opt { short: Some('o'), long: "once", value: None, help: "only run one pass of daemon" };
 const TEST_CONFIG: Opt = Opt {
-    short: 't',
+    short: Some('t'),
     long: "test-config",
     value: None,
     help: "exit after loading and validating config; do not run the daemon",
 };
 const DEVICES: Opt = Opt {
-    short: 'd',
+    short: Some('d'),
     long: "devices",
     value: Some("DEVICES"),
     help: "only given devices. Comma-separated list. Only has effect if --once is used.",
 };
 const PARTITIONS: Opt = Opt {
-    short: 'p',
+    short: Some('p'),
     long: "partitions",
     value: Some("PARTITIONS"),
     help: "only given partitions. Comma-separated list. Only has effect if --once is used.",
 };
 const POLICIES: Opt = Opt {
-    short: 'i',
+    short: Some('i'),
     long: "policies",
     value: Some("POLICIES"),
     help: "only given policy indices. Comma-separated list. Only has effect if --once is used.",
 };
 const ZERO_BYTE_FPS: Opt = Opt {
-    short: 'z',
+    short: Some('z'),
     long: "zero_byte_fps",
     value: Some("ZERO_BYTE_FPS"),
     help: "only look at the sizes of files, so many a second",
@@ -84,26 +74,6 @@ pub struct Asked {
     pub args: DaemonArgs,
 }
 
-/// A command line after which there is nothing to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
-    pub code: u8,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ended {
-    fn usage(prog: &str, code: u8, error: &str) -> Ended {
-        let stdout = format!("Usage: {prog} CONFIG [options]\n\nError: {error}\n");
-        Ended { code, stdout, stderr: String::new() }
-    }
-
-    fn bad_option(prog: &str, error: &str) -> Ended {
-        let stderr = format!("Usage: {prog} CONFIG [options]\n\n{prog}: error: {error}\n");
-        Ended { code: 2, stdout: String::new(), stderr }
-    }
-}
-
 /// Reads the words after the program's name. `exists` says whether there is a file at a path.
 pub fn parse(
     prog: &str,
@@ -111,118 +81,38 @@ pub fn parse(
     words: &[String],
     exists: impl Fn(&Path) -> bool,
 ) -> Result<Asked, Ended> {
-    let (found, positional) = split(prog, takes, words)?;
+    let usage = Usage { prog, text: format!("{prog} CONFIG [options]"), options: takes.options() };
+    let (found, positional) = usage.split(words)?;
     let mut asked = Asked::default();
     for (option, value) in found {
-        if option.long == "help" {
-            return Err(Ended { code: 0, stdout: help(prog, takes), stderr: String::new() });
-        }
-        apply(prog, &mut asked, option, &value)?;
+        apply(&usage, &mut asked, option, &value)?;
     }
     if positional.is_empty() {
-        return Err(Ended::usage(prog, 1, "missing config path argument"));
+        return Err(missing(&usage, "missing config path argument"));
     }
     let conf_path = std::path::absolute(&positional[0]).unwrap_or_else(|_| PathBuf::from(&positional[0]));
     if !exists(&conf_path) {
-        return Err(Ended::usage(prog, 1, &format!("unable to locate {}", conf_path.display())));
+        return Err(missing(&usage, &format!("unable to locate {}", conf_path.display())));
     }
     for word in &positional[1..] {
         let named = takes.options().iter().find(|o| o.long.replace('-', "_") == *word && o.value.is_none());
         if let Some(option) = named.filter(|o| o.long != "help") {
-            apply(prog, &mut asked, option, "")?;
+            apply(&usage, &mut asked, option, "")?;
         }
     }
     Ok(Asked { conf_path, ..asked })
 }
 
-type Found = Vec<(&'static Opt, String)>;
-
-/// Options with their values, and the words that are none.
-fn split(prog: &str, takes: Takes, words: &[String]) -> Result<(Found, Vec<String>), Ended> {
-    let (mut found, mut positional) = (Found::new(), Vec::new());
-    let mut rest = words.iter();
-    while let Some(word) = rest.next() {
-        if word == "--" {
-            positional.extend(rest.by_ref().cloned());
-        } else if let Some(long) = word.strip_prefix("--") {
-            let (name, inline) = match long.split_once('=') {
-                Some((name, value)) => (name, Some(value.to_owned())),
-                None => (long, None),
-            };
-            let option = find_long(prog, takes, name)?;
-            let value = take_value(prog, option, &format!("--{}", option.long), inline, &mut rest)?;
-            found.push((option, value));
-        } else if word.len() > 1 && word.starts_with('-') {
-            split_short(prog, takes, &word[1..], &mut rest, &mut found)?;
-        } else {
-            positional.push(word.clone());
-        }
-    }
-    Ok((found, positional))
+fn missing(usage: &Usage<'_>, error: &str) -> Ended {
+    Ended { code: 1, stdout: format!("Usage: {}\n\nError: {error}\n", usage.text), stderr: String::new() }
 }
 
-/// `-vo`, `-d sda1`, `-dsda1`.
-fn split_short<'a>(
-    prog: &str,
-    takes: Takes,
-    cluster: &str,
-    rest: &mut impl Iterator<Item = &'a String>,
-    found: &mut Found,
-) -> Result<(), Ended> {
-    for (at, c) in cluster.char_indices() {
-        let option = takes.options().iter().find(|o| o.short == c);
-        let option = option.ok_or_else(|| Ended::bad_option(prog, &format!("no such option: -{c}")))?;
-        let tail = &cluster[at + c.len_utf8()..];
-        let inline = (option.value.is_some() && !tail.is_empty()).then(|| tail.to_owned());
-        let took_tail = inline.is_some();
-        let value = take_value(prog, option, &format!("-{c}"), inline, rest)?;
-        found.push((option, value));
-        if took_tail {
-            break;
-        }
-    }
-    Ok(())
-}
-
-fn find_long(prog: &str, takes: Takes, name: &str) -> Result<&'static Opt, Ended> {
-    if let Some(exact) = takes.options().iter().find(|o| o.long == name) {
-        return Ok(exact);
-    }
-    let matches: Vec<_> = takes.options().iter().filter(|o| o.long.starts_with(name)).collect();
-    match matches[..] {
-        [one] => Ok(one),
-        [] => Err(Ended::bad_option(prog, &format!("no such option: --{name}"))),
-        _ => {
-            let names: Vec<_> = matches.iter().map(|o| format!("--{}", o.long)).collect();
-            Err(Ended::bad_option(prog, &format!("ambiguous option: --{name} ({}?)", names.join(", "))))
-        }
-    }
-}
-
-fn take_value<'a>(
-    prog: &str,
-    option: &Opt,
-    shown: &str,
-    inline: Option<String>,
-    rest: &mut impl Iterator<Item = &'a String>,
-) -> Result<String, Ended> {
-    match (option.value, inline) {
-        (None, None) => Ok(String::new()),
-        (None, Some(_)) => Err(Ended::bad_option(prog, &format!("{shown} option does not take a value"))),
-        (Some(_), Some(value)) => Ok(value),
-        (Some(_), None) => rest
-            .next()
-            .cloned()
-            .ok_or_else(|| Ended::bad_option(prog, &format!("{shown} option requires 1 argument"))),
-    }
-}
-
-fn apply(prog: &str, asked: &mut Asked, option: &Opt, value: &str) -> Result<(), Ended> {
+fn apply(usage: &Usage<'_>, asked: &mut Asked, option: &Opt, value: &str) -> Result<(), Ended> {
     let words = || value.split(',').map(str::trim).filter(|v| !v.is_empty());
     let numbers = || {
         let parsed: Result<Vec<u32>, _> = words().map(str::parse).collect();
         let error = format!("option --{}: expected a comma-separated list of numbers", option.long);
-        parsed.map_err(|_| Ended::bad_option(prog, &error))
+        parsed.map_err(|_| usage.bad_option(&error))
     };
     match option.long {
         "verbose" => asked.verbose = true,
@@ -234,24 +124,11 @@ fn apply(prog: &str, asked: &mut Asked, option: &Opt, value: &str) -> Result<(),
         "zero_byte_fps" => {
             let rate = common::config::parse_float(value).filter(|rate| *rate >= 0.0);
             let error = format!("option --{}: expected a number", option.long);
-            asked.args.zero_byte_fps = Some(rate.ok_or_else(|| Ended::bad_option(prog, &error))?);
+            asked.args.zero_byte_fps = Some(rate.ok_or_else(|| usage.bad_option(&error))?);
         }
         _ => {}
     }
     Ok(())
-}
-
-fn help(prog: &str, takes: Takes) -> String {
-    let mut out = format!("Usage: {prog} CONFIG [options]\n\nOptions:\n");
-    for option in takes.options() {
-        let shown = match option.value {
-            Some(value) => format!("-{} {value}, --{}={value}", option.short, option.long),
-            None => format!("-{}, --{}", option.short, option.long),
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "  {shown:<38} {}", option.help);
-    }
-    out
 }
 
 #[cfg(test)]
