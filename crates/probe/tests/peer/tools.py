@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Compares what swift-object-info and swift-get-nodes print with what Swift's own print.
+
+    tools.py SCRATCH OBJECT_INFO GET_NODES
+
+SCRATCH is a directory on a file system with extended attributes, the others are the programs in question. Run it with a
+Python that has Swift 2.38 installed. It ends with status 0 if every byte and exit code is the same; else with the first
+difference.
+"""
+import concurrent.futures
+import logging
+import os
+import subprocess
+import sys
+
+from swift.common import utils
+from swift.common.ring import RingBuilder
+from swift.common.storage_policy import POLICIES, reload_storage_policies
+from swift.common.utils import Timestamp, hash_path, md5
+from swift.obj import diskfile
+
+SCRATCH, OBJECT_INFO, GET_NODES = sys.argv[1:4]
+PART_POWER = 4
+ETC = os.path.join(SCRATCH, 'etc')
+DEVICES = os.path.join(SCRATCH, 'node')
+BIN = os.path.dirname(sys.executable)
+RING = os.path.join(ETC, '%s.ring.gz')
+
+
+def make_cluster():
+    os.makedirs(ETC)
+    with open(os.path.join(ETC, 'swift.conf'), 'w') as conf:
+        conf.write('[swift-hash]\nswift_hash_path_suffix = endcap\nswift_hash_path_prefix = start\n')
+        for index, name in enumerate(('gold', 'silver', 'noring')):
+            conf.write('[storage-policy:%d]\nname = %s\naliases = %s, metal%d\n' % (index, name, name, index))
+            conf.write('default = yes\n' if index == 0 else '')
+    utils.set_swift_dir(ETC)
+    reload_storage_policies()
+    logging.disable(logging.CRITICAL)
+    for number, name in enumerate(('account', 'container', 'object', 'object-1')):
+        builder = RingBuilder(PART_POWER, 3 if number else 2.5, 1)
+        for dev in range(9):
+            ip = 'fe80::%d' % dev if dev % 4 == 3 else '10.0.%d.%d' % (dev % 3, dev)
+            builder.add_dev({'id': dev, 'region': 1 + dev % 2, 'zone': dev % 3, 'ip': ip, 'port': 6200 + number,
+                             'device': 'sd%d' % dev, 'weight': 1 + dev % 2, 'replication_ip': ip,
+                             'replication_port': 6300, 'meta': ''})
+        builder.rebalance(seed=number)
+        builder.get_ring().save(RING % name)
+
+
+def put(name, policy=0, body=b'body', drop=(), again=(), **headers):
+    account, container, obj = name[1:].split('/', 2)
+    part = int(hash_path(account, container, obj), 16) >> (128 - PART_POWER)
+    conf = {'devices': DEVICES, 'mount_check': 'false'}
+    os.makedirs(os.path.join(DEVICES, 'sda'), exist_ok=True)
+    manager = diskfile.DiskFileManager(conf, utils.get_logger({}, 'peer'))
+    df = manager.get_diskfile('sda', part, account, container, obj, POLICIES[policy])
+    at = Timestamp(1700000000.12345)
+    metadata = {'X-Timestamp': at.internal, 'Content-Length': str(len(body)), 'Content-Type': 'text/plain',
+                'ETag': md5(body, usedforsecurity=False).hexdigest()}
+    metadata.update((key.replace('_', '-'), value) for key, value in headers.items())
+    with df.create(size=len(body)) as writer:
+        writer.write(body)
+        writer.put(metadata)
+    path = os.path.join(df._datadir, at.internal + '.data')
+    if drop or again:
+        with open(path, 'rb+') as fp:
+            kept = {key: value for key, value in diskfile.read_metadata(fp).items() if key not in drop}
+            kept.update(again)
+            for key in os.listxattr(path):
+                os.removexattr(path, key)
+            diskfile.write_metadata(fp, kept)
+    return path
+
+
+def object_cases():
+    plain = put('/AUTH_a/c/o')
+    full = put('/AUTH_\u00e9/c c/o/\u4e2d//x', X_Object_Meta_Color='blue', X_Object_Meta_Caf__='\u00c3\u00a9',
+               X_Object_Sysmeta_B='2', X_Object_Sysmeta_A='1', X_Object_Transient_Sysmeta_T='t',
+               X_Delete_At='1800000000', X_Static_Large_Object='True')
+    silver = put('/AUTH_a/c/silver', policy=1)
+    noring = put('/AUTH_a/c/noring', policy=2)
+    crypto = put('/AUTH_a/c/crypto', X_Object_Sysmeta_Crypto_Body_Meta='%7B%22iv%22%3A+%22x%2By%3D%22%2C+%22cipher%22%3A'
+                 '+%22AES%22%2C+%22body_key%22%3A+%7B%22key%22%3A+%22k%22%7D%7D',
+                 X_Object_Transient_Sysmeta_Crypto_Meta='%7B%7D')
+    badcrypto = put('/AUTH_a/c/badcrypto', X_Object_Sysmeta_Crypto_Body_Meta='nonsense')
+    wrong = put('/AUTH_a/c/wrong', ETag='0' * 32)
+    cut = put('/AUTH_a/c/cut', body=b'x' * 100000)
+    os.truncate(cut, 70000)
+    empty = put('/AUTH_a/c/empty', body=b'')
+    bare = put('/AUTH_a/c/bare', drop=('ETag', 'Content-Length', 'Content-Type', 'X-Timestamp'))
+    noname = put('/AUTH_a/c/noname', drop=('name',))
+    offset = put('/AUTH_a/c/offset', again={'X-Timestamp': '1700000000.00000_000000000000000f'})
+    badtime = put('/AUTH_a/c/badtime', again={'X-Timestamp': 'yesterday'})
+    none = os.path.join(SCRATCH, 'none.data')
+    with open(none, 'w') as fp:
+        fp.write('no metadata')
+    checksum = put('/AUTH_a/c/checksum')
+    os.setxattr(checksum, 'user.swift.metadata_checksum', b'0' * 32)
+    moved = os.path.join(SCRATCH, 'moved.data')
+    subprocess.check_call(['cp', '-a', silver, moved])
+    for path in (plain, full, silver, noring, crypto, badcrypto, wrong, cut, empty, bare, noname, offset, badtime, none,
+                 checksum, moved, os.path.join(SCRATCH, 'missing')):
+        yield [path]
+    for options in (['-n'], ['--no-check-etag'], ['--drop-prefixes'], ['-n', '--drop'], ['-P', 'gold'], ['-P', 'silver'],
+                    ['--policy-name=METAL1'], ['-P', 'nosuch'], ['-nPsilver']):
+        for path in (full, noring, moved):
+            yield options + [path]
+    yield ['-n', crypto]
+    yield ['--drop-prefixes', crypto]
+
+
+def node_cases():
+    account, container, gold, silver = (RING % name for name in ('account', 'container', 'object', 'object-1'))
+    for target in (['AUTH_a'], ['AUTH_a', 'c'], ['AUTH_a', 'c', 'o'], ['/AUTH_a/c/o/p/'], ['AUTH_a/c'], ['a', 'c', '\u00e9 %41'],
+                   ['a', '', 'o'], ['', 'c'], ['a', 'b', 'c', 'd'], [], ['/'], ['-Q', 'a/c/%C3%A9%20x'], ['-a', 'a/c/o']):
+        for ring in ([account], [container], [silver], ['-P', 'gold'], []):
+            # The command line's own order: the ring comes first.
+            options = [word for word in target if word.startswith('-')]
+            yield options + ring + [word for word in target if word not in options]
+    for ring in ([account], [container], [gold], [silver], ['-P', 'silver'], ['-P', 'noring'], ['-P', 'no']):
+        for part in ('0', '99', 'x'):
+            yield ring + ['-p', part]
+        yield ring + ['-a', '-p', '7']
+        yield ring + ['-p', '5', 'AUTH_a', 'c', 'o']
+        yield ring + ['-p', '5', 'AUTH_a', 'c']
+    yield [RING % 'nosuch', 'a']
+    yield ['-x']
+    yield ['-p']
+
+
+def run(program, args):
+    done = subprocess.run([program, '-d', ETC] + args, capture_output=True, cwd=SCRATCH)
+    return done.returncode, done.stdout, done.stderr
+
+
+def plain(result):
+    """A traceback is a failure, in other words; help is in other words."""
+    code, out, err = result
+    lines = err.decode('utf8', 'replace').splitlines()
+    if any(line.startswith('Traceback') for line in lines):
+        return code, out, 'failed'
+    if lines and lines[0].startswith('Usage'):
+        return code, out, lines[-1]
+    if lines and lines[0].startswith('ERROR: '):
+        return code, b'', lines[0]
+    return code, out, ''.join(lines)
+
+
+def compare(name, program, args):
+    python, ours = plain(run(os.path.join(BIN, name), args)), plain(run(program, args))
+    if python[2] == 'failed' and ours[2]:
+        ours = ours[:2] + ('failed',)
+    if python != ours:
+        return '%s %s differs\npython: %d %s\n%s\nours: %d %s\n%s' % (
+            name, args, python[0], python[2], python[1].decode('utf8', 'replace'),
+            ours[0], ours[2], ours[1].decode('utf8', 'replace'))
+    succeeded.append(python[0] == 0 and len(python[1]) > 100)
+
+
+succeeded = []
+make_cluster()
+jobs = [('swift-object-info', OBJECT_INFO, args) for args in object_cases()]
+jobs += [('swift-get-nodes', GET_NODES, args) for args in node_cases()]
+with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    for difference in pool.map(lambda job: compare(*job), jobs):
+        if difference:
+            pool.shutdown(cancel_futures=True)
+            sys.exit(difference)
+assert sum(succeeded) > len(jobs) // 2, 'most command lines fail'
+print('%d command lines print the same' % len(jobs))
