@@ -15,6 +15,8 @@ pub const METADATA_KEY: &str = "user.swift.metadata";
 pub const METADATA_CHECKSUM_KEY: &str = "user.swift.metadata_checksum";
 /// The largest piece.
 const CHUNK: usize = 65536;
+/// What nearly every piece fits in. The kernel allocates and clears as much as it is offered.
+const USUAL: usize = 1024;
 
 /// The pickle as it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +28,6 @@ pub struct RawMetadata {
 }
 
 thread_local! {
-    /// Long enough for any piece, so that one call reads it.
     static BUFFER: RefCell<Vec<u8>> = RefCell::default();
 }
 
@@ -36,7 +37,7 @@ pub fn read_metadata_xattrs(file: impl AsFd) -> io::Result<RawMetadata> {
     fail::hit("fs.read_metadata")?;
     let file = file.as_fd();
     BUFFER.with_borrow_mut(|buffer| {
-        buffer.resize(CHUNK, 0);
+        buffer.resize(USUAL.max(buffer.len()), 0);
         let mut pickle = Vec::new();
         let found = append(file, METADATA_KEY, buffer, &mut pickle)?;
         let mut checksum = Vec::new();
@@ -60,14 +61,18 @@ pub fn read_metadata_xattrs(file: impl AsFd) -> io::Result<RawMetadata> {
 
 /// Appends the value of an attribute; false if there is none.
 fn append(file: impl AsFd, name: &str, buffer: &mut Vec<u8>, out: &mut Vec<u8>) -> io::Result<bool> {
+    let mut room = USUAL;
     loop {
-        match rustix::fs::fgetxattr(&file, name, buffer.as_mut_slice()) {
+        match rustix::fs::fgetxattr(&file, name, &mut buffer[..room]) {
             Ok(len) => {
                 out.extend_from_slice(&buffer[..len]);
                 return Ok(true);
             }
             Err(Errno::NODATA) => return Ok(false),
-            Err(Errno::RANGE) if buffer.len() == CHUNK => buffer.resize(2 * CHUNK, 0),
+            Err(Errno::RANGE) if room <= CHUNK => {
+                room = if room < CHUNK { CHUNK } else { 2 * CHUNK };
+                buffer.resize(room.max(buffer.len()), 0);
+            }
             Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }

@@ -21,33 +21,6 @@ pub fn loads(data: &[u8]) -> Result<Value, PickleError> {
     reader.build(root, 0, &mut budget)
 }
 
-/// Names and values of object metadata, in the order of the pickle.
-pub type MetadataItems = Vec<(Vec<u8>, Vec<u8>)>;
-
-/// Object metadata as bytes to bytes: names and values are UTF-8 with arbitrary bytes in between, as
-/// Python 3 Swift stores them. What Python 2 wrote as Latin-1 (all but the value of `name`) is turned into that.
-pub fn load_metadata(data: &[u8]) -> Result<MetadataItems, PickleError> {
-    // Swift: `_codecs.encode` among the first bytes tells that Python 3 has written them.
-    let head = &data[..data.len().min(32)];
-    let by_python3 = memchr::memmem::find(head, b"_codecs\nencode").is_some();
-    let Value::Dict(items) = loads(data)? else {
-        return Err(PickleError::Malformed("metadata isn't a dict"));
-    };
-    let text = |value: Value, is_name: bool| match value {
-        Value::Bytes(b) if by_python3 || is_name => Ok(b),
-        Value::Bytes(b) => Ok(b.iter().map(|&b| char::from(b)).collect::<String>().into_bytes()),
-        Value::Str(s) => Ok(s.into_bytes()),
-        _ => Err(PickleError::Malformed("metadata holds something that isn't text")),
-    };
-    items
-        .into_iter()
-        .map(|(name, value)| {
-            let is_name = name.as_str() == Some("name");
-            Ok((text(name, false)?, text(value, is_name)?))
-        })
-        .collect()
-}
-
 /// The globals that Swift's own reader allows.
 #[derive(Copy, Clone, Debug)]
 enum Global {
@@ -517,7 +490,7 @@ fn pairs(items: Vec<usize>) -> Result<Vec<(usize, usize)>, PickleError> {
 }
 
 /// UTF-8 text of characters up to U+00FF as one byte each.
-fn latin1(text: &[u8]) -> Result<Vec<u8>, PickleError> {
+pub(super) fn latin1(text: &[u8]) -> Result<Vec<u8>, PickleError> {
     if text.is_ascii() {
         return Ok(text.to_vec());
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::pairs::Pairs;
 use super::{Value, op};
 
 /// CPython writes the items of a dict or list in groups of this many.
@@ -17,14 +18,15 @@ pub fn dumps(value: &Value) -> Vec<u8> {
 }
 
 /// Pickles object metadata: a dict of bytes to bytes.
-pub fn dump_metadata<N: AsRef<[u8]>, V: AsRef<[u8]>>(items: &[(N, V)]) -> Vec<u8> {
-    let size: usize = items.iter().map(|(n, v)| n.as_ref().len() + v.as_ref().len() + 48).sum();
+pub fn dump_metadata(pairs: &Pairs) -> Vec<u8> {
+    let size: usize = pairs.iter().map(|(name, value)| name.len() + value.len() + 48).sum();
     let mut writer = Writer::new(size + 64);
     writer.out.push(op::EMPTY_DICT);
     writer.memoize();
-    writer.batches(items, true, |w, (name, value)| {
-        w.save_bytes(name.as_ref());
-        w.save_bytes(value.as_ref());
+    writer.batches(pairs.items(), true, |w, item| {
+        let (name, value) = pairs.item(*item);
+        w.save_bytes(name);
+        w.save_bytes(value);
     });
     writer.finish()
 }

@@ -10,7 +10,8 @@
 //! of the object; the order is the writer's and carries no meaning.
 
 use common::digest::{hex, md5};
-use common::{fs, pickle};
+use common::fs;
+use common::pickle::{self, Pairs};
 use rustix::fd::AsFd;
 use rustix::fs::{XattrFlags, fsetxattr};
 use rustix::io::Errno;
@@ -18,9 +19,9 @@ use rustix::io::Errno;
 /// The largest value the kernel takes, and Swift's chunk.
 const XATTR_SIZE: usize = 65536;
 
-/// Header names and values as stored: UTF-8 if clients behaved, any bytes if not.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Metadata(Vec<(Vec<u8>, Vec<u8>)>);
+/// Header names and values as stored: UTF-8 if clients behaved, any bytes if not. No name occurs twice.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Metadata(Pairs);
 
 impl Metadata {
     pub fn new() -> Self {
@@ -29,8 +30,7 @@ impl Metadata {
 
     /// Names compare exactly, as the title-cased keys of Swift's dicts.
     pub fn get(&self, name: impl AsRef<[u8]>) -> Option<&[u8]> {
-        let name = name.as_ref();
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_slice())
+        self.0.get(name.as_ref())
     }
 
     /// The value as text; `None` also if it is not UTF-8.
@@ -43,22 +43,23 @@ impl Metadata {
     }
 
     /// Sets a value; a name that is there already keeps its place.
-    pub fn insert(&mut self, name: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
-        let (name, value) = (name.into(), value.into());
-        match self.0.iter_mut().find(|(key, _)| *key == name) {
-            Some(item) => item.1 = value,
-            None => self.0.push((name, value)),
+    pub fn insert(&mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
+        let (name, value) = (name.as_ref(), value.as_ref());
+        match self.0.position(name) {
+            Some(index) => self.0.set(index, name, value),
+            None => self.0.push(name, value),
         }
     }
 
     pub fn remove(&mut self, name: impl AsRef<[u8]>) -> Option<Vec<u8>> {
-        let name = name.as_ref();
-        let index = self.0.iter().position(|(key, _)| key == name)?;
-        Some(self.0.remove(index).1)
+        let index = self.0.position(name.as_ref())?;
+        let value = self.get(name).map(<[u8]>::to_vec);
+        self.0.remove(index);
+        value
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.0.iter().map(|(name, value)| (name.as_slice(), value.as_slice()))
+        self.0.iter()
     }
 
     pub fn len(&self) -> usize {
@@ -70,20 +71,13 @@ impl Metadata {
     }
 }
 
-impl<N: Into<Vec<u8>>, V: Into<Vec<u8>>> FromIterator<(N, V)> for Metadata {
+impl<N: AsRef<[u8]>, V: AsRef<[u8]>> FromIterator<(N, V)> for Metadata {
     fn from_iter<T: IntoIterator<Item = (N, V)>>(items: T) -> Self {
         let mut metadata = Metadata::new();
         for (name, value) in items {
             metadata.insert(name, value);
         }
         metadata
-    }
-}
-
-impl std::fmt::Debug for Metadata {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lossy = |bytes| String::from_utf8_lossy(bytes);
-        f.debug_map().entries(self.iter().map(|(name, value)| (lossy(name), lossy(value)))).finish()
     }
 }
 
