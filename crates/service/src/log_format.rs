@@ -7,6 +7,8 @@
 //! Of the format specs only `[[fill]align][width][.precision][f|d|s]` is known; conversions (`!r`) and nested
 //! fields are refused when the template is parsed.
 
+use std::fmt::{self, Write as _};
+
 use common::digest;
 use common::quote;
 use sha1::Sha1;
@@ -161,59 +163,95 @@ impl LogFormat {
 
     /// The line for the values that `lookup` knows by field name.
     pub fn line<'a>(&self, lookup: impl Fn(&str) -> Value<'a>) -> String {
-        let mut out = String::with_capacity(256);
+        let mut out = String::with_capacity(384);
+        // One line has one time.
+        let mut moment = None;
         for part in &self.parts {
             match part {
                 Part::Literal(text) => out.push_str(text),
                 Part::Field { name, attribute, spec } => {
-                    match self.field_text(lookup(name), attribute.as_deref(), spec) {
-                        Some(text) if self.quoted => out.push_str(&quote::quote(&text, ":/{}")),
-                        Some(text) => out.push_str(&text),
-                        None => out.push('-'),
-                    }
+                    let start = out.len();
+                    self.write_field(&mut out, lookup(name), attribute.as_deref(), spec, &mut moment);
+                    finish_field(&mut out, start, spec, self.quoted);
                 }
             }
         }
         out
     }
 
-    fn field_text(&self, value: Value<'_>, attribute: Option<&str>, spec: &Spec) -> Option<String> {
-        let text = match (value, attribute) {
-            (Value::Missing, _) => return None,
-            (Value::Time(seconds), attribute) => time_text(seconds, attribute),
-            (Value::Int(0), _) => return None,
+    /// Writes a value; nothing if it is missing, empty or zero.
+    fn write_field(
+        &self,
+        out: &mut String,
+        value: Value<'_>,
+        attribute: Option<&str>,
+        spec: &Spec,
+        moment: &mut Option<Moment>,
+    ) {
+        match (value, attribute) {
+            (Value::Missing | Value::Int(0) | Value::Float(0.0) | Value::Text(""), _) => {}
+            (Value::Time(seconds), None) => write_to(out, format_args!("{seconds:.9}")),
+            (Value::Time(seconds), Some(attribute)) => {
+                moment.get_or_insert_with(|| Moment::at(seconds)).write(out, attribute);
+            }
             (Value::Int(n), _) => match spec.precision {
-                Some(precision) => format!("{n}.{:0<precision$}", ""),
-                None => n.to_string(),
+                Some(precision) => write_to(out, format_args!("{n}.{:0<precision$}", "")),
+                None => write_to(out, format_args!("{n}")),
             },
-            (Value::Float(0.0), _) => return None,
             (Value::Float(n), _) => match spec.precision {
-                Some(precision) => format!("{n:.precision$}"),
-                None => format!("{n:?}"),
+                Some(precision) => write_float(out, n, precision),
+                None => write_to(out, format_args!("{n:?}")),
             },
-            (Value::Text(text), None) => cut(text, spec),
-            (Value::Owned(text), None) => cut(&text, spec),
-            (Value::Text(""), Some(_)) => return None,
-            (Value::Text(text), Some(_)) => cut(&self.anonymizer.apply(text), spec),
-            (Value::Owned(text), Some(_)) if text.is_empty() => return None,
-            (Value::Owned(text), Some(_)) => cut(&self.anonymizer.apply(&text), spec),
-        };
-        (!text.is_empty()).then(|| pad(text, spec))
+            (Value::Text(text), None) => cut(out, text, spec),
+            (Value::Owned(text), None) => cut(out, &text, spec),
+            (Value::Owned(text), Some(_)) if text.is_empty() => {}
+            (Value::Text(text), Some(_)) => cut(out, &self.anonymizer.apply(text), spec),
+            (Value::Owned(text), Some(_)) => cut(out, &self.anonymizer.apply(&text), spec),
+        }
     }
 }
 
-fn cut(text: &str, spec: &Spec) -> String {
+/// Makes of what has been written from `start` on what the line shows.
+fn finish_field(out: &mut String, start: usize, spec: &Spec, quoted: bool) {
+    if out.len() == start {
+        out.push('-');
+        return;
+    }
+    if spec.width > 0 {
+        let text = pad(&out[start..], spec);
+        out.replace_range(start.., &text);
+    }
+    if quoted && out[start..].bytes().any(|b| !b.is_ascii_alphanumeric()) {
+        let text = quote::quote(&out[start..], ":/{}");
+        out.replace_range(start.., &text);
+    }
+}
+
+fn write_to(out: &mut String, args: fmt::Arguments<'_>) {
+    out.write_fmt(args).expect("writing to a String cannot fail");
+}
+
+/// A short number with a few digits after the point costs no arithmetic of long numbers.
+fn write_float(out: &mut String, n: f64, precision: usize) {
+    const MOST: usize = 6;
+    if precision == 0 || precision > MOST || !(0.0..1e9).contains(&n) {
+        write_to(out, format_args!("{n:.precision$}"));
+        return;
+    }
+    let scale = 10u64.pow(precision as u32);
+    let scaled = (n * scale as f64).round() as u64;
+    write_to(out, format_args!("{}.{:0precision$}", scaled / scale, scaled % scale));
+}
+
+fn cut(out: &mut String, text: &str, spec: &Spec) {
     match spec.precision {
-        Some(most) => text.chars().take(most).collect(),
-        None => text.to_owned(),
+        Some(most) => out.extend(text.chars().take(most)),
+        None => out.push_str(text),
     }
 }
 
-fn pad(text: String, spec: &Spec) -> String {
+fn pad(text: &str, spec: &Spec) -> String {
     let missing = spec.width.saturating_sub(text.chars().count());
-    if missing == 0 {
-        return text;
-    }
     let left = match spec.align {
         Some('>') => missing,
         Some('^') => missing / 2,
@@ -237,8 +275,11 @@ fn parse_field(field: &str, known: &[&str]) -> Result<Part, LogFormatError> {
     }
     if let Some(attribute) = &attribute {
         let is_time = name.ends_with("time");
-        let known =
-            if is_time { time_attribute(0.0, attribute).is_some() } else { attribute == "anonymized" };
+        let known = if is_time {
+            Moment::at(0.0).write(&mut String::new(), attribute)
+        } else {
+            attribute == "anonymized"
+        };
         if !known {
             return Err(LogFormatError::UnknownAttribute(path.to_owned()));
         }
@@ -272,11 +313,11 @@ fn parse_spec(text: &str) -> Result<Spec, LogFormatError> {
     Ok(spec)
 }
 
-fn time_text(seconds: f64, attribute: Option<&str>) -> String {
-    match attribute {
-        None => format!("{seconds:.9}"),
-        Some(attribute) => time_attribute(seconds, attribute).unwrap_or_default(),
-    }
+/// `Sun Nov 22 15:31:27 2026`, as Python's `time.ctime` writes it in UTC: Swift's daemons run in that zone.
+pub fn ctime(seconds: f64) -> String {
+    let mut text = String::new();
+    Moment::at(seconds).write(&mut text, "asctime");
+    text
 }
 
 const DAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
@@ -295,8 +336,9 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// The parts of a moment in UTC.
-struct Civil {
+/// A moment in UTC, and its parts.
+struct Moment {
+    seconds: f64,
     year: i64,
     month: usize,
     day: i64,
@@ -308,10 +350,10 @@ struct Civil {
     yearday: i64,
 }
 
-impl Civil {
-    fn at(seconds: f64) -> Civil {
-        let seconds = seconds.floor() as i64;
-        let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+impl Moment {
+    fn at(seconds: f64) -> Moment {
+        let whole = seconds.floor() as i64;
+        let (days, of_day) = (whole.div_euclid(86_400), whole.rem_euclid(86_400));
         // Days since 0000-03-01, in eras of 400 years: leap days then end each year.
         let z = days + 719_468;
         let (era, doe) = (z.div_euclid(146_097), z.rem_euclid(146_097));
@@ -322,7 +364,8 @@ impl Civil {
         let year = yoe + era * 400 + i64::from(month <= 2);
         let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
         let yearday = if month <= 2 { doy - 305 } else { doy + 60 + i64::from(leap) };
-        Civil {
+        Moment {
+            seconds,
             year,
             month: month as usize,
             day: doy - (153 * mp + 2) / 5 + 1,
@@ -333,55 +376,66 @@ impl Civil {
             yearday,
         }
     }
-}
 
-/// `Sun Nov 22 15:31:27 2026`, as Python's `time.ctime` writes it in UTC: Swift's daemons run in that zone.
-pub fn ctime(seconds: f64) -> String {
-    let t = Civil::at(seconds);
-    let (day, month) = (&DAYS[t.weekday][..3], &MONTHS[t.month - 1][..3]);
-    format!("{day} {month} {:>2} {:02}:{:02}:{:02} {}", t.day, t.hour, t.minute, t.second, t.year)
-}
-
-fn time_attribute(seconds: f64, attribute: &str) -> Option<String> {
-    let t = Civil::at(seconds);
-    let month = MONTHS[t.month - 1];
-    let day = DAYS[t.weekday];
-    let nanos = format!("{seconds:.9}");
-    let fraction = nanos.split('.').nth(1).unwrap_or_default();
-    let hour12 = if t.hour % 12 == 0 { 12 } else { t.hour % 12 };
-    let clock = format!("{:02}:{:02}:{:02}", t.hour, t.minute, t.second);
-    let sunday_week = (t.yearday + 6 - (t.weekday as i64 + 1) % 7) / 7;
-    let monday_week = (t.yearday + 6 - t.weekday as i64) / 7;
-    Some(match attribute {
-        "a" => day[..3].to_owned(),
-        "A" => day.to_owned(),
-        "b" => month[..3].to_owned(),
-        "B" => month.to_owned(),
-        "c" | "asctime" => ctime(seconds),
-        "d" => format!("{:02}", t.day),
-        "H" => format!("{:02}", t.hour),
-        "I" => format!("{hour12:02}"),
-        "j" => format!("{:03}", t.yearday),
-        "m" => format!("{:02}", t.month),
-        "M" => format!("{:02}", t.minute),
-        "p" => (if t.hour < 12 { "AM" } else { "PM" }).to_owned(),
-        "S" => format!("{:02}", t.second),
-        "U" => format!("{sunday_week:02}"),
-        "w" => ((t.weekday + 1) % 7).to_string(),
-        "W" => format!("{monday_week:02}"),
-        "x" => format!("{:02}/{:02}/{:02}", t.month, t.day, t.year % 100),
-        "X" => clock,
-        "y" => format!("{:02}", t.year % 100),
-        "Y" => t.year.to_string(),
-        "Z" => "UTC".to_owned(),
-        "datetime" => format!("{:02}/{}/{}/{}", t.day, &month[..3], t.year, clock.replace(':', "/")),
-        "iso8601" => format!("{}-{:02}-{:02}T{clock}", t.year, t.month, t.day),
-        "ms" => fraction[..3].to_owned(),
-        "us" => fraction[..6].to_owned(),
-        "ns" => fraction.to_owned(),
-        "s" => nanos.split('.').next().unwrap_or_default().to_owned(),
-        _ => return None,
-    })
+    /// Writes one attribute; false if there is none of that name.
+    fn write(&self, out: &mut String, attribute: &str) -> bool {
+        let (month, day) = (MONTHS[self.month - 1], DAYS[self.weekday]);
+        let Moment { year, hour, minute, second, .. } = *self;
+        match attribute {
+            "a" => out.push_str(&day[..3]),
+            "A" => out.push_str(day),
+            "b" => out.push_str(&month[..3]),
+            "B" => out.push_str(month),
+            "c" | "asctime" => {
+                let (day, month) = (&day[..3], &month[..3]);
+                let clock = format_args!("{hour:02}:{minute:02}:{second:02}");
+                write_to(out, format_args!("{day} {month} {:>2} {clock} {year}", self.day));
+            }
+            "d" => write_to(out, format_args!("{:02}", self.day)),
+            "H" => write_to(out, format_args!("{hour:02}")),
+            "I" => write_to(out, format_args!("{:02}", if hour % 12 == 0 { 12 } else { hour % 12 })),
+            "j" => write_to(out, format_args!("{:03}", self.yearday)),
+            "m" => write_to(out, format_args!("{:02}", self.month)),
+            "M" => write_to(out, format_args!("{minute:02}")),
+            "p" => out.push_str(if hour < 12 { "AM" } else { "PM" }),
+            "S" => write_to(out, format_args!("{second:02}")),
+            "U" => {
+                let week = (self.yearday + 6 - (self.weekday as i64 + 1) % 7) / 7;
+                write_to(out, format_args!("{week:02}"));
+            }
+            "w" => write_to(out, format_args!("{}", (self.weekday + 1) % 7)),
+            "W" => {
+                let week = (self.yearday + 6 - self.weekday as i64) / 7;
+                write_to(out, format_args!("{week:02}"));
+            }
+            "x" => write_to(out, format_args!("{:02}/{:02}/{:02}", self.month, self.day, year % 100)),
+            "X" => write_to(out, format_args!("{hour:02}:{minute:02}:{second:02}")),
+            "y" => write_to(out, format_args!("{:02}", year % 100)),
+            "Y" => write_to(out, format_args!("{year}")),
+            "Z" => out.push_str("UTC"),
+            "datetime" => {
+                let month = &month[..3];
+                let clock = format_args!("{hour:02}/{minute:02}/{second:02}");
+                write_to(out, format_args!("{:02}/{month}/{year}/{clock}", self.day));
+            }
+            "iso8601" => {
+                let clock = format_args!("{hour:02}:{minute:02}:{second:02}");
+                write_to(out, format_args!("{year}-{:02}-{:02}T{clock}", self.month, self.day));
+            }
+            "ms" | "us" | "ns" | "s" => {
+                let nanos = format!("{:.9}", self.seconds);
+                let (seconds, fraction) = nanos.split_once('.').unwrap_or((&nanos, ""));
+                out.push_str(match attribute {
+                    "ms" => &fraction[..3],
+                    "us" => &fraction[..6],
+                    "ns" => fraction,
+                    _ => seconds,
+                });
+            }
+            _ => return false,
+        }
+        true
+    }
 }
 
 #[cfg(test)]
@@ -427,8 +481,24 @@ mod tests {
     fn times_are_written_as_swift_writes_them() {
         let attributes = "a A b B c d H I j m M p S U w W x X y Y Z asctime datetime iso8601 ms us ns s";
         for (seconds, expected) in TIMES {
-            let got: Vec<_> = attributes.split(' ').map(|a| time_attribute(seconds, a).unwrap()).collect();
-            assert_eq!(got.join("|"), expected);
+            let moment = Moment::at(seconds);
+            let mut got = String::new();
+            for attribute in attributes.split(' ') {
+                assert!(moment.write(&mut got, attribute), "{attribute}");
+                got.push('|');
+            }
+            assert_eq!(got.trim_end_matches('|'), expected);
+        }
+    }
+
+    #[test]
+    fn short_numbers_are_written_as_exact_ones() {
+        for n in [0.0001, 0.00123, 1.5, 0.99996, 12.0, 1e9, 3.25e12] {
+            for precision in [0, 1, 4, 6, 9] {
+                let mut out = String::new();
+                write_float(&mut out, n, precision);
+                assert_eq!(out, format!("{n:.precision$}"));
+            }
         }
     }
 
