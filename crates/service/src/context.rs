@@ -19,7 +19,7 @@ use ring::Rings;
 use crate::daemon::{DaemonArgs, Progress, ProgressBoard, Shutdown};
 use crate::disk_pool::{self, DiskPools};
 use crate::http::{Pool, SharedApp};
-use crate::logs::{Logger, Sink};
+use crate::logs::{Logger, OpenLogs, Sink};
 use crate::metrics::Metrics;
 use crate::rng::Rng;
 use crate::statsd::Statsd;
@@ -41,6 +41,7 @@ pub struct Process {
     pub node: String,
     pub args: DaemonArgs,
     logs: Logs,
+    pub open_logs: OpenLogs,
     clusters: Arc<Mutex<HashMap<PathBuf, Cluster>>>,
 }
 
@@ -78,6 +79,7 @@ impl Process {
             node: String::new(),
             args: DaemonArgs::default(),
             logs: Logs::Configured { console: false },
+            open_logs: OpenLogs::default(),
             clusters: Arc::default(),
         }
     }
@@ -118,7 +120,11 @@ impl Process {
     /// A logger as `section` says, whose lines go where the process's go.
     pub fn logger(&self, section: &Section, name: &str) -> Result<Logger, ConfigError> {
         match &self.logs {
-            Logs::Configured { console } => Logger::from_section(section, name, *console),
+            Logs::Configured { console } => {
+                let logger = Logger::from_section(section, name, *console)?;
+                self.open_logs.add(&logger);
+                Ok(logger)
+            }
             Logs::Sinks(sinks) => Logger::with_sinks(section, name, sinks.clone()),
         }
     }

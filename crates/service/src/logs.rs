@@ -4,6 +4,10 @@
 //! or without such a socket, by UDP. A newline in a message is written `#012`. Datagrams are sent without blocking:
 //! a syslog daemon that stands still costs lines (they are counted), never requests.
 //!
+//! Lines up to INFO, such as one for each request, wait up to [`LINGER`] and go out together from a thread of their own:
+//! to wake the syslog daemon for each of them costs more than to write them. Anything more urgent goes out at once,
+//! after those that wait.
+//!
 //! A [`Logger`] is a cheap clone: `with_txn` and `with_prefix` make one that marks its lines. `log_custom_handlers`
 //! names Python code and is not supported.
 
@@ -17,11 +21,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::config::{ConfigError, Section};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 const SYSLOG_UDP_PORT: u16 = 514;
 /// A lost syslog socket is opened again at most this often.
 const RECONNECT: Duration = Duration::from_secs(1);
+/// How long a line that is not urgent waits for others.
+const LINGER: Duration = Duration::from_millis(10);
+/// Lines beyond this many bytes that wait are dropped.
+const OUTBOX_LIMIT: usize = 1 << 20;
+/// The thread that sends ends after this long without a line.
+const SENDER_IDLE: Duration = Duration::from_secs(5);
+const SENDER_STACK: usize = 128 * 1024;
 
 /// In syslog's order of urgency; NOTICE is Swift's level between INFO and WARNING.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +83,9 @@ impl Level {
 /// Receives every line that passes the level: `up` shows them, tests look at them.
 pub trait Sink: Send + Sync {
     fn line(&self, level: Level, line: &str);
+
+    /// Returns when every line has gone out.
+    fn flush(&self) {}
 }
 
 #[derive(Clone)]
@@ -193,8 +207,13 @@ impl Logger {
         }
     }
 
+    /// Sends what still waits; to be called before the process ends.
+    pub fn flush(&self) {
+        self.shared.sinks.iter().for_each(|sink| sink.flush());
+    }
+
     fn format(&self, level: Level, message: impl Display) -> String {
-        let mut line = String::with_capacity(128);
+        let mut line = String::with_capacity(384);
         // Writing to a String cannot fail.
         let _ = write!(line, "{}: {}{message}", self.name, self.prefix);
         if line.contains('\n') {
@@ -218,6 +237,20 @@ impl Logger {
 impl fmt::Debug for Logger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Logger").field("name", &self.name).field("txn", &self.txn).finish()
+    }
+}
+
+/// The loggers of a process, to be flushed together before it ends.
+#[derive(Clone, Default)]
+pub struct OpenLogs(Arc<Mutex<Vec<Logger>>>);
+
+impl OpenLogs {
+    pub fn add(&self, logger: &Logger) {
+        self.0.lock().push(logger.clone());
+    }
+
+    pub fn flush(&self) {
+        self.0.lock().iter().for_each(Logger::flush);
     }
 }
 
@@ -274,9 +307,40 @@ impl Sink for Stderr {
 /// The syslog daemon at a local socket or at a UDP address.
 pub struct Syslog {
     facility: u8,
-    target: Target,
+    outbox: Arc<Outbox>,
+}
+
+/// Datagrams on their way to the daemon.
+struct Outbox {
+    waiting: Mutex<Waiting>,
+    work: Condvar,
+    /// Held while datagrams are sent, so that they keep their order.
     socket: Mutex<SocketState>,
+    target: Target,
     dropped: AtomicU64,
+}
+
+#[derive(Default)]
+struct Waiting {
+    datagrams: Datagrams,
+    sender: Sender,
+}
+
+/// Datagrams one after the other, and where each ends.
+#[derive(Default)]
+struct Datagrams {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+/// What the thread that sends does.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    #[default]
+    None,
+    Idle,
+    /// It will look at what waits, after a while.
+    Lingers,
 }
 
 enum Target {
@@ -305,16 +369,118 @@ impl Syslog {
             None if is_socket(&address) => Target::Local(address),
             None => Target::Udp("localhost".to_owned(), SYSLOG_UDP_PORT),
         };
-        Ok(Syslog { facility, target, socket: Mutex::default(), dropped: AtomicU64::new(0) })
+        Ok(Syslog { facility, outbox: Arc::new(Outbox::new(target)) })
     }
 
     /// Lines which could not be delivered.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.outbox.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Sink for Syslog {
+    fn line(&self, level: Level, line: &str) {
+        let priority = (self.facility << 3) | level.syslog_severity();
+        let mut waiting = self.outbox.waiting.lock();
+        if waiting.datagrams.bytes.len() > OUTBOX_LIMIT {
+            self.outbox.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        waiting.datagrams.push(format_args!("<{priority}>{line}\0"));
+        if level > Level::Info {
+            drop(waiting);
+            self.outbox.send_waiting();
+        } else if waiting.sender != Sender::Lingers {
+            Outbox::call_sender(&self.outbox, waiting);
+        }
     }
 
+    fn flush(&self) {
+        self.outbox.send_waiting();
+    }
+}
+
+impl Drop for Syslog {
+    fn drop(&mut self) {
+        self.outbox.send_waiting();
+    }
+}
+
+impl Datagrams {
+    fn push(&mut self, datagram: fmt::Arguments<'_>) {
+        // Writing to a Vec cannot fail.
+        let _ = self.bytes.write_fmt(datagram);
+        self.ends.push(self.bytes.len());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
+}
+
+impl Outbox {
+    fn new(target: Target) -> Outbox {
+        Outbox {
+            waiting: Mutex::default(),
+            work: Condvar::new(),
+            socket: Mutex::default(),
+            target,
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// Sees to it that what waits is sent after a while.
+    fn call_sender(outbox: &Arc<Outbox>, mut waiting: MutexGuard<'_, Waiting>) {
+        let idle = waiting.sender == Sender::Idle;
+        waiting.sender = Sender::Lingers;
+        drop(waiting);
+        if idle {
+            outbox.work.notify_one();
+            return;
+        }
+        let sender = outbox.clone();
+        let thread = std::thread::Builder::new().name("syslog".to_owned()).stack_size(SENDER_STACK);
+        if thread.spawn(move || sender.send_until_idle()).is_err() {
+            outbox.waiting.lock().sender = Sender::None;
+            outbox.send_waiting();
+        }
+    }
+
+    /// The life of the thread that sends: it ends when there is nothing to send for a while.
+    fn send_until_idle(&self) {
+        loop {
+            std::thread::sleep(LINGER);
+            self.send_waiting();
+            let mut waiting = self.waiting.lock();
+            if !waiting.datagrams.ends.is_empty() {
+                continue;
+            }
+            waiting.sender = Sender::Idle;
+            while waiting.sender == Sender::Idle {
+                if self.work.wait_for(&mut waiting, SENDER_IDLE).timed_out() && waiting.sender == Sender::Idle
+                {
+                    waiting.sender = Sender::None;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn send_waiting(&self) {
+        let mut socket = self.socket.lock();
+        let datagrams = std::mem::take(&mut self.waiting.lock().datagrams);
+        for datagram in datagrams.iter() {
+            if !socket.send(&self.target, datagram) {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Target {
     fn open(&self) -> std::io::Result<Socket> {
-        match &self.target {
+        match self {
             Target::Local(path) => {
                 let socket = UnixDatagram::unbound()?;
                 socket.connect(path)?;
@@ -334,22 +500,23 @@ impl Syslog {
             }
         }
     }
+}
 
-    fn send(&self, datagram: &[u8]) -> bool {
-        let mut state = self.socket.lock();
-        if state.socket.is_none() {
-            if state.failed_at.is_some_and(|at| at.elapsed() < RECONNECT) {
+impl SocketState {
+    fn send(&mut self, target: &Target, datagram: &[u8]) -> bool {
+        if self.socket.is_none() {
+            if self.failed_at.is_some_and(|at| at.elapsed() < RECONNECT) {
                 return false;
             }
-            match self.open() {
-                Ok(socket) => *state = SocketState { socket: Some(socket), failed_at: None },
+            match target.open() {
+                Ok(socket) => *self = SocketState { socket: Some(socket), failed_at: None },
                 Err(_) => {
-                    state.failed_at = Some(Instant::now());
+                    self.failed_at = Some(Instant::now());
                     return false;
                 }
             }
         }
-        let sent = match &state.socket {
+        let sent = match &self.socket {
             Some(Socket::Local(socket)) => socket.send(datagram),
             // A refused datagram only says that nobody listened to the one before.
             Some(Socket::Udp(socket)) => socket.send(datagram).or_else(|_| socket.send(datagram)),
@@ -359,20 +526,10 @@ impl Syslog {
             Ok(_) => true,
             Err(err) => {
                 if err.kind() != std::io::ErrorKind::WouldBlock {
-                    *state = SocketState { socket: None, failed_at: Some(Instant::now()) };
+                    *self = SocketState { socket: None, failed_at: Some(Instant::now()) };
                 }
                 false
             }
-        }
-    }
-}
-
-impl Sink for Syslog {
-    fn line(&self, level: Level, line: &str) {
-        let priority = (self.facility << 3) | level.syslog_severity();
-        let datagram = format!("<{priority}>{line}\0");
-        if !self.send(datagram.as_bytes()) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -453,6 +610,30 @@ mod tests {
         let mut buffer = [0; 256];
         let n = daemon.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..n], b"<149>object-server: Started child 2 from parent 1\0");
+    }
+
+    #[test]
+    fn lines_of_requests_wait_for_each_other_and_keep_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let conf = section(&format!("log_address = {}\n", path.display()));
+        let logger = Logger::from_section(&conf, "s", false).unwrap();
+        let mut buffer = [0; 256];
+        let mut next =
+            || daemon.recv(&mut buffer).map(|n| String::from_utf8_lossy(&buffer[..n]).into_owned());
+        for round in 0..3 {
+            logger.info(round);
+            logger.info("served");
+            logger.warning("now");
+            logger.info("later");
+            let lines: Vec<String> = (0..4).map(|_| next().unwrap()).collect();
+            let first = format!("<134>s: {round}\0");
+            assert_eq!(lines, [&first, "<134>s: served\0", "<132>s: now\0", "<134>s: later\0"]);
+        }
+        logger.info("last");
+        drop(logger);
+        assert_eq!(next().unwrap(), "<134>s: last\0");
     }
 
     #[test]

@@ -219,6 +219,7 @@ impl RunningServer {
         let finished = self.handle.stop(graceful).await;
         // The apps of a pipeline know the context and the context knows them: cut the circle.
         self.ctx.pipeline.clear();
+        self.ctx.process.open_logs.flush();
         finished
     }
 }

@@ -481,6 +481,7 @@ impl Supervisor<'_> {
 fn exec(launch: &Launch, logger: &Logger, channel: OwnedFd) -> io::Error {
     let pid = std::process::id();
     logger.info(format_args!("Old server PID={pid} re'execing as: {:?}", launch.argv));
+    logger.flush();
     launch.command("reload", channel).exec()
 }
 
