@@ -33,14 +33,19 @@ struct Info {
 }
 
 impl Info {
+    /// What `opened` tells besides its metadata.
     fn of(opened: &OpenDiskFile) -> Self {
         Info {
-            metadata: opened.metadata().clone(),
+            metadata: Metadata::new(),
             timestamp: opened.timestamp(),
             data_timestamp: opened.data_timestamp(),
             durable_timestamp: opened.durable_timestamp(),
             content_length: opened.content_length(),
         }
+    }
+
+    fn with_metadata(self, metadata: Metadata) -> Self {
+        Info { metadata, ..self }
     }
 }
 
@@ -162,17 +167,17 @@ impl ObjectServer {
 
 /// The job that opens an object, and reads it if it is small.
 fn open(target: &Target, wants: Wants, now: Timestamp, head: bool) -> Result<(Info, Content), DiskFileError> {
-    let opened = target.diskfile(&wants)?.open(Some(now))?;
+    let opened = target.diskfile_to_open(&wants)?.open(Some(now))?;
     let info = Info::of(&opened);
     if head {
-        return Ok((info, Content::None));
+        return Ok((info.with_metadata(opened.into_metadata()), Content::None));
     }
     if opened.content_length() > SMALL_OBJECT {
-        return Ok((info, Content::Large(Box::new(opened))));
+        return Ok((info.with_metadata(opened.metadata().clone()), Content::Large(Box::new(opened))));
     }
     let read = opened.read_small()?;
     match read.quarantined {
-        None => Ok((info, Content::Small(read.data.into()))),
+        None => Ok((info.with_metadata(opened.into_metadata()), Content::Small(read.data.into()))),
         Some(reason) => Err(DiskFileError::Quarantined(reason)),
     }
 }

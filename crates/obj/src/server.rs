@@ -302,12 +302,19 @@ impl Target {
     /// The diskfile as the request's headers want it. To be called on a thread of the device.
     pub fn diskfile(&self, wants: &Wants) -> Result<DiskFile, DiskFileError> {
         let Target { device, partition, account, container, obj, .. } = self;
-        Ok(self
-            .manager
-            .diskfile(device, *partition, account, container, obj)?
-            .logger(&self.logger)
-            .open_expired(wants.open_expired)
-            .next_part_power(wants.next_part_power))
+        let diskfile = self.manager.diskfile(device, *partition, account, container, obj)?;
+        Ok(self.wanted(diskfile, wants))
+    }
+
+    /// As [`Target::diskfile`], for who only wants to open it.
+    pub fn diskfile_to_open(&self, wants: &Wants) -> Result<DiskFile, DiskFileError> {
+        let Target { device, partition, account, container, obj, .. } = self;
+        let diskfile = self.manager.diskfile_to_open(device, *partition, account, container, obj)?;
+        Ok(self.wanted(diskfile, wants))
+    }
+
+    fn wanted(&self, diskfile: DiskFile, wants: &Wants) -> DiskFile {
+        diskfile.logger(&self.logger).open_expired(wants.open_expired).next_part_power(wants.next_part_power)
     }
 }
 

@@ -411,14 +411,19 @@ pub fn is_mount(path: &Path) -> bool {
 
 /// The directory of a device below `root`, if there is one by that name and, with `mount_check`, it is mounted.
 pub fn check_drive(root: &Path, device: &str, mount_check: bool) -> Option<PathBuf> {
+    let path = drive_path(root, device)?;
+    let usable = if mount_check { is_mount(&path) } else { path.is_dir() };
+    usable.then_some(path)
+}
+
+/// The path of a device, whether or not it is there; `None` if nothing can be called that.
+pub fn drive_path(root: &Path, device: &str) -> Option<PathBuf> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b'~');
     // Swift lets `.` and `..` through; nobody's device is called that.
     if matches!(device, "" | "." | "..") || !device.bytes().all(plain) {
         return None;
     }
-    let path = root.join(device);
-    let usable = if mount_check { is_mount(&path) } else { path.is_dir() };
-    usable.then_some(path)
+    Some(root.join(device))
 }
 
 /// True for errors that mean a full disk: no space, or no quota.

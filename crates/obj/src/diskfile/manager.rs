@@ -165,9 +165,38 @@ impl DiskFileManager {
         obj: &str,
     ) -> Result<DiskFile, DiskFileError> {
         let device_path = self.available(device)?;
+        Ok(self.named(device_path, partition, account, container, obj))
+    }
+
+    /// As [`DiskFileManager::diskfile`], for who only wants to open it: without `mount_check` the device is not looked
+    /// at before opening has failed. (What is under a mount point that has lost its device must not be served.)
+    pub fn diskfile_to_open(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        account: &str,
+        container: &str,
+        obj: &str,
+    ) -> Result<DiskFile, DiskFileError> {
+        let device_path = match self.conf.mount_check {
+            true => self.dev_path(device),
+            false => fs::drive_path(&self.conf.devices, device),
+        };
+        let device_path = device_path.ok_or(DiskFileError::DeviceUnavailable)?;
+        Ok(self.named(device_path, partition, account, container, obj))
+    }
+
+    fn named(
+        self: &Arc<Self>,
+        device_path: PathBuf,
+        partition: u32,
+        account: &str,
+        container: &str,
+        obj: &str,
+    ) -> DiskFile {
         let hash = self.hash_conf.hash_path(account, Some(container), Some(obj));
-        let name = format!("/{account}/{container}/{obj}");
-        Ok(self.place(device_path, partition, hash, Some(name)))
+        let name = ["/", account, "/", container, "/", obj].concat();
+        self.place(device_path, partition, hash, Some(name))
     }
 
     fn place(

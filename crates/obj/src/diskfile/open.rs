@@ -30,7 +30,6 @@ pub struct OpenDiskFile {
     pub(super) diskfile: DiskFile,
     pub(super) file: OwnedFd,
     pub(super) data_file: PathBuf,
-    name: String,
     datafile: Metadata,
     metafile: Option<Metadata>,
     /// The two above as one, if there is a meta file.
@@ -61,6 +60,7 @@ impl DiskFile {
         let mut names = Names::default();
         let dir = match open_dir(CWD, self.datadir()).and_then(|dir| names.read(&dir).map(|()| dir)) {
             Ok(dir) => dir,
+            Err(_) if !self.device_path().is_dir() => return Err(DiskFileError::DeviceUnavailable),
             Err(Errno::NOENT) => return Err(DiskFileError::NotExist),
             Err(errno) => return Err(self.quarantine_unlisted(errno)),
         };
@@ -181,13 +181,12 @@ impl HashDir<'_> {
             diskfile: self.diskfile.clone(),
             file,
             data_file: self.path(data.index),
-            name: String::new(),
             datafile,
             metafile,
             merged,
             content_length: 0,
         };
-        opened.name = opened.verify_name()?;
+        opened.verify_name()?;
         opened.verify_not_expired(now)?;
         opened.content_length = opened.verify_size()?;
         Ok(opened)
@@ -249,7 +248,7 @@ impl OpenDiskFile {
     }
 
     /// The name in the metadata must be the one asked for; if only the hash was, it must have that hash.
-    fn verify_name(&self) -> Result<String, DiskFileError> {
+    fn verify_name(&self) -> Result<(), DiskFileError> {
         let Some(stored) = self.metadata().get_str("name") else {
             return Err(self.quarantine("missing name metadata".into()));
         };
@@ -266,7 +265,7 @@ impl OpenDiskFile {
                 return Err(self.quarantine("Hash of name in metadata does not match directory name".into()));
             }
         }
-        Ok(stored.to_owned())
+        Ok(())
     }
 
     fn hash_of(&self, name: &str) -> Option<ObjHash> {
@@ -320,7 +319,7 @@ impl OpenDiskFile {
 
     /// `/account/container/object`.
     pub fn name(&self) -> &str {
-        &self.name
+        self.metadata().get_str("name").unwrap_or_default()
     }
 
     /// The data file's path.
