@@ -16,7 +16,6 @@
 //! before its last bytes, so that no reader takes it for whole. Fragments of erasure coding policies are not stored yet:
 //! their requests are answered 503. The labeled statsd metrics of Swift 2.37 are not sent.
 
-use std::collections::HashSet;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -57,7 +56,7 @@ pub(crate) struct Options {
     pub keep_cache_slo_manifest: bool,
     /// The part of full reads whose MD5 is checked.
     pub etag_validate_frac: f64,
-    pub allowed_headers: HashSet<String>,
+    pub allowed_headers: Vec<String>,
     pub replication_server: bool,
     pub slow_delete_log_threshold: f64,
     pub expirer: ExpirerConfig,
@@ -293,8 +292,7 @@ impl ObjectServer {
     }
 
     pub fn is_allowed_header(&self, name: &[u8]) -> bool {
-        let lower = name.to_ascii_lowercase();
-        std::str::from_utf8(&lower).is_ok_and(|name| self.options.allowed_headers.contains(name))
+        self.options.allowed_headers.iter().any(|allowed| name.eq_ignore_ascii_case(allowed.as_bytes()))
     }
 }
 

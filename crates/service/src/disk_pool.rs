@@ -5,13 +5,17 @@
 //! [`QUEUE_LIMIT`] waiting jobs; a caller beyond that waits its turn without holding a thread. Threads are made when
 //! a job finds none idle and end after [`IDLE`] without work, so that a quiet device costs nothing.
 //!
+//! While a device answers from memory its jobs are shorter than the time it takes to wake a thread for each: then one
+//! thread does them all. A job that waits for longer than [`PATIENCE`], or a few that prove to be slow, bring the others
+//! back.
+//!
 //! In simulation ([`DiskPools::inline`]) the job runs at once on the caller's own thread.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -22,6 +26,10 @@ pub const QUEUE_LIMIT: usize = 1024;
 pub const DEFAULT_THREADS: usize = 8;
 /// A thread without work ends after this long.
 pub const IDLE: Duration = Duration::from_secs(5);
+/// A job that takes no longer found in memory what it looked for.
+const QUICK: Duration = Duration::from_micros(150);
+/// A job waits no longer than this behind jobs that should have been quick.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// Deep enough for SQLite and directory walks; pages are only touched when used.
 const STACK_BYTES: usize = 512 * 1024;
 
@@ -53,6 +61,27 @@ struct Queue {
     idle: usize,
     /// A thread has been called or made and has not yet looked at the queue.
     coming: bool,
+    pace: Pace,
+}
+
+/// Whether the last jobs were quick.
+#[derive(Default)]
+struct Pace(u8);
+
+impl Pace {
+    const MOST: u8 = 64;
+    const SLOW_JOB: u8 = 8;
+
+    fn note(&mut self, took: Duration) {
+        self.0 = match took <= QUICK {
+            true => (self.0 + 1).min(Self::MOST),
+            false => self.0.saturating_sub(Self::SLOW_JOB),
+        };
+    }
+
+    fn is_quick(&self) -> bool {
+        self.0 >= Self::MOST / 2
+    }
 }
 
 impl DiskPools {
@@ -84,13 +113,22 @@ impl DiskPools {
             let Some(device) = device else { return job() };
             let slot =
                 Arc::clone(&device.slots).acquire_owned().await.expect("the semaphore is never closed");
-            let (tx, rx) = oneshot::channel();
+            let (tx, mut rx) = oneshot::channel();
             let job = Box::new(move || {
                 // The receiver may be gone; the work is done all the same.
                 let _ = tx.send(catch_unwind(AssertUnwindSafe(job)));
             });
-            device.push(job, slot);
-            match rx.await.expect("a queued job always answers") {
+            let done = match device.push(job, slot) {
+                Called::Yes => rx.await,
+                Called::No => match tokio::time::timeout(PATIENCE, &mut rx).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        device.hurry();
+                        rx.await
+                    }
+                },
+            };
+            match done.expect("a queued job always answers") {
                 Ok(value) => value,
                 Err(panic) => resume_unwind(panic),
             }
@@ -127,10 +165,29 @@ impl DiskPools {
     }
 }
 
+/// Whether somebody comes for a job.
+#[derive(PartialEq, Eq)]
+enum Called {
+    Yes,
+    /// The thread that is at work will find it.
+    No,
+}
+
 impl Device {
-    fn push(self: &Arc<Self>, job: Job, slot: OwnedSemaphorePermit) {
+    fn push(self: &Arc<Self>, job: Job, slot: OwnedSemaphorePermit) -> Called {
         let mut queue = self.queue.lock();
         queue.jobs.push_back((job, slot));
+        if queue.pace.is_quick() && queue.alive > queue.idle {
+            return Called::No;
+        }
+        self.call_thread(queue);
+        Called::Yes
+    }
+
+    /// A job has waited for too long.
+    fn hurry(self: &Arc<Self>) {
+        let mut queue = self.queue.lock();
+        queue.pace = Pace::default();
         self.call_thread(queue);
     }
 
@@ -182,17 +239,22 @@ impl Device {
     fn work(self: Arc<Self>) {
         let mut queue = self.queue.lock();
         queue.coming = false;
-        let mut called = true;
+        // Whether this thread has yet to call another one if there is more than it can do alone.
+        let mut calls = true;
         loop {
             if let Some((job, slot)) = queue.jobs.pop_front() {
-                match called {
+                match calls && !queue.pace.is_quick() {
                     true => self.call_thread(queue),
                     false => drop(queue),
                 }
-                called = false;
+                let started = Instant::now();
                 job();
+                let took = started.elapsed();
                 drop(slot);
                 queue = self.queue.lock();
+                let was_quick = queue.pace.is_quick();
+                queue.pace.note(took);
+                calls = was_quick && !queue.pace.is_quick();
                 continue;
             }
             queue.idle += 1;
@@ -200,7 +262,7 @@ impl Device {
             queue.idle -= 1;
             // Also after a time-out: the call may have been meant for this thread.
             queue.coming = false;
-            called = true;
+            calls = true;
             if timed_out && queue.jobs.is_empty() {
                 queue.alive -= 1;
                 return;
@@ -266,6 +328,40 @@ mod tests {
         caller.abort();
         release.send(()).unwrap();
         assert_eq!(done.await.unwrap(), "renamed");
+    }
+
+    #[tokio::test]
+    async fn one_thread_does_quick_jobs_until_one_of_them_is_not() {
+        let pools = DiskPools::new(2);
+        let device = pools.device("sda1");
+        device.queue.lock().pace = Pace(Pace::MOST);
+        let (release, gate) = mpsc::channel::<()>();
+        let (started_tx, started) = oneshot::channel::<()>();
+        let stuck = tokio::spawn(pools.run("sda1", move || {
+            started_tx.send(()).unwrap();
+            gate.recv()
+        }));
+        started.await.unwrap();
+        assert_eq!(device.queue.lock().alive, 1);
+        // Nobody is called for it at first; it loses its patience.
+        assert_eq!(pools.run("sda1", || 5).await, 5);
+        assert_eq!(device.queue.lock().alive, 2);
+        release.send(()).unwrap();
+        stuck.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_few_slow_jobs_outweigh_many_quick_ones() {
+        let mut pace = Pace::default();
+        for _ in 0..1000 {
+            pace.note(QUICK);
+        }
+        assert!(pace.is_quick());
+        for _ in 0..5 {
+            pace.note(2 * QUICK);
+            pace.note(QUICK);
+        }
+        assert!(!pace.is_quick());
     }
 
     #[tokio::test]

@@ -279,9 +279,11 @@ fn a_device_that_is_gone_is_not_made() {
     let disk = disk();
     let object = disk.object("o");
     fs::remove_dir_all(disk.device()).unwrap();
-    assert!(matches!(object.open(None), Err(DiskFileError::NotExist)));
+    assert!(matches!(object.open(None), Err(DiskFileError::DeviceUnavailable)));
     assert!(object.delete(at(10)).is_err());
     assert!(!disk.device().exists());
+    let unseen = disk.manager.diskfile_to_open("sda", 7, "a", "c", "o").unwrap();
+    assert!(matches!(unseen.open(None), Err(DiskFileError::DeviceUnavailable)));
     assert!(matches!(disk.manager.diskfile("sda", 7, "a", "c", "o"), Err(DiskFileError::DeviceUnavailable)));
     for bad in ["", ".", "..", "a/b", "s d"] {
         assert!(disk.manager.dev_path(bad).is_none(), "{bad:?}");
