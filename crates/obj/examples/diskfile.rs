@@ -110,7 +110,7 @@ impl Driver {
         } else {
             let mut writer = diskfile.writer(None)?;
             for chunk in body.chunks(1000) {
-                writer.write(chunk)?;
+                writer.write(bytes::Bytes::copy_from_slice(chunk))?;
             }
             assert_eq!(writer.etag(), hex(&md5(&body)));
             writer.put(metadata)?;

@@ -236,7 +236,7 @@ impl DiskStream {
         let (offset, end) = (self.offset, self.end);
         let whole = end == reader.content_length();
         let job = move || {
-            let batch = read_batch(&mut reader, offset, end)?;
+            let batch = reader.read(offset, (end - offset).min(READ_BATCH) as usize)?;
             if whole && offset + batch.len() as u64 >= end {
                 // Nobody gets the last bytes of an object that isn't what its ETag says.
                 if let Some(reason) = reader.check() {
@@ -259,19 +259,6 @@ impl DiskStream {
         self.pieces.push_back(batch);
         Ok(())
     }
-}
-
-fn read_batch(reader: &mut Reader, offset: u64, end: u64) -> Result<Bytes, DiskFileError> {
-    let mut batch = vec![0; (end - offset).min(READ_BATCH) as usize];
-    let mut length = 0;
-    while length < batch.len() {
-        match reader.read_at(offset + length as u64, &mut batch[length..])? {
-            0 => break,
-            read => length += read,
-        }
-    }
-    batch.truncate(length);
-    Ok(batch.into())
 }
 
 impl BodyStream for DiskStream {

@@ -194,7 +194,6 @@ impl ObjectServer {
         let wanted_etag =
             footers.etag().map_or_else(|| request_etag(&req.headers), |etag| unquote_etag(&etag));
         let mut metadata = self.request_metadata(&req.headers, put.timestamp, uploaded);
-        metadata.insert(ETAG, writer.etag());
         let chosen = footers.iter().filter(|(name, _)| is_object_meta(name));
         for (name, value) in chosen {
             metadata.insert(to_stored(&headers::title_case_bytes(name)), to_stored(value));
@@ -267,7 +266,7 @@ impl ObjectServer {
             return Ok(Some(writer));
         }
         let job = move || {
-            batch.iter().try_for_each(|piece| writer.write(piece))?;
+            batch.into_iter().try_for_each(|piece| writer.write(piece))?;
             Ok(Some(writer))
         };
         self.run(put, job).await

@@ -307,7 +307,7 @@ pub struct ObjectAudit {
 }
 
 enum State {
-    Reading { reader: Box<Reader>, sound: SoundObject, offset: u64, buffer: Vec<u8> },
+    Reading { reader: Box<Reader>, sound: SoundObject, offset: u64, chunk: usize },
     Ended(Audited),
 }
 
@@ -336,9 +336,9 @@ impl ObjectAudit {
             State::Ended(Audited::Sound(sound))
         } else {
             let chunk = diskfile.manager().conf().disk_chunk_size.max(1) as u64;
-            let buffer = vec![0; size.min(chunk) as usize];
+            let chunk = size.min(chunk) as usize;
             let reader = Box::new(opened.reader(ReaderOptions::default()));
-            State::Reading { reader, sound, offset: 0, buffer }
+            State::Reading { reader, sound, offset: 0, chunk }
         };
         ObjectAudit { diskfile, state, bytes: 0, size: Some(size) }
     }
@@ -350,13 +350,13 @@ impl ObjectAudit {
     /// Reads on, unless it has ended.
     pub fn turn(&mut self) {
         self.bytes = 0;
-        let State::Reading { reader, sound, offset, buffer } = &mut self.state else { return };
+        let State::Reading { reader, sound, offset, chunk } = &mut self.state else { return };
         while self.bytes < TURN_BYTES {
-            match reader.read_at(*offset, buffer) {
-                Ok(read) => {
-                    *offset += read as u64;
-                    self.bytes += read as u64;
-                    if read > 0 && *offset < reader.content_length() {
+            match reader.read(*offset, *chunk) {
+                Ok(data) => {
+                    *offset += data.len() as u64;
+                    self.bytes += data.len() as u64;
+                    if !data.is_empty() && *offset < reader.content_length() {
                         continue;
                     }
                     drop_small_from_cache(reader.opened());

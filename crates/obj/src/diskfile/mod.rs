@@ -207,7 +207,7 @@ impl DiskFile {
     /// A whole PUT of a small object, whose ETag and length are in `metadata` already.
     pub fn put_small(&self, data: &[u8], metadata: Metadata) -> Result<(), DiskFileError> {
         let mut writer = Writer::open(self, Some(data.len() as u64), Ext::Data)?.without_etag();
-        writer.write(data)?;
+        writer.append(data)?;
         writer.put(metadata)
     }
 }

@@ -4,7 +4,8 @@
 //! object whose length or MD5 is not that of its metadata goes to quarantine. Ranges are not checked. The bytes have
 //! been handed out by then, as Swift does: the length of the response was promised with its head.
 
-use common::digest::Md5;
+use bytes::Bytes;
+use common::digest::Md5Stream;
 use common::fs::drop_cache;
 use rustix::io::Errno;
 
@@ -32,7 +33,7 @@ pub struct Reader {
     opened: OpenDiskFile,
     keep_cache: bool,
     /// Running MD5 while reading has gone without gaps from the start.
-    md5: Option<Md5>,
+    md5: Option<Md5Stream>,
     /// End of what has been read from the start without gaps; `None` once there was a gap.
     contiguous: Option<u64>,
     dropped_cache: u64,
@@ -49,7 +50,7 @@ impl Reader {
             false => opened.content_length() <= SMALL_OBJECT,
         };
         let reached_end = opened.content_length() == 0;
-        let md5 = options.verify_etag.then(Md5::new);
+        let md5 = options.verify_etag.then(Md5Stream::new);
         Reader { opened, keep_cache, md5, contiguous: Some(0), dropped_cache: 0, reached_end, closed: false }
     }
 
@@ -62,20 +63,20 @@ impl Reader {
     }
 
     /// Reads up to disk_chunk_size bytes from `offset`, but not beyond `end`; nothing if there is nothing more.
-    pub fn read_chunk(&mut self, offset: u64, end: u64) -> Result<Vec<u8>, DiskFileError> {
+    pub fn read_chunk(&mut self, offset: u64, end: u64) -> Result<Bytes, DiskFileError> {
         let chunk_size = self.opened.diskfile.manager().conf().disk_chunk_size.max(1) as u64;
         let wanted = end.min(self.content_length()).saturating_sub(offset).min(chunk_size);
-        let mut chunk = vec![0; wanted as usize];
-        let length = self.read_at(offset, &mut chunk)?;
-        chunk.truncate(length);
-        Ok(chunk)
+        self.read(offset, wanted as usize)
     }
 
-    /// Fills as much of `buffer` as one read gives; 0 at the end of the file.
-    pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, DiskFileError> {
-        let length = loop {
-            match rustix::io::pread(&self.opened.file, &mut *buffer, offset) {
-                Ok(length) => break length,
+    /// Reads so many bytes from `offset`; fewer at the end of the file.
+    pub fn read(&mut self, offset: u64, wanted: usize) -> Result<Bytes, DiskFileError> {
+        let mut data = vec![0; wanted];
+        let mut length = 0;
+        while length < wanted {
+            match rustix::io::pread(&self.opened.file, &mut data[length..], offset + length as u64) {
+                Ok(0) => break,
+                Ok(read) => length += read,
                 Err(Errno::INTR) => {}
                 Err(Errno::IO) => {
                     self.closed = true;
@@ -86,23 +87,25 @@ impl Reader {
                 }
                 Err(errno) => return Err(DiskFileError::io("cannot read", &self.opened.data_file, errno)),
             }
-        };
-        self.account_for(offset, &buffer[..length], buffer.is_empty());
-        Ok(length)
+        }
+        data.truncate(length);
+        let data = Bytes::from(data);
+        self.account_for(offset, &data, length < wanted);
+        Ok(data)
     }
 
-    fn account_for(&mut self, offset: u64, data: &[u8], asked_for_nothing: bool) {
+    fn account_for(&mut self, offset: u64, data: &Bytes, file_ended: bool) {
         let end = offset + data.len() as u64;
         match self.contiguous {
             Some(contiguous) if contiguous == offset => {
-                if let Some(md5) = &mut self.md5 {
-                    md5.update(data);
+                if let Some(md5) = self.md5.as_mut().filter(|_| !data.is_empty()) {
+                    md5.update(data.clone());
                 }
                 self.contiguous = Some(end);
             }
             _ => self.contiguous = None,
         }
-        self.reached_end |= end >= self.content_length() || (data.is_empty() && !asked_for_nothing);
+        self.reached_end |= end >= self.content_length() || file_ended;
         if !self.keep_cache
             && (end.saturating_sub(self.dropped_cache) > DROP_CACHE_WINDOW || self.reached_end)
         {

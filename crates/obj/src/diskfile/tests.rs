@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use bytes::Bytes;
 use common::config::SwiftConf;
 use common::digest::{hex, md5};
 use common::{Clock, Suffix};
@@ -215,7 +216,7 @@ fn streamed_and_small_puts_leave_the_same_file() {
     let body: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
     disk.put("small", 10, &body);
     let mut writer = disk.object("big").writer(Some(body.len() as u64)).unwrap();
-    body.chunks(4097).for_each(|chunk| writer.write(chunk).unwrap());
+    body.chunks(4097).for_each(|chunk| writer.write(Bytes::copy_from_slice(chunk)).unwrap());
     assert_eq!((writer.upload_size(), writer.etag()), (200_000, hex(&md5(&body))));
     writer.put(metadata(10, &body)).unwrap();
     for name in ["small", "big"] {
@@ -241,7 +242,7 @@ fn a_writer_that_is_given_up_leaves_no_file() {
         let disk = disk();
         disk.manager.use_linkat.store(use_linkat, std::sync::atomic::Ordering::Relaxed);
         let mut writer = disk.object("o").writer(None).unwrap();
-        writer.write(b"half").unwrap();
+        writer.write(Bytes::from_static(b"half")).unwrap();
         drop(writer);
         assert!(disk.files("o").is_empty());
         assert!(names(&disk.device().join("tmp")).is_empty());
@@ -267,7 +268,7 @@ fn the_same_timestamp_again_replaces_the_file_in_one_step() {
 fn hash_dirs_removed_under_a_writer_are_made_again() {
     let disk = disk();
     let mut writer = disk.object("o").writer(None).unwrap();
-    writer.write(b"body").unwrap();
+    writer.write(Bytes::from_static(b"body")).unwrap();
     fs::remove_dir_all(disk.device().join("objects")).unwrap();
     writer.put(metadata(10, b"body")).unwrap();
     assert_eq!(disk.object("o").open(None).unwrap().read_small().unwrap().data, b"body");

@@ -17,9 +17,10 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use common::Timestamp;
 use common::config::FallocateReserve;
-use common::digest::Md5;
+use common::digest::Md5Stream;
 use common::fs::{self, TmpFile, fail};
 use rustix::fd::AsFd;
 use rustix::fs::CWD;
@@ -36,7 +37,7 @@ pub struct Writer {
     diskfile: DiskFile,
     file: TmpFile,
     ext: Ext,
-    md5: Option<Md5>,
+    md5: Option<Md5Stream>,
     upload_size: u64,
     last_sync: u64,
 }
@@ -57,7 +58,7 @@ impl Writer {
             diskfile: diskfile.clone(),
             file,
             ext,
-            md5: Some(Md5::new()),
+            md5: Some(Md5Stream::new()),
             upload_size: 0,
             last_sync: 0,
         };
@@ -90,10 +91,15 @@ impl Writer {
         reserved.map_err(|err| self.failed("cannot reserve space in", err))
     }
 
-    pub fn write(&mut self, chunk: &[u8]) -> Result<(), DiskFileError> {
+    pub fn write(&mut self, chunk: Bytes) -> Result<(), DiskFileError> {
         if let Some(md5) = &mut self.md5 {
-            md5.update(chunk);
+            md5.update(chunk.clone());
         }
+        self.append(&chunk)
+    }
+
+    /// Writes without computing the MD5.
+    pub(super) fn append(&mut self, chunk: &[u8]) -> Result<(), DiskFileError> {
         let written = fail::hit("put.write").and_then(|()| self.file.file_mut().write_all(chunk));
         written.map_err(|err| self.failed("cannot write to", err))?;
         self.upload_size += chunk.len() as u64;
@@ -114,9 +120,9 @@ impl Writer {
         self.upload_size
     }
 
-    /// The MD5 of what has been written so far, in hex; empty after [`Writer::without_etag`].
+    /// The MD5 of what has been written so far, in hex; may have to compute it. Empty after [`Writer::without_etag`].
     pub fn etag(&self) -> String {
-        self.md5.as_ref().map_or(String::new(), Md5::hexdigest)
+        self.md5.as_ref().map_or(String::new(), Md5Stream::hexdigest)
     }
 
     /// Makes the file durable and visible under the name that the metadata's `X-Timestamp` says (for a POST, its

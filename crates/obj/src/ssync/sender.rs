@@ -285,19 +285,8 @@ impl Sender<'_> {
         &self,
         mut reader: Reader,
         offset: u64,
-    ) -> tokio::task::JoinHandle<Result<(Reader, Vec<u8>), DiskFileError>> {
-        let read = move || {
-            let mut data = vec![0; READ_SIZE];
-            let mut length = 0;
-            while length < data.len() {
-                match reader.read_at(offset + length as u64, &mut data[length..])? {
-                    0 => break,
-                    n => length += n,
-                }
-            }
-            data.truncate(length);
-            Ok((reader, data))
-        };
+    ) -> tokio::task::JoinHandle<Result<(Reader, Bytes), DiskFileError>> {
+        let read = move || reader.read(offset, READ_SIZE).map(|data| (reader, data));
         tokio::spawn(self.ctx.disk_pools.run(self.device, read))
     }
 }
