@@ -10,22 +10,24 @@
 //!
 //! | streams | 1 | 2 | 3 | 4 | 8 | 16 |
 //! |---|---|---|---|---|---|---|
-//! | scalar, interleaved by three at most | **0.80** | **1.15** | **1.6** | 1.3 | 1.4 | 1.4 |
-//! | AVX2, eight lanes | | 1.2 | 1.8 | 2.5 | 4.9 | 4.9 |
-//! | AVX-512, sixteen lanes | | 1.1 | 1.7 | **2.2** | **4.5** | **9.2** |
+//! | scalar, interleaved by three at most | **0.81** | **1.15** | **1.7** | 1.3 | 1.5 | 1.5 |
+//! | AVX2, eight lanes | | 1.2 | 1.8 | 2.3 | 4.6 | 4.6 |
+//! | AVX-512, sixteen lanes | | 1.2 | 1.8 | **2.4** | **4.8** | **9.6** |
 //!
 //! The words of a block come from a transposition in registers; the gather instructions are slower. Two vectors of
 //! AVX2 side by side would give sixteen streams 7.3, two of AVX-512 thirty-two about 11: not worth the code so far.
 //!
+//! All that a step calls is `inline(always)`, and there are plain loops and no `array::map`: a release is built without LTO, and
+//! a call within a step costs several times what the step does.
+//!
 //! Unsafe code is the vector instructions, which are called only where the CPU has them, their loads and stores,
 //! which take arrays of the right size, and assembly without instructions.
 #![allow(unsafe_code)]
-// The loops go over the blocks of all streams at once.
+// The loops go over lanes, words and blocks of several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::{asm, x86_64::*};
-use std::array::from_fn;
 
 pub type Block = [u8; 64];
 /// The four chaining variables.
@@ -132,11 +134,18 @@ fn in_lanes<const N: usize>(
     blocks: usize,
     kernel: impl Fn(&mut Lanes<N>, [&[Block]; N]),
 ) {
-    let used = |lane| if lane < states.len() { lane } else { 0 };
-    let mut lanes: Lanes<N> = from_fn(|word| from_fn(|lane| states[used(lane)][word]));
-    kernel(&mut lanes, from_fn(|lane| &data[used(lane)][..blocks]));
+    let mut lanes: Lanes<N> = [[0; N]; 4];
+    let mut used = [data[0]; N];
+    for lane in 0..N {
+        let stream = if lane < states.len() { lane } else { 0 };
+        used[lane] = &data[stream][..blocks];
+        for word in 0..4 {
+            lanes[word][lane] = states[stream][word];
+        }
+    }
+    kernel(&mut lanes, used);
     for (lane, state) in states.iter_mut().enumerate() {
-        *state = from_fn(|word| lanes[word][lane]);
+        *state = [lanes[0][lane], lanes[1][lane], lanes[2][lane], lanes[3][lane]];
     }
 }
 
@@ -148,7 +157,7 @@ trait Word: Copy {
     /// into the chain: that is a quarter of the speed.
     fn settle(self) -> Self;
     /// `R` is 32 - `L`.
-    fn rotate_left<const L: i32, const R: i32>(self) -> Self;
+    fn rotate<const L: i32, const R: i32>(self) -> Self;
     /// `a` plus MD5's F, G, H or I of the other three; `b` is the newest word.
     fn plus_f(a: Self, b: Self, c: Self, d: Self) -> Self;
     fn plus_g(a: Self, b: Self, c: Self, d: Self) -> Self;
@@ -163,7 +172,7 @@ fn rounds<W: Word>(state: &mut [W; 4], m: &[W; 16]) {
     macro_rules! step {
         ($plus:ident $a:ident $b:ident $c:ident $d:ident $m:literal <<< $s:literal, $k:literal) => {
             let sum = $a.add(m[$m].add(W::splat($k))).settle();
-            $a = W::$plus(sum, $b, $c, $d).rotate_left::<$s, { 32 - $s }>().add($b);
+            $a = W::$plus(sum, $b, $c, $d).rotate::<$s, { 32 - $s }>().add($b);
         };
     }
     step!(plus_f a b c d 0 <<< 7, 0xd76aa478);
@@ -238,7 +247,11 @@ fn rounds<W: Word>(state: &mut [W; 4], m: &[W; 16]) {
 
 #[inline(always)]
 fn words(block: &Block) -> [u32; 16] {
-    from_fn(|i| u32::from_le_bytes([block[4 * i], block[4 * i + 1], block[4 * i + 2], block[4 * i + 3]]))
+    let mut words = [0; 16];
+    for i in 0..16 {
+        words[i] = u32::from_le_bytes([block[4 * i], block[4 * i + 1], block[4 * i + 2], block[4 * i + 3]]);
+    }
+    words
 }
 
 impl Word for u32 {
@@ -263,7 +276,7 @@ impl Word for u32 {
         self
     }
     #[inline(always)]
-    fn rotate_left<const L: i32, const R: i32>(self) -> Self {
+    fn rotate<const L: i32, const R: i32>(self) -> Self {
         u32::rotate_left(self, L as u32)
     }
     #[inline(always)]
@@ -289,6 +302,16 @@ impl Word for u32 {
 #[derive(Copy, Clone)]
 struct Side<const N: usize>([u32; N]);
 
+impl<const N: usize> Side<N> {
+    #[inline(always)]
+    fn each(mut self, f: impl Fn(usize, u32) -> u32) -> Self {
+        for i in 0..N {
+            self.0[i] = f(i, self.0[i]);
+        }
+        self
+    }
+}
+
 impl<const N: usize> Word for Side<N> {
     #[inline(always)]
     fn splat(constant: u32) -> Self {
@@ -296,57 +319,81 @@ impl<const N: usize> Word for Side<N> {
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        Side(from_fn(|i| self.0[i].add(other.0[i])))
+        self.each(
+            #[inline(always)]
+            |i, a| a.add(other.0[i]),
+        )
     }
     #[inline(always)]
     fn settle(self) -> Self {
-        Side(self.0.map(u32::settle))
+        self.each(
+            #[inline(always)]
+            |_, a| a.settle(),
+        )
     }
     #[inline(always)]
-    fn rotate_left<const L: i32, const R: i32>(self) -> Self {
-        Side(self.0.map(<u32 as Word>::rotate_left::<L, R>))
+    fn rotate<const L: i32, const R: i32>(self) -> Self {
+        self.each(
+            #[inline(always)]
+            |_, a| a.rotate::<L, R>(),
+        )
     }
     #[inline(always)]
     fn plus_f(a: Self, b: Self, c: Self, d: Self) -> Self {
-        Side(from_fn(|i| u32::plus_f(a.0[i], b.0[i], c.0[i], d.0[i])))
+        a.each(
+            #[inline(always)]
+            |i, a| u32::plus_f(a, b.0[i], c.0[i], d.0[i]),
+        )
     }
     #[inline(always)]
     fn plus_g(a: Self, b: Self, c: Self, d: Self) -> Self {
-        Side(from_fn(|i| u32::plus_g(a.0[i], b.0[i], c.0[i], d.0[i])))
+        a.each(
+            #[inline(always)]
+            |i, a| u32::plus_g(a, b.0[i], c.0[i], d.0[i]),
+        )
     }
     #[inline(always)]
     fn plus_h(a: Self, b: Self, c: Self, d: Self) -> Self {
-        Side(from_fn(|i| u32::plus_h(a.0[i], b.0[i], c.0[i], d.0[i])))
+        a.each(
+            #[inline(always)]
+            |i, a| u32::plus_h(a, b.0[i], c.0[i], d.0[i]),
+        )
     }
     #[inline(always)]
     fn plus_i(a: Self, b: Self, c: Self, d: Self) -> Self {
-        Side(from_fn(|i| u32::plus_i(a.0[i], b.0[i], c.0[i], d.0[i])))
+        a.each(
+            #[inline(always)]
+            |i, a| u32::plus_i(a, b.0[i], c.0[i], d.0[i]),
+        )
     }
 }
 
 fn interleaved<const N: usize>(lanes: &mut Lanes<N>, data: [&[Block]; N]) {
-    let mut state = lanes.map(Side);
+    let mut state = [Side(lanes[0]), Side(lanes[1]), Side(lanes[2]), Side(lanes[3])];
     for i in 0..data[0].len() {
-        let m: [[u32; 16]; N] = from_fn(|lane| words(&data[lane][i]));
-        rounds(&mut state, &from_fn(|word| Side(from_fn(|lane| m[lane][word]))));
+        let mut m = [Side([0; N]); 16];
+        for lane in 0..N {
+            let words = words(&data[lane][i]);
+            for word in 0..16 {
+                m[word].0[lane] = words[word];
+            }
+        }
+        rounds(&mut state, &m);
     }
-    *lanes = state.map(|side| side.0);
+    *lanes = [state[0].0, state[1].0, state[2].0, state[3].0];
 }
 
 #[cfg(target_arch = "x86_64")]
-#[derive(Copy, Clone)]
-struct Avx2(__m256i);
-
 // SAFETY of all in this block: only `avx2` uses it, where the CPU has AVX2.
 #[cfg(target_arch = "x86_64")]
-impl Word for Avx2 {
+impl Word for __m256i {
     #[inline(always)]
     fn splat(constant: u32) -> Self {
-        Avx2(unsafe { _mm256_set1_epi32(constant as i32) })
+        unsafe { _mm256_set1_epi32(constant as i32) }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        Avx2(unsafe { _mm256_add_epi32(self.0, other.0) })
+        unsafe { _mm256_add_epi32(self, other) }
     }
     #[inline(always)]
     fn settle(self) -> Self {
@@ -356,49 +403,56 @@ impl Word for Avx2 {
             unsafe { asm!("/* {0} */", inout(ymm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
             v
         }
-        Avx2(unsafe { settle(self.0) })
+        unsafe { settle(self) }
     }
     #[inline(always)]
-    fn rotate_left<const L: i32, const R: i32>(self) -> Self {
-        Avx2(unsafe { _mm256_or_si256(_mm256_slli_epi32::<L>(self.0), _mm256_srli_epi32::<R>(self.0)) })
+    fn rotate<const L: i32, const R: i32>(self) -> Self {
+        unsafe { _mm256_or_si256(_mm256_slli_epi32::<L>(self), _mm256_srli_epi32::<R>(self)) }
     }
     #[inline(always)]
     fn plus_f(a: Self, b: Self, c: Self, d: Self) -> Self {
-        a.add(Avx2(unsafe { _mm256_xor_si256(d.0, _mm256_and_si256(b.0, _mm256_xor_si256(c.0, d.0))) }))
+        a.add(unsafe { _mm256_xor_si256(d, _mm256_and_si256(b, _mm256_xor_si256(c, d))) })
     }
     #[inline(always)]
     fn plus_g(a: Self, b: Self, c: Self, d: Self) -> Self {
-        let (old, new) = unsafe { (_mm256_andnot_si256(d.0, c.0), _mm256_and_si256(b.0, d.0)) };
-        a.add(Avx2(old)).add(Avx2(new))
+        let (old, new) = unsafe { (_mm256_andnot_si256(d, c), _mm256_and_si256(b, d)) };
+        a.add(old).add(new)
     }
     #[inline(always)]
     fn plus_h(a: Self, b: Self, c: Self, d: Self) -> Self {
-        a.add(Avx2(unsafe { _mm256_xor_si256(b.0, _mm256_xor_si256(c.0, d.0)) }))
+        a.add(unsafe { _mm256_xor_si256(b, _mm256_xor_si256(c, d)) })
     }
     #[inline(always)]
     fn plus_i(a: Self, b: Self, c: Self, d: Self) -> Self {
-        let not_d = unsafe { _mm256_xor_si256(d.0, _mm256_set1_epi32(-1)) };
-        a.add(Avx2(unsafe { _mm256_xor_si256(c.0, _mm256_or_si256(b.0, not_d)) }))
+        let not_d = unsafe { _mm256_xor_si256(d, _mm256_set1_epi32(-1)) };
+        a.add(unsafe { _mm256_xor_si256(c, _mm256_or_si256(b, not_d)) })
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn avx2(lanes: &mut Lanes<8>, data: [&[Block]; 8]) {
-    // SAFETY: eight words are a vector, and two are a block.
-    let load = |words: &[u32; 8]| Avx2(unsafe { _mm256_loadu_si256(words.as_ptr().cast()) });
-    let half = |block: &Block, half: usize| unsafe {
-        _mm256_loadu_si256(block.as_ptr().cast::<__m256i>().add(half))
-    };
-    let mut state = [load(&lanes[0]), load(&lanes[1]), load(&lanes[2]), load(&lanes[3])];
-    for i in 0..data[0].len() {
-        let low = transpose_8(from_fn(|lane| half(&data[lane][i], 0)));
-        let high = transpose_8(from_fn(|lane| half(&data[lane][i], 1)));
-        rounds(&mut state, &from_fn(|word| Avx2(if word < 8 { low[word] } else { high[word - 8] })));
+    // SAFETY of all in this function: eight words are a vector, and two vectors a block.
+    let mut state = [_mm256_setzero_si256(); 4];
+    for word in 0..4 {
+        state[word] = unsafe { _mm256_loadu_si256(lanes[word].as_ptr().cast()) };
     }
-    for (words, vector) in lanes.iter_mut().zip(state) {
-        // SAFETY: as above.
-        unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), vector.0) };
+    for i in 0..data[0].len() {
+        let (mut low, mut high) = ([_mm256_setzero_si256(); 8], [_mm256_setzero_si256(); 8]);
+        for lane in 0..8 {
+            let block: *const __m256i = data[lane][i].as_ptr().cast();
+            (low[lane], high[lane]) =
+                unsafe { (_mm256_loadu_si256(block), _mm256_loadu_si256(block.add(1))) };
+        }
+        let (low, high) = (transpose_8(low), transpose_8(high));
+        let mut m = [_mm256_setzero_si256(); 16];
+        for word in 0..8 {
+            (m[word], m[8 + word]) = (low[word], high[word]);
+        }
+        rounds(&mut state, &m);
+    }
+    for word in 0..4 {
+        unsafe { _mm256_storeu_si256(lanes[word].as_mut_ptr().cast(), state[word]) };
     }
 }
 
@@ -406,40 +460,40 @@ fn avx2(lanes: &mut Lanes<8>, data: [&[Block]; 8]) {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2")]
-fn transpose_8(r: [__m256i; 8]) -> [__m256i; 8] {
-    let t: [__m256i; 8] = from_fn(|i| match i % 2 {
-        0 => _mm256_unpacklo_epi32(r[i], r[i + 1]),
-        _ => _mm256_unpackhi_epi32(r[i - 1], r[i]),
-    });
-    // u[4 * quad + c], in its 128-bit part k: word 4 * k + c of the lanes of a quad.
-    let u: [__m256i; 8] = from_fn(|i| {
-        let pair = i / 4 * 4 + i % 4 / 2;
-        match i % 2 {
-            0 => _mm256_unpacklo_epi64(t[pair], t[pair + 2]),
-            _ => _mm256_unpackhi_epi64(t[pair], t[pair + 2]),
-        }
-    });
-    from_fn(|i| match i / 4 {
-        0 => _mm256_permute2x128_si256::<0x20>(u[i], u[i + 4]),
-        _ => _mm256_permute2x128_si256::<0x31>(u[i - 4], u[i]),
-    })
+fn transpose_8(mut v: [__m256i; 8]) -> [__m256i; 8] {
+    for pair in 0..4 {
+        let (a, b) = (v[2 * pair], v[2 * pair + 1]);
+        v[2 * pair] = _mm256_unpacklo_epi32(a, b);
+        v[2 * pair + 1] = _mm256_unpackhi_epi32(a, b);
+    }
+    // Now v[4 * quad + c] has, in its 128-bit part k, word 4 * k + c of the lanes of a quad.
+    for quad in 0..2 {
+        let [a, b, c, d] = [v[4 * quad], v[4 * quad + 1], v[4 * quad + 2], v[4 * quad + 3]];
+        v[4 * quad] = _mm256_unpacklo_epi64(a, c);
+        v[4 * quad + 1] = _mm256_unpackhi_epi64(a, c);
+        v[4 * quad + 2] = _mm256_unpacklo_epi64(b, d);
+        v[4 * quad + 3] = _mm256_unpackhi_epi64(b, d);
+    }
+    for c in 0..4 {
+        let (a, b) = (v[c], v[4 + c]);
+        v[c] = _mm256_permute2x128_si256::<0x20>(a, b);
+        v[4 + c] = _mm256_permute2x128_si256::<0x31>(a, b);
+    }
+    v
 }
 
 #[cfg(target_arch = "x86_64")]
-#[derive(Copy, Clone)]
-struct Avx512(__m512i);
-
 // SAFETY of all in this block: only `avx512` uses it, where the CPU has AVX512F. The parameter of `ternarylogic` is the
 // function's truth table.
 #[cfg(target_arch = "x86_64")]
-impl Word for Avx512 {
+impl Word for __m512i {
     #[inline(always)]
     fn splat(constant: u32) -> Self {
-        Avx512(unsafe { _mm512_set1_epi32(constant as i32) })
+        unsafe { _mm512_set1_epi32(constant as i32) }
     }
     #[inline(always)]
     fn add(self, other: Self) -> Self {
-        Avx512(unsafe { _mm512_add_epi32(self.0, other.0) })
+        unsafe { _mm512_add_epi32(self, other) }
     }
     #[inline(always)]
     fn settle(self) -> Self {
@@ -449,44 +503,47 @@ impl Word for Avx512 {
             unsafe { asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags)) };
             v
         }
-        Avx512(unsafe { settle(self.0) })
+        unsafe { settle(self) }
     }
     #[inline(always)]
-    fn rotate_left<const L: i32, const R: i32>(self) -> Self {
-        Avx512(unsafe { _mm512_rol_epi32::<L>(self.0) })
+    fn rotate<const L: i32, const R: i32>(self) -> Self {
+        unsafe { _mm512_rol_epi32::<L>(self) }
     }
     #[inline(always)]
     fn plus_f(a: Self, b: Self, c: Self, d: Self) -> Self {
-        a.add(Avx512(unsafe { _mm512_ternarylogic_epi32::<0xca>(b.0, c.0, d.0) }))
+        a.add(unsafe { _mm512_ternarylogic_epi32::<0xca>(b, c, d) })
     }
     #[inline(always)]
     fn plus_g(a: Self, b: Self, c: Self, d: Self) -> Self {
-        a.add(Avx512(unsafe { _mm512_ternarylogic_epi32::<0xe4>(b.0, c.0, d.0) }))
+        a.add(unsafe { _mm512_ternarylogic_epi32::<0xe4>(b, c, d) })
     }
     #[inline(always)]
     fn plus_h(a: Self, b: Self, c: Self, d: Self) -> Self {
-        a.add(Avx512(unsafe { _mm512_ternarylogic_epi32::<0x96>(b.0, c.0, d.0) }))
+        a.add(unsafe { _mm512_ternarylogic_epi32::<0x96>(b, c, d) })
     }
     #[inline(always)]
     fn plus_i(a: Self, b: Self, c: Self, d: Self) -> Self {
-        a.add(Avx512(unsafe { _mm512_ternarylogic_epi32::<0x39>(b.0, c.0, d.0) }))
+        a.add(unsafe { _mm512_ternarylogic_epi32::<0x39>(b, c, d) })
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn avx512(lanes: &mut Lanes<16>, data: [&[Block]; 16]) {
-    // SAFETY: sixteen words are a vector, and one is a block.
-    let load = |words: &[u32; 16]| Avx512(unsafe { _mm512_loadu_si512(words.as_ptr().cast()) });
-    let mut state = [load(&lanes[0]), load(&lanes[1]), load(&lanes[2]), load(&lanes[3])];
-    for i in 0..data[0].len() {
-        let rows = from_fn(|lane| unsafe { _mm512_loadu_si512(data[lane][i].as_ptr().cast()) });
-        let m = transpose_16(rows);
-        rounds(&mut state, &from_fn(|word| Avx512(m[word])));
+    // SAFETY of all in this function: sixteen words are a vector, and a vector is a block.
+    let mut state = [_mm512_setzero_si512(); 4];
+    for word in 0..4 {
+        state[word] = unsafe { _mm512_loadu_si512(lanes[word].as_ptr().cast()) };
     }
-    for (words, vector) in lanes.iter_mut().zip(state) {
-        // SAFETY: as above.
-        unsafe { _mm512_storeu_si512(words.as_mut_ptr().cast(), vector.0) };
+    for i in 0..data[0].len() {
+        let mut m = [_mm512_setzero_si512(); 16];
+        for lane in 0..16 {
+            m[lane] = unsafe { _mm512_loadu_si512(data[lane][i].as_ptr().cast()) };
+        }
+        rounds(&mut state, &transpose_16(m));
+    }
+    for word in 0..4 {
+        unsafe { _mm512_storeu_si512(lanes[word].as_mut_ptr().cast(), state[word]) };
     }
 }
 
@@ -494,30 +551,31 @@ fn avx512(lanes: &mut Lanes<16>, data: [&[Block]; 16]) {
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn transpose_16(r: [__m512i; 16]) -> [__m512i; 16] {
-    let t: [__m512i; 16] = from_fn(|i| match i % 2 {
-        0 => _mm512_unpacklo_epi32(r[i], r[i + 1]),
-        _ => _mm512_unpackhi_epi32(r[i - 1], r[i]),
-    });
-    // u[4 * quad + c], in its 128-bit part k: word 4 * k + c of the lanes of a quad.
-    let u: [__m512i; 16] = from_fn(|i| {
-        let pair = i / 4 * 4 + i % 4 / 2;
-        match i % 2 {
-            0 => _mm512_unpacklo_epi64(t[pair], t[pair + 2]),
-            _ => _mm512_unpackhi_epi64(t[pair], t[pair + 2]),
-        }
-    });
-    // Parts 0 and 2 of two vectors, or 1 and 3; and again, of what that makes.
-    let even = |a, b| _mm512_shuffle_i32x4::<0x88>(a, b);
-    let odd = |a, b| _mm512_shuffle_i32x4::<0xdd>(a, b);
-    from_fn(|i| {
-        let (k, c) = (i / 4, i % 4);
-        let [q, r] = match k % 2 {
-            0 => [even(u[c], u[4 + c]), even(u[8 + c], u[12 + c])],
-            _ => [odd(u[c], u[4 + c]), odd(u[8 + c], u[12 + c])],
-        };
-        if k < 2 { even(q, r) } else { odd(q, r) }
-    })
+fn transpose_16(mut v: [__m512i; 16]) -> [__m512i; 16] {
+    for pair in 0..8 {
+        let (a, b) = (v[2 * pair], v[2 * pair + 1]);
+        v[2 * pair] = _mm512_unpacklo_epi32(a, b);
+        v[2 * pair + 1] = _mm512_unpackhi_epi32(a, b);
+    }
+    // Now v[4 * quad + c] has, in its 128-bit part k, word 4 * k + c of the lanes of a quad.
+    for quad in 0..4 {
+        let [a, b, c, d] = [v[4 * quad], v[4 * quad + 1], v[4 * quad + 2], v[4 * quad + 3]];
+        v[4 * quad] = _mm512_unpacklo_epi64(a, c);
+        v[4 * quad + 1] = _mm512_unpackhi_epi64(a, c);
+        v[4 * quad + 2] = _mm512_unpacklo_epi64(b, d);
+        v[4 * quad + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    // 0x88 takes the parts 0 and 2 of both, 0xdd the parts 1 and 3.
+    for c in 0..4 {
+        let [p, q, r, s] = [v[c], v[4 + c], v[8 + c], v[12 + c]];
+        let (even, also_even) = (_mm512_shuffle_i32x4::<0x88>(p, q), _mm512_shuffle_i32x4::<0x88>(r, s));
+        let (odd, also_odd) = (_mm512_shuffle_i32x4::<0xdd>(p, q), _mm512_shuffle_i32x4::<0xdd>(r, s));
+        v[c] = _mm512_shuffle_i32x4::<0x88>(even, also_even);
+        v[4 + c] = _mm512_shuffle_i32x4::<0x88>(odd, also_odd);
+        v[8 + c] = _mm512_shuffle_i32x4::<0xdd>(even, also_even);
+        v[12 + c] = _mm512_shuffle_i32x4::<0xdd>(odd, also_odd);
+    }
+    v
 }
 
 #[cfg(test)]
@@ -526,7 +584,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn block(stream: usize, i: usize) -> Block {
-        from_fn(|at| (stream * 7 + i * 31 + at * 13 + (stream * i * at) % 251) as u8)
+        std::array::from_fn(|at| (stream * 7 + i * 31 + at * 13 + (stream * i * at) % 251) as u8)
     }
 
     proptest! {

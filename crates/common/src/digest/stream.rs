@@ -10,7 +10,8 @@
 //! that there is something to be taken along. What is left is hashed when the digest is asked for, which must
 //! therefore happen on a thread that may work for a while, as must giving pieces.
 //!
-//! What it saves: 16 streams hash at 7 GB/s of CPU and not at 0.8 (`cargo run --release --example md5_cost`).
+//! Fed in turn, 16 streams hash at 9 GB/s of one core, 4 at 2.3 and one at 0.78 (`--example md5_cost`). An object server spends
+//! a half to two thirds of the CPU it spent with one `md-5` for each of 16 uploads at a time, of 1 MiB or of 64 MiB.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::LazyLock;

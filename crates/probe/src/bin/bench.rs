@@ -1,7 +1,8 @@
 //! `cargo xtask bench`: Martlet and real Swift in turn, on the same configuration files, under the same load.
 //!
 //! For each peer a fresh folder of devices, one server (or one cluster of separate processes behind a proxy), and rows of
-//! PUT, GET, HEAD, DELETE at two sizes and three concurrencies. Printed: requests a second, and the CPU seconds that all
+//! PUT, GET, HEAD, DELETE at two sizes and three concurrencies, and for an object server sixteen uploads at a time of objects
+//! so large that MD5 is most of the work. Printed: requests a second, and the CPU seconds that all
 //! server processes used for 1,000 requests, which is what to compare: machines are shared and wall time is noise. A row
 //! in which any request failed is refused. The peers take turns row by row as far as their data allows (PUT to DELETE of
 //! one size and concurrency), so that a slow minute of the machine hits both.
@@ -20,7 +21,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-#[derive(Parser)]
+const SIZES: [usize; 2] = [4096, 1024 * 1024];
+const LARGE: usize = 64 * 1024 * 1024;
+
+#[derive(Parser, Clone)]
 struct Cli {
     /// What to measure
     #[arg(value_delimiter = ',', default_value = "object,proxy,idle")]
@@ -28,10 +32,12 @@ struct Cli {
     /// Seconds of load for a cell
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
-    concurrency: Vec<usize>,
-    #[arg(long, value_delimiter = ',', default_value = "4096,1048576")]
-    sizes: Vec<usize>,
+    /// [default: 1,16,64; for objects of 64 MiB 16]
+    #[arg(long, value_delimiter = ',')]
+    concurrency: Option<Vec<usize>>,
+    /// [default: 4096,1048576; for an object server also 67108864]
+    #[arg(long, value_delimiter = ',')]
+    sizes: Option<Vec<usize>>,
     /// Where devices and configuration go: a real disk, or the fsyncs cost nothing
     #[arg(long, default_value = "target/bench")]
     dir: PathBuf,
@@ -109,7 +115,12 @@ impl Cell {
 async fn object_table(cli: &Cli, dir: &Path) -> Result<()> {
     println!("\nobject server, one device, fsync on");
     let sides = peers(cli).into_iter().map(|peer| object_side(peer, dir)).collect::<Result<Vec<_>>>()?;
-    rows(cli, &sides).await
+    rows(cli, &sides, &SIZES).await?;
+    if cli.sizes.is_none() {
+        let large = Cli { concurrency: Some(cli.concurrency.clone().unwrap_or(vec![16])), ..cli.clone() };
+        rows(&large, &sides, &[LARGE]).await?;
+    }
+    Ok(())
 }
 
 fn peers(cli: &Cli) -> Vec<Peer> {
@@ -162,7 +173,7 @@ async fn proxy_table(cli: &Cli, dir: &Path) -> Result<()> {
     for peer in peers(cli) {
         sides.push(proxy_side(peer, dir).await?);
     }
-    rows(cli, &sides).await
+    rows(cli, &sides, &SIZES).await
 }
 
 async fn proxy_side(peer: Peer, dir: &Path) -> Result<Side> {
@@ -225,11 +236,12 @@ fn idle(what: &str, pids: &[u32]) {
     println!("{cpu:8.2} s {:8.1} MB  {what}", load::resident_bytes(pids) as f64 / 1e6);
 }
 
-async fn rows(cli: &Cli, sides: &[Side]) -> Result<()> {
-    println!("    verb   bytes  conc  req/s and CPU s/1000: martlet | python | ratio of CPU");
-    for &size in &cli.sizes {
+/// `sizes` unless the command line has others.
+async fn rows(cli: &Cli, sides: &[Side], sizes: &[usize]) -> Result<()> {
+    println!("    verb    bytes  conc  req/s and CPU s/1000: martlet | python | ratio of CPU");
+    for &size in cli.sizes.as_deref().unwrap_or(sizes) {
         let body = vec![0x5a_u8; size];
-        for &concurrency in &cli.concurrency {
+        for &concurrency in cli.concurrency.as_deref().unwrap_or(&[1, 16, 64]) {
             let mut cells: Vec<Vec<Cell>> = Vec::new();
             for side in sides {
                 cells.push(side_rows(cli, side, &body, concurrency).await?);
@@ -237,7 +249,7 @@ async fn rows(cli: &Cli, sides: &[Side]) -> Result<()> {
             for (i, verb) in VERBS.iter().enumerate() {
                 let ours = &cells[0][i];
                 let mut line =
-                    format!("{verb:>8} {size:>7} {concurrency:>5}  {:9.0} {:8.3}", ours.rate(), ours.cost());
+                    format!("{verb:>8} {size:>8} {concurrency:>5}  {:9.0} {:8.3}", ours.rate(), ours.cost());
                 if let Some(python) = cells.get(1).map(|c| &c[i]) {
                     line += &format!(
                         " | {:7.0} {:8.3} | {:6.1}",
