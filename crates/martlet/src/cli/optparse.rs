@@ -133,7 +133,10 @@ impl Usage<'_> {
             let short = option.short.map(|short| format!("-{short}{space}, ")).unwrap_or_default();
             let shown = format!("{short}--{}{equals}", option.long);
             // Writing to a String cannot fail.
-            let _ = writeln!(out, "  {shown:<38} {}", option.help);
+            let _ = match shown.len() {
+                0..=38 => writeln!(out, "  {shown:<38} {}", option.help),
+                _ => writeln!(out, "  {shown}\n{:41}{}", "", option.help),
+            };
         }
         out
     }

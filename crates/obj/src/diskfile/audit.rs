@@ -34,6 +34,8 @@ use super::{
 
 /// Seconds for which a written position is good enough.
 const POSITION_AGE: f64 = 60.0;
+/// Enough hash dirs for one step of a walk.
+const BATCH: usize = 100;
 /// Read of an object in one turn.
 const TURN_BYTES: u64 = 1024 * 1024;
 
@@ -235,19 +237,20 @@ impl AuditWalk {
         }
     }
 
-    /// The hash dirs of the next suffix that has any; `None` at the end.
+    /// The next hash dirs, all of one partition: when the position moves on, they have been dealt with. `None` at the
+    /// end.
     pub fn next_batch(&mut self) -> Option<Vec<PathBuf>> {
+        let mut batch = Vec::new();
         loop {
-            while self.next_suffix < self.suffixes.len() {
+            while self.next_suffix < self.suffixes.len() && batch.len() < BATCH {
                 let suffix = OsStr::from_bytes(self.suffixes.get(self.next_suffix));
                 let suffix_dir = self.partition_dir.join(suffix);
                 self.next_suffix += 1;
                 let hashes = self.list(&suffix_dir);
-                if hashes.len() > 0 {
-                    return Some(
-                        hashes.iter().map(|name| suffix_dir.join(OsStr::from_bytes(name))).collect(),
-                    );
-                }
+                batch.extend(hashes.iter().map(|name| suffix_dir.join(OsStr::from_bytes(name))));
+            }
+            if !batch.is_empty() {
+                return Some(batch);
             }
             self.save_position();
             let partition = self.partitions.get(self.begun)?;
