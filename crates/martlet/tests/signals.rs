@@ -92,6 +92,15 @@ impl Server {
         read_up_to(&self.systemd, word);
     }
 
+    /// Reads what is there, so that the server does not wait for us to.
+    fn read_all(&self) {
+        for socket in [&self.syslog, &self.systemd] {
+            socket.set_nonblocking(true).unwrap();
+            while socket.recv(&mut [0; 4096]).is_ok() {}
+            socket.set_nonblocking(false).unwrap();
+        }
+    }
+
     fn ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
@@ -248,6 +257,49 @@ fn a_bad_configuration_refuses_the_reload() {
         now.len() == 1 && now != old
     });
     server.healthy().unwrap();
+}
+
+/// Delays from nothing to what a reload takes, so that a second signal meets every stage of it.
+fn delays() -> impl Iterator<Item = Duration> {
+    (0..24).map(|n| Duration::from_micros(n * 700))
+}
+
+/// A second reload with another configuration is not lost, whatever the first one is about to do.
+#[test]
+fn a_reload_is_not_lost_during_a_reload() {
+    let mut server = Server::start("swift-account-server", 1);
+    let old = std::fs::read_to_string(&server.conf).unwrap();
+    for delay in delays() {
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        server.signal(Signal::USR1);
+        std::thread::sleep(delay);
+        let port = |port: u16| format!("bind_port = {port}\n");
+        let new = old.replace(&port(server.address.port()), &port(address.port()));
+        assert_ne!(new, old);
+        // No reload is to read half a file.
+        let written = server.conf.with_extension("new");
+        std::fs::write(&written, new).unwrap();
+        std::fs::rename(&written, &server.conf).unwrap();
+        server.signal(Signal::USR1);
+        wait_until("the new port", || {
+            server.read_all();
+            assert!(!server.ended(), "ended after {delay:?}");
+            healthy(address).is_ok()
+        });
+    }
+}
+
+#[test]
+fn a_stop_is_not_lost_during_a_reload() {
+    for (delay, signal) in delays().zip([Signal::TERM, Signal::HUP].into_iter().cycle()) {
+        let mut server = Server::start("swift-account-server", 1);
+        server.signal(Signal::USR1);
+        std::thread::sleep(delay);
+        server.signal(signal);
+        wait_until("the server to stop", || server.ended());
+        assert_eq!(server.child.wait().unwrap().code(), Some(0), "{signal:?} after {delay:?}");
+        wait_until("the port to be free", || TcpStream::connect(server.address).is_err());
+    }
 }
 
 #[test]

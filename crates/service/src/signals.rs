@@ -5,6 +5,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use common::config::{ConfigError, Section};
+use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::Mode;
 
 use crate::logs::Logger;
@@ -16,6 +17,34 @@ pub fn clean_up_daemon_hygiene() {
     let _ = rustix::process::setsid();
     let _ = std::env::set_current_dir("/");
     rustix::process::umask(Mode::from_raw_mode(0o022));
+}
+
+/// While it lives, signals that a server acts on wait. They wait through an exec too, which is what this is for: the new
+/// program ends the waiting by [`Hold::end`] when it can hear them. Only this thread is held; in a process with others one
+/// of those may take a signal.
+pub struct Hold(());
+
+impl Hold {
+    pub fn begin() -> io::Result<Hold> {
+        acted_on().thread_block()?;
+        Ok(Hold(()))
+    }
+
+    /// Ends a hold of this program or of the one before the exec.
+    pub fn end() -> io::Result<()> {
+        Ok(acted_on().thread_unblock()?)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // Fails for no set of real signals.
+        let _ = Self::end();
+    }
+}
+
+fn acted_on() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGCHLD].into_iter().collect()
 }
 
 /// Whether a person watches: stderr is a terminal.

@@ -16,10 +16,12 @@
 //! A reload first reads the configuration and is refused, with a line in the log, when that fails: the old worker goes on.
 //! No connection is lost in a reload: the listening socket is handed over, never closed.
 //!
-//! A signal in the very moment of the exec has its default effect, which is to end the process; SIGTERM a moment before it may be lost.
+//! Signals wait while the program is run anew, and one that comes while a worker starts is acted on after that: none is lost
+//! and none has its default effect.
 //!
 //! `workers = 0` serves in the first process. A reload then drains, runs the program anew in the same process and
-//! serves on; connections wait in the backlog meanwhile.
+//! serves on; connections wait in the backlog meanwhile. There a signal which one of the disk's threads takes in the instant
+//! before the exec is lost.
 
 use std::ffi::OsString;
 use std::io;
@@ -175,8 +177,9 @@ fn start(launch: &Launch, registry: &Registry, inherited: Inherited) -> Result<(
         _ => Builder::new_current_thread().enable_all().build()?,
     };
     let done = runtime.block_on(async {
-        // First of all: until then a signal has its default effect.
+        // First of all: until then a signal has its default effect, or waits since before the exec.
         let mut signals = Signals::new()?;
+        signals::Hold::end()?;
         let logger = Context::new(&launch.process(), &launch.name, &conf.section)?.logger.clone();
         let (listener, stale) = bind(&conf, inherited)?;
         signals::clean_up_daemon_hygiene();
@@ -187,7 +190,7 @@ fn start(launch: &Launch, registry: &Registry, inherited: Inherited) -> Result<(
         if user.is_none() {
             signals::warn_of_root(&conf.section, &logger);
         }
-        let supervisor = Supervisor { launch, logger, user, listener, worker: None, stale };
+        let supervisor = Supervisor { launch, logger, user, listener, worker: None, stale, later: None };
         supervisor.run(&mut signals).await
     });
     runtime.shutdown_timeout(STOP_GRACE);
@@ -218,6 +221,8 @@ struct Supervisor<'a> {
     worker: Option<(Pid, AsyncChannel)>,
     /// Workers of former runs that drain, or will when ours serves.
     stale: Vec<Worker>,
+    /// What came while there was something else to do.
+    later: Option<Told>,
 }
 
 struct Signals {
@@ -228,13 +233,21 @@ struct Signals {
     chld: SignalStream,
 }
 
-/// What the supervisor or a worker was told to do.
-#[derive(Copy, Clone, PartialEq, Eq)]
+/// What the supervisor or a worker was told to do. Of several, the last of this order is what counts.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Told {
-    Stop,
-    Hup,
-    Usr1,
     ChildExited,
+    Usr1,
+    Hup,
+    Stop,
+}
+
+impl Told {
+    /// Whether it is to end the process. All else is done by the next run too: it reads the configuration anew, and looks
+    /// after the children.
+    fn forbids_reload(self, launch: &Launch) -> bool {
+        self == Told::Stop || (self == Told::Hup && launch.swift_signals)
+    }
 }
 
 impl Signals {
@@ -258,9 +271,17 @@ impl Signals {
         }
     }
 
-    /// Whether a signal to stop has come that nobody has looked at. The runtime needs a turn to hear of it.
-    async fn stop_came(&mut self) -> bool {
-        tokio::time::timeout(Duration::from_millis(1), until_stop(self)).await.is_ok()
+    /// What has come that nobody has looked at. The runtime needs a turn to hear of it.
+    async fn came(&mut self) -> Option<Told> {
+        let mut came = None;
+        let listen = async {
+            loop {
+                came = came.max(Some(self.next().await));
+            }
+        };
+        // It has no other end.
+        let _: Result<(), _> = tokio::time::timeout(Duration::from_millis(1), listen).await;
+        came
     }
 }
 
@@ -276,7 +297,17 @@ impl Supervisor<'_> {
         let _ = signals::capture_stdio(self.launch.logs_on_stderr());
         signals::systemd_notify(&self.logger, "READY=1");
         loop {
-            let told = signals.next().await;
+            // Whatever was told: a child may have ended while nobody heard of it.
+            if self.reap() {
+                tokio::time::sleep(RESPAWN_DELAY).await;
+                if !self.respawn(signals).await {
+                    return self.stop(signals).await;
+                }
+            }
+            let told = match self.later.take() {
+                Some(told) => told,
+                None => signals.next().await,
+            };
             match told {
                 Told::Stop => return self.stop(signals).await,
                 Told::Hup if self.launch.swift_signals => {
@@ -285,18 +316,9 @@ impl Supervisor<'_> {
                 }
                 Told::Hup | Told::Usr1 => {
                     let signal = if told == Told::Hup { "SIGHUP" } else { "SIGUSR1" };
-                    if self.reload(signal, signals).await {
-                        return self.stop(signals).await;
-                    }
+                    self.reload(signal, signals).await;
                 }
-                Told::ChildExited => {
-                    if self.reap() {
-                        tokio::time::sleep(RESPAWN_DELAY).await;
-                        if !self.respawn(signals).await {
-                            return self.stop(signals).await;
-                        }
-                    }
-                }
+                Told::ChildExited => {}
             }
         }
     }
@@ -335,17 +357,22 @@ impl Supervisor<'_> {
                         self.worker = Some((pid, channel));
                         return Ok(false);
                     }
+                    self.later = self.later.max(Some(told));
                 }
             }
         }
     }
 
-    /// Replaces a worker that died, again and again if need be; false when a signal to stop came first.
+    /// Replaces a worker that died, again and again if need be and nothing else is to be done; false when a signal to stop
+    /// came first.
     async fn respawn(&mut self, signals: &mut Signals) -> bool {
         loop {
             match self.start_worker(signals).await {
                 Ok(serves) => return serves,
                 Err(err) => self.logger.error(format_args!("Could not start a worker: {err}")),
+            }
+            if self.later.is_some_and(|told| told > Told::ChildExited) {
+                return true;
             }
             tokio::time::sleep(RESPAWN_DELAY).await;
         }
@@ -443,20 +470,26 @@ impl Supervisor<'_> {
         self.logger.notice(format_args!("Exited ({})", std::process::id()));
     }
 
-    /// Runs the program anew in this process. Returns only if that could not be done; true if it is to stop instead.
-    async fn reload(&mut self, signal: &str, signals: &mut Signals) -> bool {
+    /// Runs the program anew in this process. Returns only if that could not be done, or if there is something else to do
+    /// first.
+    async fn reload(&mut self, signal: &str, signals: &mut Signals) {
         self.logger.notice(format_args!("{signal} received ({})", std::process::id()));
         if let Err(err) = server::load_conf(&self.launch.conf_path) {
             self.logger.error(format_args!("Reload refused: {err}"));
-            return false;
+            return;
         }
         signals::systemd_notify(&self.logger, "RELOADING=1");
-        if signals.stop_came().await {
-            return true;
-        }
-        let failed = self.run_anew();
+        let failed = match signals::Hold::begin() {
+            Ok(_hold) => {
+                self.later = signals.came().await.filter(|told| told.forbids_reload(self.launch));
+                if self.later.is_some() {
+                    return;
+                }
+                self.run_anew()
+            }
+            Err(err) => err,
+        };
         self.logger.error(format_args!("Reload failed: {failed}"));
-        false
     }
 
     fn run_anew(&self) -> io::Error {
@@ -607,7 +640,8 @@ async fn serve_alone(
         let (ours, theirs) = Channel::pair()?;
         ours.send(&json!({ "listeners": 1, "workers": [] }), &[kept.as_fd()])?;
         drop(ours);
-        if !signals.stop_came().await {
+        let _hold = signals::Hold::begin()?;
+        if !signals.came().await.is_some_and(|told| told.forbids_reload(launch)) {
             return Err(exec(launch, &logger, theirs.into_fd()).into());
         }
     }
