@@ -1,6 +1,6 @@
 //! The processes of a server and its signals, as `swift-init` uses them: an account server, run by the binary under test.
 
-#![allow(clippy::unwrap_used)] // all of this is test
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // all of this is test
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
