@@ -192,7 +192,9 @@ impl LogFormat {
             (Value::Missing | Value::Int(0) | Value::Float(0.0) | Value::Text(""), _) => {}
             (Value::Time(seconds), None) => write_to(out, format_args!("{seconds:.9}")),
             (Value::Time(seconds), Some(attribute)) => {
-                moment.get_or_insert_with(|| Moment::at(seconds)).write(out, attribute);
+                // A line of the proxy has two times.
+                let known = moment.take().filter(|moment| moment.seconds == seconds);
+                moment.insert(known.unwrap_or_else(|| Moment::at(seconds))).write(out, attribute);
             }
             (Value::Int(n), _) => match spec.precision {
                 Some(precision) => write_to(out, format_args!("{n}.{:0<precision$}", "")),
