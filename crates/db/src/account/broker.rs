@@ -155,15 +155,9 @@ impl ContainerRecord {
         let storage_policy_index = next().map_or(Some(Count::Number(0)), Count::from_pickle)?;
         // A row whose timestamps nobody can read would fail every merge from here on.
         Timestamp::parse(&put_timestamp).and(Timestamp::parse(&delete_timestamp)).ok()?;
-        Some(Self {
-            name,
-            put_timestamp,
-            delete_timestamp,
-            object_count,
-            bytes_used,
-            deleted,
-            storage_policy_index,
-        })
+        let record =
+            Self::new(name, put_timestamp, delete_timestamp, object_count, bytes_used, storage_policy_index);
+        Some(Self { deleted, ..record })
     }
 }
 

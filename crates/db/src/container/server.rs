@@ -253,14 +253,20 @@ impl ContainerRequest<'_> {
         outcome
     }
 
+    /// The policy that a row is for; its container is made if it is one of those that need not be there before.
+    fn policy_of_row(&self, broker: &mut ContainerBroker, timestamp: Timestamp) -> Answer<i64> {
+        let policy = policy_index(self.req, &self.server.ctx.swift_conf.policies)?.unwrap_or(0);
+        self.maybe_autocreate(broker, timestamp, Some(policy))?;
+        Ok(policy)
+    }
+
     fn put_object(
         &self,
         broker: &mut ContainerBroker,
         object: &str,
         timestamp: Timestamp,
     ) -> Answer<Outcome> {
-        let policy = policy_index(self.req, &self.server.ctx.swift_conf.policies)?.unwrap_or(0);
-        self.maybe_autocreate(broker, timestamp, Some(policy))?;
+        let policy = self.policy_of_row(broker, timestamp)?;
         let header =
             |name| self.req.headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
         let size = header(names::X_SIZE).and_then(|size| common::config::parse_int(&size));
@@ -361,8 +367,7 @@ impl ContainerRequest<'_> {
         object: &str,
         timestamp: Timestamp,
     ) -> Answer<Outcome> {
-        let policy = policy_index(self.req, &self.server.ctx.swift_conf.policies)?.unwrap_or(0);
-        self.maybe_autocreate(broker, timestamp, Some(policy))?;
+        let policy = self.policy_of_row(broker, timestamp)?;
         // Swift: the timestamp goes into the row as the client wrote it; merging normalises it.
         let as_sent = self.req.headers.get_str(names::X_TIMESTAMP).unwrap_or_default().to_owned();
         self.store_row(broker, ObjectRecord::tombstone(object.to_owned(), as_sent, policy))?;

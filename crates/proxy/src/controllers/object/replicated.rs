@@ -120,22 +120,8 @@ impl Put {
         let quorum = quorum_size(count);
         let mut pending: FuturesUnordered<_> =
             headers.into_iter().map(|headers| self.clone().send_small(headers, data.clone())).collect();
-        let (mut answers, mut statuses) = (Vec::with_capacity(count), Vec::with_capacity(count));
-        while let Some(answer) = pending.next().await {
-            let Some(answer) = answer else { continue };
-            statuses.push(answer.status);
-            answers.push(answer);
-            if have_quorum(&statuses, quorum) {
-                break;
-            }
-        }
-        let stragglers = async {
-            while let Some(answer) = pending.next().await {
-                answers.extend(answer);
-            }
-        };
-        let patience = self.app.options.post_quorum_timeout;
-        if tokio::time::timeout(patience, stragglers).await.is_err() && !pending.is_empty() {
+        let mut answers = self.gather(&mut pending, count).await;
+        if !pending.is_empty() {
             // They have the data: a slow replica gets the object too.
             tokio::spawn(async move { while pending.next().await.is_some() {} });
         }
@@ -276,9 +262,18 @@ impl Put {
     }
 
     async fn responses(self: &Arc<Self>, putters: Vec<Putter>, count: usize) -> Vec<Answer> {
-        let quorum = quorum_size(count);
         let mut pending: FuturesUnordered<_> =
             putters.into_iter().map(|putter| putter.response(self.clone())).collect();
+        // Who answers later has all the data, and finishes by itself.
+        self.gather(&mut pending, count).await
+    }
+
+    /// Answers up to a quorum, and those that come soon after it. The rest stays pending.
+    async fn gather<F>(&self, pending: &mut FuturesUnordered<F>, count: usize) -> Vec<Answer>
+    where
+        F: Future<Output = Option<Answer>>,
+    {
+        let quorum = quorum_size(count);
         let (mut answers, mut statuses) = (Vec::with_capacity(count), Vec::with_capacity(count));
         while let Some(answer) = pending.next().await {
             let Some(answer) = answer else { continue };
@@ -293,7 +288,7 @@ impl Put {
                 answers.extend(answer);
             }
         };
-        // Who answers later has all the data, and finishes by itself.
+        // Not an error: who is late is left pending.
         let _ = tokio::time::timeout(self.app.options.post_quorum_timeout, stragglers).await;
         answers
     }
