@@ -23,6 +23,10 @@ struct Cli {
     command: Command,
 }
 
+/// Requests allocate on one thread what another frees: the C library's allocator makes them wait for each other.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     /// Run a whole cluster in one process
