@@ -4,8 +4,9 @@
 //! PUT, GET, HEAD, DELETE at two sizes and three concurrencies, and for an object server sixteen uploads at a time of objects
 //! so large that MD5 is most of the work. Printed: requests a second, and the CPU seconds that all
 //! server processes used for 1,000 requests, which is what to compare: machines are shared and wall time is noise. A row
-//! in which any request failed is refused. The peers take turns row by row as far as their data allows (PUT to DELETE of
-//! one size and concurrency), so that a slow minute of the machine hits both.
+//! in which any request failed is refused. The peers take turns row by row (PUT, GET and HEAD of one size and concurrency; all
+//! DELETEs at the end of the table), so that a slow minute of the machine hits both. After a table that has deleted files, or
+//! removed its folders, the next one waits for a minute: until then ext4 pays for them whenever it makes a file.
 //!
 //! Servers run with one worker, log to a socket that drops what it reads, and fsync as Swift does.
 
@@ -21,8 +22,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const SIZES: [usize; 2] = [4096, 1024 * 1024];
+const SMALL: usize = 4096;
+const MEDIUM: usize = 1024 * 1024;
 const LARGE: usize = 64 * 1024 * 1024;
+const CONCURRENCIES: [usize; 3] = [1, 16, 64];
+/// For so long ext4 looks at inodes that have been freed before it takes new ones.
+const FREED: Duration = Duration::from_secs(65);
 
 #[derive(Parser, Clone)]
 struct Cli {
@@ -52,7 +57,10 @@ fn main() -> Result<()> {
     println!(
         "peer: Python Swift 2.38.3, one worker a server, same configuration files, same load; CPU is user + system of all servers"
     );
-    for table in &cli.tables {
+    for (n, table) in cli.tables.iter().enumerate() {
+        if n > 0 {
+            std::thread::sleep(FREED);
+        }
         let dir = cli.dir.join(format!("{table}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let dir = dir.canonicalize().with_context(|| format!("cannot resolve {}", dir.display()))?;
@@ -62,7 +70,6 @@ fn main() -> Result<()> {
             "idle" => idle_table(&cli, &dir)?,
             other => bail!("{other}: expected object, proxy or idle"),
         }
-        // Never delete during a run: freed inodes slow ext4 down for a minute.
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
     Ok(())
@@ -94,8 +101,6 @@ impl Servers {
     }
 }
 
-const VERBS: [&str; 4] = ["PUT", "GET", "HEAD", "DELETE"];
-
 struct Cell {
     outcome: Outcome,
     cpu: f64,
@@ -115,12 +120,7 @@ impl Cell {
 async fn object_table(cli: &Cli, dir: &Path) -> Result<()> {
     println!("\nobject server, one device, fsync on");
     let sides = peers(cli).into_iter().map(|peer| object_side(peer, dir)).collect::<Result<Vec<_>>>()?;
-    rows(cli, &sides, &SIZES).await?;
-    if cli.sizes.is_none() {
-        let large = Cli { concurrency: Some(cli.concurrency.clone().unwrap_or(vec![16])), ..cli.clone() };
-        rows(&large, &sides, &[LARGE]).await?;
-    }
-    Ok(())
+    rows(cli, &sides, &[(SMALL, &CONCURRENCIES), (MEDIUM, &CONCURRENCIES), (LARGE, &[16])]).await
 }
 
 fn peers(cli: &Cli) -> Vec<Peer> {
@@ -173,7 +173,7 @@ async fn proxy_table(cli: &Cli, dir: &Path) -> Result<()> {
     for peer in peers(cli) {
         sides.push(proxy_side(peer, dir).await?);
     }
-    rows(cli, &sides, &SIZES).await
+    rows(cli, &sides, &[(SMALL, &CONCURRENCIES), (MEDIUM, &CONCURRENCIES)]).await
 }
 
 async fn proxy_side(peer: Peer, dir: &Path) -> Result<Side> {
@@ -236,69 +236,99 @@ fn idle(what: &str, pids: &[u32]) {
     println!("{cpu:8.2} s {:8.1} MB  {what}", load::resident_bytes(pids) as f64 / 1e6);
 }
 
-/// `sizes` unless the command line has others.
-async fn rows(cli: &Cli, sides: &[Side], sizes: &[usize]) -> Result<()> {
-    println!("    verb    bytes  conc  req/s and CPU s/1000: martlet | python | ratio of CPU");
-    for &size in cli.sizes.as_deref().unwrap_or(sizes) {
-        let body = vec![0x5a_u8; size];
-        for &concurrency in cli.concurrency.as_deref().unwrap_or(&[1, 16, 64]) {
-            let mut cells: Vec<Vec<Cell>> = Vec::new();
-            for side in sides {
-                cells.push(side_rows(cli, side, &body, concurrency).await?);
-            }
-            for (i, verb) in VERBS.iter().enumerate() {
-                let ours = &cells[0][i];
-                let mut line =
-                    format!("{verb:>8} {size:>8} {concurrency:>5}  {:9.0} {:8.3}", ours.rate(), ours.cost());
-                if let Some(python) = cells.get(1).map(|c| &c[i]) {
-                    line += &format!(
-                        " | {:7.0} {:8.3} | {:6.1}",
-                        python.rate(),
-                        python.cost(),
-                        python.cost() / ours.cost()
-                    );
+/// What the cells of a row write and read again.
+struct Row<'a> {
+    body: &'a [u8],
+    concurrency: usize,
+    /// Objects that each side has stored.
+    stored: Vec<usize>,
+}
+
+impl Row<'_> {
+    fn tag(&self) -> String {
+        format!("{}-{}", self.body.len(), self.concurrency)
+    }
+}
+
+/// All rows of a table: sizes and their concurrencies, unless the command line chooses others. Deletes come last.
+async fn rows(cli: &Cli, sides: &[Side], cells: &[(usize, &[usize])]) -> Result<()> {
+    println!("    verb     bytes  conc  req/s and CPU s/1000: martlet | python | ratio of CPU");
+    let chosen: Vec<(usize, &[usize])> = match &cli.sizes {
+        Some(sizes) => sizes.iter().map(|size| (*size, &CONCURRENCIES[..])).collect(),
+        None => cells.to_vec(),
+    };
+    let bodies: Vec<(Vec<u8>, &[usize])> =
+        chosen.iter().map(|(size, levels)| (vec![0x5a_u8; *size], *levels)).collect();
+    let mut written = Vec::new();
+    for (body, levels) in &bodies {
+        for &concurrency in cli.concurrency.as_deref().unwrap_or(levels) {
+            let mut row = Row { body, concurrency, stored: vec![0; sides.len()] };
+            let mut verbs: Vec<Vec<Cell>> = Vec::new();
+            for (n, side) in sides.iter().enumerate() {
+                let mut cells = Vec::new();
+                for verb in ["PUT", "GET", "HEAD"] {
+                    let cell = cell(cli, side, &row, n, verb).await?;
+                    if verb == "PUT" {
+                        row.stored[n] = cell.outcome.requests;
+                    }
+                    cells.push(cell);
                 }
-                println!("{line}");
+                verbs.push(cells);
             }
+            for (i, verb) in ["PUT", "GET", "HEAD"].iter().enumerate() {
+                print_row(verb, &row, &verbs.iter().map(|cells| &cells[i]).collect::<Vec<_>>());
+            }
+            written.push(row);
         }
+    }
+    for row in &written {
+        let mut cells = Vec::new();
+        for (n, side) in sides.iter().enumerate() {
+            cells.push(cell(cli, side, row, n, "DELETE").await?);
+        }
+        print_row("DELETE", row, &cells.iter().collect::<Vec<_>>());
     }
     Ok(())
 }
 
-async fn side_rows(cli: &Cli, side: &Side, body: &[u8], concurrency: usize) -> Result<Vec<Cell>> {
-    let limit = Duration::from_secs_f64(cli.seconds);
-    let tag = format!("{}-{concurrency}", body.len());
-    let mut cells = Vec::new();
-    let mut stored = 0;
-    for verb in VERBS {
-        let (until, expect) = match verb {
-            "PUT" => (Until::Elapsed(limit), 201),
-            "DELETE" => (Until::Count(stored), 204),
-            _ => (Until::Around(stored, limit), 200),
-        };
-        let work = Work {
-            addr: side.addr,
-            head: &|n| (side.head)(verb, body.len(), n, &tag),
-            body: if verb == "PUT" { body } else { b"" },
-            answer_has_body: verb != "HEAD",
-            expect,
-            concurrency,
-            until,
-        };
-        let before = load::cpu_seconds(&side.servers.pids());
-        let outcome = load::run(work).await.with_context(|| format!("{} {verb}", side.peer.name()))?;
-        let cpu = load::cpu_seconds(&side.servers.pids()) - before;
-        ensure!(
-            outcome.failures == 0,
-            "{} {verb}: {} of {} failed",
-            side.peer.name(),
-            outcome.failures,
-            outcome.requests
-        );
-        if verb == "PUT" {
-            stored = outcome.requests;
-        }
-        cells.push(Cell { outcome, cpu });
+fn print_row(verb: &str, row: &Row<'_>, cells: &[&Cell]) {
+    let ours = cells[0];
+    let mut line = format!(
+        "{verb:>8} {:>9} {:>5}  {:9.0} {:8.3}",
+        row.body.len(),
+        row.concurrency,
+        ours.rate(),
+        ours.cost()
+    );
+    if let Some(python) = cells.get(1) {
+        let ratio = python.cost() / ours.cost();
+        line += &format!(" | {:7.0} {:8.3} | {ratio:6.1}", python.rate(), python.cost());
     }
-    Ok(cells)
+    println!("{line}");
+}
+
+/// One verb on the `n`-th side.
+async fn cell(cli: &Cli, side: &Side, row: &Row<'_>, n: usize, verb: &'static str) -> Result<Cell> {
+    let limit = Duration::from_secs_f64(cli.seconds);
+    let (tag, stored) = (row.tag(), row.stored[n]);
+    let (until, expect) = match verb {
+        "PUT" => (Until::Elapsed(limit), 201),
+        "DELETE" => (Until::Count(stored), 204),
+        _ => (Until::Around(stored, limit), 200),
+    };
+    let work = Work {
+        addr: side.addr,
+        head: &|n| (side.head)(verb, row.body.len(), n, &tag),
+        body: if verb == "PUT" { row.body } else { b"" },
+        answer_has_body: verb != "HEAD",
+        expect,
+        concurrency: row.concurrency,
+        until,
+    };
+    let before = load::cpu_seconds(&side.servers.pids());
+    let outcome = load::run(work).await.with_context(|| format!("{} {verb}", side.peer.name()))?;
+    let cpu = load::cpu_seconds(&side.servers.pids()) - before;
+    let (peer, failures) = (side.peer.name(), outcome.failures);
+    ensure!(failures == 0, "{peer} {verb}: {failures} of {} failed", outcome.requests);
+    Ok(Cell { outcome, cpu })
 }
