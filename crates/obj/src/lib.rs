@@ -8,6 +8,7 @@ mod multipart;
 mod post;
 mod put;
 mod rate_limiter;
+pub mod relinker;
 pub mod replicator;
 pub mod server;
 pub mod ssync;

@@ -116,10 +116,19 @@ async fn until_signal(ctx: &Context) -> io::Result<()> {
 /// means to stay root.
 fn drop_privileges(section: &Section) -> Result<(), StartError> {
     let Some(user) = signals::user_to_become(section)? else { return Ok(()) };
-    let mut command = Command::new(std::env::current_exe()?);
+    Err(exec_as(&user).into())
+}
+
+/// Runs the program again as `user`, in the same process; returns only if that fails.
+pub fn exec_as(user: &signals::User) -> io::Error {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(err) => return err,
+    };
+    let mut command = Command::new(program);
     let mut argv = std::env::args_os();
     if let Some(arg0) = argv.next() {
         command.arg0(arg0);
     }
-    Err(command.args(argv).uid(user.uid).gid(user.gid).env("HOME", &user.home).exec().into())
+    command.args(argv).uid(user.uid).gid(user.gid).env("HOME", &user.home).exec()
 }

@@ -100,6 +100,12 @@ pub fn fdatasync(file: impl AsFd) -> io::Result<()> {
     Ok(rustix::fs::fdatasync(file)?)
 }
 
+/// Makes everything durable that has been done so far to the file system that `path` is on.
+pub fn sync_filesystem(path: &Path) -> io::Result<()> {
+    fail::hit("fs.syncfs")?;
+    Ok(rustix::fs::syncfs(std::fs::File::open(path)?)?)
+}
+
 /// Renames without making it durable, and makes the parents of `new` if they are missing. Returns how many.
 pub fn rename(old: &Path, new: &Path) -> io::Result<usize> {
     fail::hit("fs.rename")?;
@@ -165,6 +171,15 @@ pub fn write_file_via(path: &Path, tmp_dir: &Path, contents: &[u8], durable: boo
         let _ = std::fs::remove_file(&tmp);
     }
     written
+}
+
+/// The same with a temporary file of that very name, which takes the place of one that a crash has left: for files of
+/// which only one process writes.
+pub fn write_file_as(path: &Path, tmp: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = File::create(tmp)?;
+    io::Write::write_all(&mut file, contents)?;
+    fsync(&file)?;
+    rename_durable(tmp, path)
 }
 
 /// A new file of a unique name in `dir`, which is made if it is missing.

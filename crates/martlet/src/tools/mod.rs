@@ -1,9 +1,10 @@
-//! Swift's tools for operators: they read a ring or a file, print, and end. What they print is Swift's to the byte, as scripts
-//! read it; their help is in words of our own.
+//! Swift's tools for operators: they do one thing and end. What they print is Swift's to the byte, as scripts read it; their
+//! help is in words of our own.
 
 mod get_nodes;
 mod locations;
 mod object_info;
+mod object_relinker;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,13 @@ pub struct Tool {
     run: fn(&str, &[String]) -> Output,
 }
 
-pub const TOOLS: [Tool; 2] = [
+pub const TOOLS: [Tool; 3] = [
     Tool { name: "object-info", about: "shows what an object's file holds", run: object_info::run },
+    Tool {
+        name: "object-relinker",
+        about: "links objects into the partitions of a greater part power",
+        run: object_relinker::run,
+    },
     Tool { name: "get-nodes", about: "shows where the ring puts something", run: get_nodes::run },
 ];
 

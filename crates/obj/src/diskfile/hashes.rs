@@ -259,6 +259,14 @@ impl Invalidation {
     /// Calls `link`, which makes a file visible, at a moment when the suffix is named in hashes.invalid and nobody can
     /// take it out of there.
     pub fn publish(mut self, link: impl FnOnce() -> Result<(), DiskFileError>) -> Result<(), DiskFileError> {
+        self.publish_one(link)
+    }
+
+    /// The same for one of several files.
+    pub fn publish_one<T, E: From<DiskFileError>>(
+        &mut self,
+        link: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         self.lock.lock(LOCK_TIMEOUT)?;
         let mut there = [0; 4];
         let first_line = rustix::io::pread(&self.file, &mut there, self.at);
@@ -267,8 +275,10 @@ impl Invalidation {
             self.append()?;
             self.sync()?;
         }
-        link()
-        // The lock goes with `self`.
+        let linked = link();
+        // An error before this keeps the lock until `self` goes.
+        self.lock.unlock();
+        linked
     }
 
     fn append(&mut self) -> Result<(), DiskFileError> {

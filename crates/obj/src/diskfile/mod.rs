@@ -52,6 +52,7 @@ pub use metadata::{Metadata, MetadataError, read_metadata, write_metadata};
 pub use open::{OpenDiskFile, SmallRead};
 pub use quarantine::quarantine_dir_renamer;
 pub use reader::{Reader, ReaderOptions};
+pub use relink::{LinkError, SuffixLinker};
 pub use writer::Writer;
 
 /// The largest object that [`OpenDiskFile::read_small`] reads and [`DiskFile::put_small`] should be given.

@@ -2,17 +2,22 @@
 //!
 //! Before the rings change, a write is also linked into the partition to be; afterwards it goes there by itself, and
 //! what it supersedes is also cleaned up in the partition that was. Swift: `relink_paths` and `_part_power_cleanup`.
+//!
+//! What was there before is linked by the relinker, a whole suffix with one [`SuffixLinker`].
 
+use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use common::fs;
 use common::hash::storage_directory;
+use common::{Suffix, fs};
 
-use super::hashes::Invalidation;
+use super::files::{Want, get_ondisk_files};
+use super::hashes::{Invalidation, invalidate_suffixes};
 use super::listing::Names;
-use super::{DiskFile, DiskFileError};
+use super::{DiskFile, DiskFileError, DiskFileManager};
 
 impl DiskFile {
     /// Links `target`, which has just been written, into its next partition. Returns the object's hash dir in the
@@ -66,5 +71,91 @@ fn is_same_file(a: &Path, b: &Path) -> bool {
         (Ok(a), Ok(b)) => a.ino() == b.ino(),
         (Err(_), _) => true, // superseded meanwhile
         _ => false,
+    }
+}
+
+/// Why a file could not be linked into its new partition.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("another file of that name is there")]
+    Collision,
+    #[error(transparent)]
+    Disk(#[from] DiskFileError),
+}
+
+/// Links files of hash dirs into one suffix of their new partition.
+pub struct SuffixLinker {
+    device_path: PathBuf,
+    partition_dir: PathBuf,
+    suffix: Suffix,
+    /// Once there was something to link.
+    invalidation: Option<Invalidation>,
+}
+
+impl SuffixLinker {
+    pub fn new(device_path: &Path, partition_dir: &Path, suffix: Suffix) -> Self {
+        let (device_path, partition_dir) = (device_path.to_owned(), partition_dir.to_owned());
+        SuffixLinker { device_path, partition_dir, suffix, invalidation: None }
+    }
+
+    pub fn partition_dir(&self) -> &Path {
+        &self.partition_dir
+    }
+
+    /// Gives `old` the name `new`; false if it has that name already, or is gone. A crash may take the link away again
+    /// until the file system is synced.
+    pub fn link(&mut self, old: &Path, new: &Path) -> Result<bool, LinkError> {
+        let failed = |err| LinkError::Disk(DiskFileError::write("cannot link", new, err));
+        let is_there = |err: std::io::Error| match is_same_file(old, new) {
+            true => Ok(false),
+            false if new.exists() => Err(LinkError::Collision),
+            false => Err(failed(err)),
+        };
+        if new.symlink_metadata().is_ok() {
+            return is_there(ErrorKind::AlreadyExists.into());
+        }
+        let new_dir = new.parent().unwrap_or(&self.partition_dir);
+        fs::mkdirs_below(&self.device_path, new_dir).map_err(failed)?;
+        let invalidation = match &mut self.invalidation {
+            Some(invalidation) => invalidation,
+            none => none.insert(Invalidation::begin(&self.partition_dir, &self.device_path, &[self.suffix])?),
+        };
+        // A crash before the link, or one that takes it away: the relinker has not marked the partition as done.
+        let linked = invalidation.publish_one(|| match fs::hard_link(old, new) {
+            Ok(()) => Ok(true),
+            Err(err) if err.kind() == ErrorKind::NotFound && !old.exists() => Ok(false),
+            Err(err) if err.kind() == ErrorKind::AlreadyExists => is_there(err),
+            Err(err) => Err(failed(err)),
+        });
+        if let Err(LinkError::Disk(_)) = linked {
+            // It may hold the lock.
+            self.invalidation = None;
+        }
+        linked
+    }
+}
+
+impl DiskFileManager {
+    /// Cleans up a hash dir; the names that are left, newest first.
+    pub fn cleanup_hash_dir(&self, path: &Path) -> Result<Vec<OsString>, DiskFileError> {
+        let mut names = Names::default();
+        let cleaned = self.cleanup_ondisk_files(path, &mut names);
+        let cleaned = cleaned.map_err(|errno| DiskFileError::io("cannot clean up", path, errno))?;
+        let kept = (0..names.len()).filter(|index| !cleaned.removed.contains(index));
+        Ok(kept.map(|index| OsString::from_vec(names.get(index).to_vec())).collect())
+    }
+
+    /// Those of `names`, newest first, which the others make obsolete.
+    pub fn obsolete<'n>(&self, names: &[&'n OsStr]) -> Vec<&'n OsStr> {
+        let chosen =
+            get_ondisk_files(names.iter().map(|name| name.as_bytes()), self.scheme(), Want::default());
+        chosen.obsolete.iter().map(|file| names[file.index]).collect()
+    }
+
+    /// Marks a suffix, by its directory, to be rehashed.
+    pub fn invalidate_suffix_dir(&self, device_path: &Path, suffix_dir: &Path) -> Result<(), DiskFileError> {
+        let name = suffix_dir.file_name().and_then(OsStr::to_str).and_then(Suffix::parse);
+        let (Some(suffix), Some(partition_dir)) = (name, suffix_dir.parent()) else { return Ok(()) };
+        invalidate_suffixes(partition_dir, device_path, &[suffix])
     }
 }
