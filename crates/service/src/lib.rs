@@ -4,6 +4,7 @@
 //! runs what works in the background. Each gets a `context`: clock, logs, metrics, rings, disk pools.
 
 pub mod access_log;
+pub mod backend_ratelimit;
 pub mod context;
 pub mod daemon;
 pub mod daemonize;

@@ -1,7 +1,7 @@
 //! Pipelines of filters around an app, built from a paste configuration.
 //!
 //! A [`Registry`] knows the factories by the names that configurations use (`egg:swift#healthcheck`). Each crate adds its
-//! own; the filters which every server may have (`healthcheck`, `recon`) are there from the start. Around the whole
+//! own; the filters which every server may have (`healthcheck`, `recon`, `backend_ratelimit`) are there from the start. Around the whole
 //! pipeline, whatever the configuration says, stands the front: it counts requests and answers `/metrics`
 //! (`expose_metrics`, on for storage servers, off for others unless set).
 
@@ -14,7 +14,7 @@ use common::config::{Component, ConfigError, Paste, Section};
 
 use crate::context::Context;
 use crate::http::{App, BoxFuture, Method, Request, Response, SharedApp};
-use crate::{healthcheck, recon};
+use crate::{backend_ratelimit, healthcheck, recon};
 
 pub type AppFactory = fn(&Section, &Context) -> Result<SharedApp, ConfigError>;
 pub type FilterFactory = fn(&Section, &Context, SharedApp) -> Result<SharedApp, ConfigError>;
@@ -42,6 +42,7 @@ impl Registry {
         let mut registry =
             Registry { apps: HashMap::new(), filters: HashMap::new(), adjusts: HashMap::new() };
         registry
+            .filter("egg:swift#backend_ratelimit", backend_ratelimit::filter)
             .filter("egg:swift#healthcheck", healthcheck::filter)
             .filter("egg:swift#recon", recon::filter);
         registry
@@ -213,7 +214,7 @@ mark = b
         assert_eq!(
             err,
             "object-server.conf: [filter:mark-b] use = egg:swift#marc: expected one of \
-             egg:swift#healthcheck, egg:swift#mark, egg:swift#recon"
+             egg:swift#backend_ratelimit, egg:swift#healthcheck, egg:swift#mark, egg:swift#recon"
         );
     }
 
