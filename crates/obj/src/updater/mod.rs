@@ -208,8 +208,11 @@ impl Updater {
         self.ctx.statsd.timing_since("timing", begin);
         let (elapsed, stats) = (begin.elapsed().as_secs_f64(), &sweep.stats);
         self.ctx.logger.info(format_args!(
-            "Object update sweep completed on {shown} in {elapsed:.2} seconds:, {stats} (pid: {pid})"
+            "Object update sweep completed on {shown} in {elapsed:.2}s seconds:, {stats} (pid: {pid})"
         ));
+        self.ctx
+            .logger
+            .info(format_args!("Object update sweep of {device} completed: {elapsed:.2}s, {stats}"));
         let report = sweep.oldest.lock().report(self.ctx.clock.unix_secs(), self.tracker_dump);
         let per_device = json!({ device: report });
         recon::dump_recon_cache(
@@ -357,13 +360,14 @@ impl Updater {
         let (path, device) = (found.path.clone(), sweep.path.clone());
         let load = move || -> Result<Option<PendingUpdate>, String> {
             let bytes = match std::fs::read(&path) {
-                Ok(bytes) => bytes,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-                Err(e) => return Err(format!("reading, quarantining {}: {e}", path.display())),
+                read => read.map_err(|e| ("reading", e.to_string())),
             };
-            PendingUpdate::parse(&bytes).map(Some).map_err(|e| {
+            let update = bytes
+                .and_then(|bytes| PendingUpdate::parse(&bytes).map_err(|e| ("unpickling", e.to_string())));
+            update.map(Some).map_err(|(doing, problem)| {
                 let moved = quarantine(&device, &path).err().map_or(String::new(), |e| format!(" ({e})"));
-                format!("unpickling, quarantining {}: {e}{moved}", path.display())
+                format!("{doing}, quarantining {}: {problem}{moved}", path.display())
             })
         };
         match self.ctx.disk_pools.run(&sweep.device, load).await {
@@ -376,7 +380,8 @@ impl Updater {
         }
     }
 
-    /// Sends an update, once more if it is redirected, and does with its file what came of it.
+    /// Sends an update, once more if it is redirected, and does with its file what came of it. Swift: an update that
+    /// nobody at the new place took is left as it was, to be redirected anew.
     async fn process(&self, sweep: &Arc<Sweep>, (found, mut update): Loaded) {
         let mut rewrite = false;
         for attempt in 0..2 {
@@ -397,7 +402,7 @@ impl Updater {
             } else {
                 self.count(sweep, Count::Failures, 1);
                 sweep.oldest.lock().add(update.destination(), found.timestamp);
-                rewrite |= !outcome.took.is_empty();
+                rewrite = !outcome.took.is_empty();
                 update.successes.extend(outcome.took);
             }
             break;
