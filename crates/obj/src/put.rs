@@ -22,6 +22,7 @@ use common::{Timestamp, headers};
 use futures_util::future::join;
 use service::http::conditional::Match;
 use service::http::{Body, BodyError, Headers, Method, Request, Response};
+use service::statsd::Statsd;
 
 use crate::diskfile::{DiskFile, DiskFileError, Metadata, SMALL_OBJECT, Writer};
 use crate::multipart::{Footers, MultiStage};
@@ -68,7 +69,6 @@ enum Refusal {
     Conflict(Timestamp),
     Precondition,
     BadEtag,
-    Disconnected,
 }
 
 impl From<DiskFileError> for Refusal {
@@ -129,22 +129,28 @@ impl ObjectServer {
         let metadata = self.request_metadata(&req.headers, put.timestamp, data.len() as u64);
         let (target, wants, timestamp) = (put.target.clone(), put.wants, put.timestamp);
         let if_none_match = put.if_none_match.clone();
+        let rate = self.rate(put);
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
             let original = match checked {
                 Some(original) => original,
                 None => check(&diskfile, timestamp, if_none_match.as_ref())?,
             };
-            let metadata = with_etag(metadata, hex(&md5(&data)), &wanted_etag)?;
-            diskfile.put_small(&data, metadata.clone())?;
-            Ok((original, metadata))
+            let began = Instant::now();
+            let etag = hex(&md5(&data));
+            let mut took = began.elapsed();
+            let written = with_etag(metadata, etag, &wanted_etag).and_then(|metadata| {
+                took += diskfile.put_small(&data, metadata.clone())?;
+                Ok((original, metadata))
+            });
+            rate.tell(took, data.len() as u64);
+            written
         };
         self.run(put, job).await
     }
 
     async fn put_large(&self, put: &Put, mut req: Request) -> Result<(Original, Metadata), Response> {
         let (original, writer) = self.open_writer(put).await?;
-        let started = Instant::now();
         let mut writer = writer;
         let received = self.receive(put, &mut writer, Input::Plain(&mut req.body)).await;
         if let Err(refusal) = received {
@@ -153,15 +159,9 @@ impl ObjectServer {
         }
         let Some(writer) = writer else { return Err(Response::error(500)) };
         let uploaded = writer.upload_size();
-        let timing = format!("PUT.{}.timing", put.target.device);
-        self.ctx.statsd.transfer_rate(&timing, started.elapsed(), uploaded, None);
         let wanted_etag = request_etag(&req.headers);
         let metadata = self.request_metadata(&req.headers, put.timestamp, uploaded);
-        let size = put.size;
         let job = move || {
-            if size.is_some_and(|size| size != uploaded) {
-                return Err(Refusal::Disconnected);
-            }
             let metadata = with_etag(metadata, writer.etag(), &wanted_etag)?;
             writer.put(metadata.clone())?;
             Ok((original, metadata))
@@ -198,11 +198,7 @@ impl ObjectServer {
         for (name, value) in chosen {
             metadata.insert(to_stored(&headers::title_case_bytes(name)), to_stored(value));
         }
-        let size = put.size;
         let job = move || {
-            if size.is_some_and(|size| size != uploaded) {
-                return Err(Refusal::Disconnected);
-            }
             let metadata = with_etag(metadata, writer.etag(), &wanted_etag)?;
             writer.put(metadata.clone())?;
             Ok((original, metadata))
@@ -244,8 +240,12 @@ impl ObjectServer {
             let (wrote, received) = join(write, receive_batch(&mut input)).await;
             *writer = wrote?;
             match received {
-                Ok(received) if received.is_empty() => return Ok(()),
+                Ok(received) if received.is_empty() => return self.received(put, writer.as_ref()),
                 Ok(received) => batch = received,
+                // Swift takes what isn't chunked as it should be for the end of the connection.
+                Err(BodyError::Malformed(_)) if matches!(input, Input::Plain(_)) => {
+                    return Err(Response::error(499));
+                }
                 Err(e) => return Err(body_error(&e)),
             }
             if Instant::now() > deadline {
@@ -253,6 +253,22 @@ impl ObjectServer {
                 return Err(Response::error(408));
             }
         }
+    }
+
+    /// Whether all is there that was promised.
+    fn received(&self, put: &Put, writer: Option<&Writer>) -> Result<(), Response> {
+        let Some(writer) = writer else { return Ok(()) };
+        let uploaded = writer.upload_size();
+        if put.size.is_some_and(|size| size != uploaded) {
+            return Err(Response::error(499));
+        }
+        self.rate(put).tell(writer.write_time(), uploaded);
+        Ok(())
+    }
+
+    fn rate(&self, put: &Put) -> Rate {
+        let statsd = Some(&self.ctx.statsd).filter(|statsd| statsd.is_enabled());
+        Rate(statsd.map(|statsd| (statsd.clone(), format!("PUT.{}.timing", put.target.device))))
     }
 
     async fn write(
@@ -292,7 +308,6 @@ impl ObjectServer {
             }
             Refusal::Precondition => Response::error(412),
             Refusal::BadEtag => Response::error(422),
-            Refusal::Disconnected => Response::error(499),
         })
     }
 
@@ -339,6 +354,17 @@ impl ObjectServer {
         update.insert("X-Etag", metadata.get(ETAG).unwrap_or_default());
         apply_overrides(&mut update, origin.headers.iter(), footers.iter());
         self.container_update(Method::Put, target, origin, update).await;
+    }
+}
+
+/// Who is told how fast a device takes data; nobody, without statsd.
+struct Rate(Option<(Statsd, String)>);
+
+impl Rate {
+    fn tell(&self, took: Duration, uploaded: u64) {
+        if let Some((statsd, metric)) = &self.0 {
+            statsd.transfer_rate(metric, took, uploaded, None);
+        }
     }
 }
 

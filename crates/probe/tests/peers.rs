@@ -38,7 +38,7 @@ fn account_and_container_servers_answer_as_swifts_and_updaters_tell_the_same() -
 }
 
 /// An object server with a device of its own below `dir`, on the swift.conf of `dir`.
-fn object_server(peer: Peer, dir: &Path, port: u16) -> Result<Process> {
+fn object_server(peer: Peer, dir: &Path, port: u16, options: &str) -> Result<Process> {
     let devices = dir.join(peer.name());
     std::fs::create_dir_all(devices.join("sda1"))?;
     let conf = dir.join(format!("{}.conf", peer.name()));
@@ -46,7 +46,7 @@ fn object_server(peer: Peer, dir: &Path, port: u16) -> Result<Process> {
         &conf,
         format!(
             "[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nmount_check = false\n\
-             fallocate_reserve = 0\nswift_dir = {dir}\ndevices = {devices}\nlog_address = {dir}/nolog\n\
+             fallocate_reserve = 0\nswift_dir = {dir}\ndevices = {devices}\nlog_address = {dir}/nolog\n{options}\
              [pipeline:main]\npipeline = healthcheck object-server\n[filter:healthcheck]\n\
              use = egg:swift#healthcheck\n[app:object-server]\nuse = egg:swift#object\n",
             dir = dir.display(),
@@ -59,21 +59,57 @@ fn object_server(peer: Peer, dir: &Path, port: u16) -> Result<Process> {
     Ok(process)
 }
 
-#[test]
-fn object_servers_answer_alike_and_leave_the_same_objects() -> Result<()> {
+/// A folder with a swift.conf of two policies.
+fn swift_dir() -> Result<tempfile::TempDir> {
     let dir = tempfile::tempdir()?;
-    let dir = dir.path();
     std::fs::write(
-        dir.join("swift.conf"),
+        dir.path().join("swift.conf"),
         "[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n\
          [storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n",
     )?;
-    let ports = peer::free_ports(2)?;
-    let _python = object_server(Peer::Python, dir, ports[0])?;
-    let _martlet = object_server(Peer::Martlet, dir, ports[1])?;
+    Ok(dir)
+}
+
+#[test]
+fn object_servers_answer_alike_and_leave_the_same_objects() -> Result<()> {
+    let dir = swift_dir()?;
+    let dir = dir.path();
+    let ports = peer::free_ports(6)?;
+    let told = |statsd: u16, log: u16| {
+        format!(
+            "log_statsd_host = 127.0.0.1\nlog_statsd_port = {statsd}\nlog_statsd_sample_rate_factor = 10\n\
+             log_udp_host = 127.0.0.1\nlog_udp_port = {log}\n"
+        )
+    };
+    let _python = object_server(Peer::Python, dir, ports[0], &told(ports[2], ports[4]))?;
+    let _martlet = object_server(Peer::Martlet, dir, ports[1], &told(ports[3], ports[5]))?;
     let mut compare = script("object_server.py")?;
-    compare.args(ports.iter().map(|port| format!("127.0.0.1:{port}")));
+    compare.args(ports[..2].iter().map(|port| format!("127.0.0.1:{port}")));
     compare.args([dir.join("python"), dir.join("martlet"), dir.to_owned()]);
+    compare.args(ports[2..].iter().map(u16::to_string));
+    println!("{}", success(&mut compare)?);
+    Ok(())
+}
+
+#[test]
+fn container_updates_that_one_implementation_leaves_are_delivered_by_the_other() -> Result<()> {
+    let dir = swift_dir()?;
+    let dir = dir.path();
+    let ports = peer::free_ports(2)?;
+    let peers = [Peer::Python, Peer::Martlet];
+    let mut servers = Vec::new();
+    let mut compare = script("object_updater.py")?;
+    compare.arg(dir);
+    for (peer, port) in peers.into_iter().zip(ports) {
+        servers.push(object_server(peer, dir, port, "")?);
+        compare.arg(format!("127.0.0.1:{port}"));
+    }
+    for peer in peers {
+        let updater = peer.command(dir, dir, "swift-object-updater")?;
+        let words = std::iter::once(updater.get_program()).chain(updater.get_args());
+        let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        compare.arg(format!("{} {{conf}} once", words.join(" ")));
+    }
     println!("{}", success(&mut compare)?);
     Ok(())
 }

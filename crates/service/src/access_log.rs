@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::config::{ConfigError, Section};
+use common::constraints::check_utf8;
 use futures_util::FutureExt;
 
 use crate::context::Context;
@@ -103,9 +104,21 @@ struct AccessLog {
 struct Asked {
     start: Instant,
     method: Method,
+    /// Swift: whether the request gets as far as a controller's method.
+    is_timed: bool,
     level: Level,
     /// Only made when a line will be written.
     line: Option<Box<AskedLine>>,
+}
+
+impl Asked {
+    /// Swift: the default text of a status has no length before it is made, and for a HEAD it isn't.
+    fn content_length(&self, response: &Response) -> Option<u64> {
+        if self.method != Method::Head || response.headers.contains("Content-Length") {
+            return response.content_length();
+        }
+        response.body.content_length().filter(|length| *length == 0)
+    }
 }
 
 struct AskedLine {
@@ -152,13 +165,14 @@ impl AccessLog {
                 policy_index: text(POLICY_INDEX),
             })
         });
-        Asked { start: Instant::now(), method: req.method.clone(), level, line }
+        let is_timed = req.path_is_utf8 && check_utf8(req.path.as_bytes(), true);
+        Asked { start: Instant::now(), method: req.method.clone(), is_timed, level, line }
     }
 
     fn answered(&self, asked: &Asked, response: &Response) {
         let took = asked.start.elapsed();
         let status = response.status.0;
-        if self.ctx.statsd.is_enabled() && status != 405 {
+        if self.ctx.statsd.is_enabled() && status != 405 && asked.is_timed {
             let kind = if response.status.is_server_error() { ".errors.timing" } else { ".timing" };
             let rate = self.server.sample_rate(&asked.method);
             self.ctx.statsd.timing_sampled(&format!("{}{kind}", asked.method), took, rate);
@@ -187,7 +201,7 @@ impl AccessLog {
             "container" => names[3].into(),
             "object" => names[4].into(),
             "status" => Value::Int(response.status.0.into()),
-            "content_length" => response.content_length().map_or(Value::Missing, Value::Int),
+            "content_length" => asked.content_length(response).map_or(Value::Missing, Value::Int),
             "referer" => line.referer.as_deref().into(),
             "txn_id" => line.txn_id.as_deref().into(),
             "user_agent" => line.user_agent.as_deref().into(),

@@ -22,6 +22,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{ObjHash, Timestamp, fs};
 use service::logs::Logger;
@@ -206,10 +207,13 @@ impl DiskFile {
     }
 
     /// A whole PUT of a small object, whose ETag and length are in `metadata` already.
-    pub fn put_small(&self, data: &[u8], metadata: Metadata) -> Result<(), DiskFileError> {
+    pub fn put_small(&self, data: &[u8], metadata: Metadata) -> Result<Duration, DiskFileError> {
         let mut writer = Writer::open(self, Some(data.len() as u64), Ext::Data)?.without_etag();
+        let began = Instant::now();
         writer.append(data)?;
-        writer.put(metadata)
+        let took = began.elapsed();
+        writer.put(metadata)?;
+        Ok(took)
     }
 }
 

@@ -16,6 +16,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::Timestamp;
@@ -40,6 +41,7 @@ pub struct Writer {
     md5: Option<Md5Stream>,
     upload_size: u64,
     last_sync: u64,
+    write_time: Duration,
 }
 
 impl Writer {
@@ -61,6 +63,7 @@ impl Writer {
             md5: Some(Md5Stream::new()),
             upload_size: 0,
             last_sync: 0,
+            write_time: Duration::ZERO,
         };
         // Deletes are always possible: they are what makes room.
         if ext != Ext::Tombstone {
@@ -92,10 +95,13 @@ impl Writer {
     }
 
     pub fn write(&mut self, chunk: Bytes) -> Result<(), DiskFileError> {
+        let began = Instant::now();
         if let Some(md5) = &mut self.md5 {
             md5.update(chunk.clone());
         }
-        self.append(&chunk)
+        let appended = self.append(&chunk);
+        self.write_time += began.elapsed();
+        appended
     }
 
     /// Writes without computing the MD5.
@@ -118,6 +124,11 @@ impl Writer {
 
     pub fn upload_size(&self) -> u64 {
         self.upload_size
+    }
+
+    /// How long writing has taken so far.
+    pub fn write_time(&self) -> Duration {
+        self.write_time
     }
 
     /// The MD5 of what has been written so far, in hex; may have to compute it. Empty after [`Writer::without_etag`].

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Sends a table of requests to two object servers and compares the answers: status, headers, body.
 
-    object_server.py HOST:PORT HOST:PORT [PY_DEVICES RS_DEVICES SWIFT_DIR]
+    object_server.py HOST:PORT HOST:PORT [PY_DEVICES RS_DEVICES SWIFT_DIR [PY_STATSD RS_STATSD PY_LOG RS_LOG]]
 
 The first is Python Swift's, the second Martlet's, each on an empty device sda1 of its own, with policies 0 and 1. With
 the two `devices` folders and the folder of swift.conf as well, each one's files are then read by Python's DiskFile
-from the other's disk: what both have written must be the same objects. Prints the differences; exits with 1 if any.
+from the other's disk: what both have written must be the same objects, in files of the same names. With the four UDP
+ports that the servers send metrics and log lines to, those are compared too. Container updates go to a server of this
+script. Prints the differences; exits with 1 if any.
 """
 import hashlib
 import json
@@ -14,6 +16,9 @@ import pickle
 import re
 import socket
 import sys
+import threading
+import time
+from collections import Counter
 
 NOW = 1700000000.0
 DROPPED = {'date', 'connection', 'x-trans-id', 'x-openstack-request-id', 'keep-alive'}
@@ -47,7 +52,7 @@ def mime(*documents):
     return out + b'--b--'
 
 
-def table():
+def table(containers):
     big = bytes(range(256)) * 1024
     o = '/sda1/5/a/c/o'
     yield req('GET', o)
@@ -180,6 +185,425 @@ def table():
     yield req('DELETE', o, 3)
     yield req('GET', o)
     yield req('GET', '/healthcheck')
+    for part in (reading(), writing(), posting(), deleting(), updating(containers), staging(containers), part_power()):
+        yield from part
+
+
+def reading():
+    o, empty = '/sda1/6/a/c/read', '/sda1/6/a/c/empty'
+    body = b'0123456789'
+    etag, other = md5(body), '0' * 32
+    yield put(o, 0, body, X_Object_Sysmeta_Other_Etag='other', X_Object_Meta_One='1', Cache_Control='no-cache',
+              Content_Language='en', Expires='never', X_Robots_Tag='none', X_Object_Manifest='c/p',
+              X_Static_Large_Object='True', X_Unknown='x')
+    yield put(empty, 0)
+    dates = {'before': 'Tue, 14 Nov 2023 22:13:19 GMT', 'at': 'Tue, 14 Nov 2023 22:13:20 GMT'}
+    for method in ('GET', 'HEAD'):
+        yield req(method, o)
+        yield req(method, empty)
+        for value in ('bytes=0-0,2-2,4-4', 'bytes=9-', 'bytes=-100', 'bytes=10-', 'bytes=-0', 'bytes=0-9999', 'bytes=8-99,0-1',
+                      'bytes=0-1,1-2', 'bytes=0-4,0-4', 'bytes=5-6,0-1,3-4', 'bytes=x-y', 'bytes=1-0', 'bytes= 1 - 2 ',
+                      'bytes=1-2, 3-4', 'bytes=1-2,', ',', 'bytes=--1', 'BYTES=1-2', 'bytes=0-0,20-30', 'bytes=20-30,40-50',
+                      'bytes=' + ','.join('%d-%d' % (i % 10, i % 10) for i in range(51)),
+                      'bytes=' + ','.join('%d-%d' % (i // 6, i // 6) for i in range(50)),
+                      'bytes=' + ','.join('%d-%d' % (9 - i // 6, 9) for i in range(50))):
+            yield req(method, o, Range=value)
+        for value in ('bytes=0-0', 'bytes=-5', 'bytes=0-', 'bytes=0-0,1-1', 'bytes=-0'):
+            yield req(method, empty, Range=value)
+        for match in (None, etag, other, '"%s"' % etag, '*', 'W/"%s"' % etag):
+            for none_match in (None, etag, other, '*'):
+                headers = {'If-Match': match, 'If-None-Match': none_match}
+                headers = {k: v for k, v in headers.items() if v}
+                yield (method, o, headers, None)
+                yield (method, o, dict(headers, Range='bytes=1-2'), None)
+                yield (method, o, dict(headers, Range='bytes=20-'), None)
+                yield (method, o, dict(headers, **{'If-Modified-Since': dates['at']}), None)
+                yield (method, o, dict(headers, **{'If-Unmodified-Since': dates['before']}), None)
+                yield (method, o, dict(headers, **{'If-Modified-Since': dates['before'],
+                                                   'If-Unmodified-Since': dates['at']}), None)
+        for names in ('X-Object-Sysmeta-Other-Etag', 'x-none,x-object-sysmeta-other-etag', 'X-None', '',
+                      ' X-None , X-Object-Meta-One, X-Object-Sysmeta-Other-Etag'):
+            for match in ('other', '1', etag):
+                yield req(method, o, X_Backend_Etag_Is_At=names, If_Match=match)
+                yield req(method, o, X_Backend_Etag_Is_At=names, If_None_Match=match)
+                yield req(method, o, X_Backend_Etag_Is_At=names, If_None_Match=match, Range='bytes=0-1')
+        for names in ('X-Static-Large-Object', 'x-static-large-object', 'X-Object-Meta-One,x', 'X-Unknown', 'Content-Type', ''):
+            yield req(method, o, Range='bytes=0-0', X_Backend_Ignore_Range_If_Metadata_Present=names)
+        yield req(method, o, Range='bytes=20-', X_Backend_Ignore_Range_If_Metadata_Present='ETag')
+        yield req(method, o, If_Range=etag, Range='bytes=0-0')
+        yield req(method, o, If_Range=other, Range='bytes=0-0')
+        yield req(method, o, X_Backend_Fragment_Preferences='nonsense')
+        yield req(method, o, X_Auth_Token='t')
+        yield req(method, '/sda1/6/a/c/none', If_None_Match='*')
+        yield req(method, '/sda1/6/a/c/none', If_Match=etag)
+        yield req(method, '/sda1/6/a/c/none', Range='bytes=0-1')
+        yield req(method, '/sda1/6/a/c/none', If_Unmodified_Since=dates['at'])
+        for when in ('0', '-1', 'nan', '9' * 12, '1.5', '1700000001.00000_0000000000000001', '', '1e9'):
+            yield req(method, o, X_Timestamp=when)
+
+
+def writing():
+    o = '/sda1/7/a/c/write'
+    body = b'hello'
+    etag = md5(body)
+    for when in ('0', '-1', 'nan', '9' * 12, '1e3', '', '1600000000.12345678', '1600000001.00000_0000000000000001',
+                 '1600000002.00000_zz', '1600000003', ' 1600000004 '):
+        yield put(o, 0, body, X_Timestamp=when)
+        yield req('HEAD', o)
+    yield req('DELETE', o, X_Timestamp='1600000100.00000_0000000000000001')
+    yield put(o, 0, body, X_Timestamp='1600000100.00000')
+    yield put(o, 0, body, X_Timestamp='1600000100.00000_0000000000000002')
+    yield req('GET', o)
+    yield put(o, 1, body, If_None_Match='"%s"' % etag)
+    yield put(o, 1, body, If_None_Match='x, "%s"' % etag)
+    yield put(o, 1, body, If_None_Match='"*"')
+    yield put(o, 1, body, If_None_Match='x')
+    yield put(o, 0, body, If_None_Match='*')
+    yield put(o, 2, body, If_Match='x')
+    for value in (etag.upper(), '"%s"' % etag, 'W/"%s"' % etag, ' %s ' % etag, '""', '"', '"%s' % etag):
+        yield put(o, 3, body, ETag=value)
+    yield put(o, 4, body, X_Copy_From='c/o')
+    yield put(o, 4, None, X_Copy_From='c/o')
+    yield put(o, 4, None)
+    yield put(o, 4, body, Content_Type='')
+    yield put(o, 4, body, Content_Type='\xff')
+    yield put(o, 4, body, Content_Type='text/html; charset="utf-8" ;swift_bytes=12')
+    yield req('HEAD', o)
+    for value in ('', '0', '1.5', '-5', '5x', '99999999999', '10000000000'):
+        yield put(o, 5, body, X_Delete_At=value)
+        yield req('HEAD', o)
+    for value in ('', '0', '1.5', '-5'):
+        yield put(o, 6, body, X_Delete_After=value)
+    yield put(o, 7, body, X_Delete_At='17', X_Backend_Replication='true')
+    yield put(o, 7, body, X_Delete_At=str(int(NOW)))
+    yield put(o, 7, body, **{'X-Object-Meta-%d' % i: 'v' for i in range(91)})
+    yield put(o, 7, body, **{'X-Object-Meta-%d' % i: 'v' for i in range(90)})
+    yield put(o, 8, body, **{'X-Object-Meta-%d' % i: 'v' * 250 for i in range(17)})
+    yield put(o, 8, body, **{'X-Object-Sysmeta-' + 'n' * 200: 'v' * 5000})
+    yield put(o, 8.5, body, X_Object_Meta_Empty='', X_Object_Meta_Bad='\xff')
+    yield req('GET', o)
+    for told in ('5', '6', 'x', '', '5.0'):
+        yield ('PUT', o, {'X-Timestamp': ts(9), 'Content-Type': 'a/b', 'X-Backend-Obj-Content-Length': told}, [body])
+    yield put(o, 10, body, X_Backend_Obj_Content_Length='x')
+    yield put(o, 11, body, X_Backend_No_Commit='true', X_Backend_Ssync_Frag_Index='1')
+    yield put(o, 12, body, X_Backend_Replication_Headers='X-Other content-encoding ETag Content-Length X-Object-Meta-Z '
+              'x-timestamp', X_Other='o', Content_Encoding='e', X_Object_Meta_Z='z')
+    yield req('HEAD', o, X_Backend_Replication='true')
+    for size in (0, 65535, 65536, 65537, 400000):
+        path = '%s-%d' % (o, size)
+        data = bytes(range(256)) * (size // 256) + b'x' * (size % 256)
+        yield put(path, 0, data, ETag=md5(data))
+        yield put(path, 1, data, ETag='0' * 32)
+        yield ('PUT', path, {'X-Timestamp': ts(2), 'Content-Type': 'a/b', 'Expect': '100-continue',
+                             'Content-Length': str(size)}, Talk([data]))
+        yield ('PUT', path, {'X-Timestamp': ts(1), 'Content-Type': 'a/b', 'Expect': '100-continue',
+                             'Content-Length': str(size)}, Talk([]))
+        yield req('GET', path)
+    # Less than was promised, and chunks that are none.
+    yield ('PUT', o, {'X-Timestamp': ts(20), 'Content-Type': 'a/b', 'Content-Length': '10'}, Raw(b'hello'))
+    yield ('PUT', o, {'X-Timestamp': ts(20), 'Content-Type': 'a/b', 'Content-Length': '1000000'}, Raw(b'hello' * 60000))
+    yield ('PUT', o, {'X-Timestamp': ts(20), 'Content-Type': 'a/b', 'Transfer-Encoding': 'chunked'}, Raw(b'5\r\nhello\r\n'))
+    yield ('PUT', o, {'X-Timestamp': ts(20), 'Content-Type': 'a/b', 'Transfer-Encoding': 'chunked'}, Raw(b'5\r\nhel'))
+    yield ('PUT', o, {'X-Timestamp': ts(20), 'Content-Type': 'a/b', 'Transfer-Encoding': 'chunked'}, Raw(b'zz\r\nhello\r\n'))
+    yield req('HEAD', o)
+
+
+def posting():
+    o, at = '/sda1/8/a/c/post', int(NOW) + 4000000000
+    yield put(o, 0, b'data', Content_Type='text/plain;swift_bytes=99', X_Object_Meta_Old='o', X_Object_Sysmeta_S='s',
+              X_Object_Transient_Sysmeta_T='t', Content_Encoding='gzip', X_Static_Large_Object='True')
+    yield req('POST', o, 1, X_Object_Meta_New='n', X_Object_Transient_Sysmeta_U='u', X_Other='x', Content_Encoding='br',
+              X_Object_Sysmeta_S='no', X_Backend_Replication_Headers='X-Other Content-Type')
+    yield req('HEAD', o)
+    yield req('POST', o, 2, Content_Type='image/png')
+    yield req('HEAD', o)
+    # Older than the metadata, with a newer type, and the other way round.
+    yield req('POST', o, 1.5, Content_Type='image/gif', Content_Type_Timestamp=ts(2.5), X_Object_Meta_New='no')
+    yield req('HEAD', o)
+    yield req('POST', o, 3, Content_Type='image/bmp', Content_Type_Timestamp=ts(2.2), X_Object_Meta_New='yes')
+    yield req('HEAD', o)
+    yield req('POST', o, 3, Content_Type='image/bmp', Content_Type_Timestamp=ts(2.5))
+    yield req('POST', o, 4, Content_Type='', Content_Type_Timestamp=ts(9))
+    yield req('HEAD', o)
+    # Between data and metadata, and newer than both.
+    yield put(o, 0.5, b'newer', Content_Type='text/css')
+    yield req('GET', o)
+    yield put(o, 2.7, b'newest', Content_Type='text/html')
+    yield req('GET', o)
+    yield req('DELETE', o, 2.8)
+    yield req('GET', o)
+    yield req('POST', o, 9)
+    yield put(o, 2.9, b'again')
+    yield req('HEAD', o)
+    for value in ('', '0', '-1', '1.5', ' 99999999999 ', '99999999999', '010000000000'):
+        yield req('POST', o, 10, X_Delete_At=value)
+        yield req('HEAD', o)
+    yield req('POST', o, 11, X_Delete_At=str(at))
+    yield req('HEAD', o)
+    yield req('POST', o, 12)
+    yield req('HEAD', o)
+    yield req('POST', o, 13, X_Delete_At=str(int(NOW) + 20))
+    for headers in ({}, {'X-Backend-Open-Expired': 'true'}, {'X-Backend-Open-Expired': 'x'}, {'X-Backend-Replication': 'true'}):
+        yield ('GET', o, dict(headers, **{'X-Timestamp': ts(21)}), None)
+        yield ('HEAD', o, dict(headers, **{'X-Timestamp': ts(21)}), None)
+        yield ('POST', o, dict(headers, **{'X-Timestamp': ts(21), 'X-Delete-At': str(int(NOW) + 25)}), None)
+    yield req('POST', o, 26)
+    yield put(o, 12, b'older than its metadata')
+    yield put(o, 30, b'later', If_None_Match='*')
+    yield req('HEAD', o)
+    for when in ('0', 'x', '', '1700000040.00000_0000000000000001'):
+        yield req('POST', o, X_Timestamp=when, X_Object_Meta_When='w')
+        yield req('POST', o, 41, Content_Type='a/b', Content_Type_Timestamp=when)
+        yield req('HEAD', o)
+    yield req('POST', o, 50, X_Object_Meta_Long='v' * 257)
+    yield req('POST', o, 50, Content_Type='\xff')
+    yield req('HEAD', o)
+    yield req('POST', o, 51, b'a body', X_Object_Meta_A='1')
+    yield req('POST', '/sda1/8/a/c/only-type', 51)
+    yield put('/sda1/8/a/c/only-type', 5, b'x', Content_Type='a/b;swift_bytes=7')
+    yield req('POST', '/sda1/8/a/c/only-type', 6, Content_Type='c/d;swift_bytes=8', X_Container_Host='127.0.0.1:1',
+              X_Container_Device='d1', X_Container_Partition='3')
+    yield req('HEAD', '/sda1/8/a/c/only-type')
+
+
+def deleting():
+    o, at = '/sda1/9/a/c/delete', str(int(NOW) + 50)
+    host = {'X-Container-Host': '127.0.0.1:1', 'X-Container-Device': 'd1', 'X-Container-Partition': '3'}
+    yield ('DELETE', o, dict(host, **{'X-Timestamp': ts(-5)}), None)
+    yield ('DELETE', o, dict(host, **{'X-Timestamp': ts(-5)}), None)
+    yield ('DELETE', o, dict(host, **{'X-Timestamp': ts(-6)}), None)
+    yield ('DELETE', o, {}, None)
+    yield ('DELETE', o, {'X-Timestamp': 'x'}, None)
+    yield req('DELETE', o, 0, X_If_Delete_At='5')
+    yield req('DELETE', o, 0, X_If_Delete_At='')
+    yield put(o, 1, b'x', X_Delete_At=at, Content_Type='a/b')
+    yield req('DELETE', o, 0.5, X_If_Delete_At='nonsense')
+    yield req('DELETE', o, 0.5)
+    yield req('DELETE', o, 1)
+    yield req('DELETE', o, 51)
+    yield req('GET', o)
+    yield put(o, 52, b'x', X_Delete_At=str(int(NOW) + 100))
+    yield req('POST', o, 60)
+    yield req('DELETE', o, 55, X_If_Delete_At=str(int(NOW) + 100))
+    yield req('DELETE', o, 55, X_Backend_Clean_Expiring_Object_Queue='false')
+    yield put(o, 70, b'x', X_Delete_At=str(int(NOW) + 100))
+    yield req('DELETE', o, 80, X_Backend_Clean_Expiring_Object_Queue='f')
+    yield put(o, 81, b'x', X_Delete_At=str(int(NOW) + 101))
+    yield req('DELETE', o, 82, X_Backend_Clean_Expiring_Object_Queue='', X_If_Delete_At='%d.00000' % (int(NOW) + 101))
+    yield put(o, 83, b'x', X_Delete_At=str(int(NOW) + 102))
+    yield req('DELETE', o, 200, X_If_Delete_At=str(int(NOW) + 102))
+    yield put(o, 201, b'x', X_Delete_At=str(int(NOW) + 300))
+    yield req('DELETE', o, 202, X_Backend_Replication='true')
+    yield put(o, 203, b'x')
+    yield req('DELETE', o, 204, b'a body')
+
+
+def updating(containers):
+    o, at = '/sda1/10/a/c/told', str(int(NOW) + 4000000000)
+
+    def told(devices, **more):
+        hosts = ','.join(containers for _ in devices)
+        return dict({'X_Container_Host': hosts, 'X_Container_Device': ','.join(devices), 'X_Container_Partition': '3'}, **more)
+
+    yield put(o, 0, b'x', **told(['ok']))
+    yield put(o, 1, b'x', **told(['ok', 'ok2', 'ok3'], X_Trans_Id='tx9', Referer='http://r'))
+    yield put(o + '-fails', 1, b'x', **told(['s500', 'ok', 's404']))
+    yield put(o + '-db', 1, b'x', **told(['s500'], X_Container_Root_Db_State='sharded'))
+    yield put(o + '-shard', 1, b'x', **told(['s301'], X_Backend_Quoted_Container_Path='.shards_a/c%2520-x'))
+    yield put(o + '-moved', 1, b'x', **told(['s301']))
+    yield put(o + '-moved-quoted', 1, b'x', **told(['s301quoted']))
+    yield put(o + '-moved-bad', 1, b'x', **told(['s301bad']))
+    yield put(o + '-moved-nowhere', 1, b'x', **told(['s301none']))
+    yield put(o + '-moved-when', 1, b'x', **told(['s301when']))
+    yield put(o + '-302', 1, b'x', **told(['s302']))
+    yield put(o + '-dead', 1, b'x', **told(['dead']))
+    yield put(o + '-hang', 1, b'x', **told(['hang', 'ok']))
+    yield put(o + '-bad-path', 1, b'x', **told(['s500'], X_Backend_Container_Path='nonsense'))
+    yield put(o + '-path', 1, b'x', **told(['ok', 's503'], X_Backend_Container_Path='.shards_a/c-1'))
+    yield put(o + '-counts', 1, b'x', **told(['ok', 'ok'], X_Container_Device='ok'))
+    yield put(o + '-nowhere', 1, b'x', **told(['ok'], X_Container_Partition=''))
+    yield put(o + '-nowhere', 2, b'x', **told([''], X_Container_Partition='3'))
+    yield put(o + '-nowhere', 3, b'x', **told(['ok', ''], X_Container_Host=containers + ','))
+    yield put(o + '-space', 3, b'x', **told(['ok'], X_Container_Host=' %s , %s ' % (containers, containers),
+                                            X_Container_Device=' ok , ok2 '))
+    overrides = {'X-Backend-Container-Update-Override-Etag': 'backend', 'X-Object-Sysmeta-Container-Update-Override-Etag':
+                 'sysmeta', 'X-Backend-Container-Update-Override-Size': '7', 'X-Object-Sysmeta-Container-Update-Override-'
+                 'Content-Type': 'c/t', 'X-Backend-Container-Update-Override-New': 'n'}
+    yield put(o + '-override', 1, b'x', **told(['ok'], **overrides))
+    yield req('POST', o + '-override', 2, **told(['ok', 's500'], X_Object_Meta_A='1'))
+    yield req('POST', o + '-override', 3, **told(['ok'], Content_Type='d/e'))
+    yield req('DELETE', o + '-override', 4, **told(['ok', 's500']))
+    yield req('DELETE', o + '-override', 3, **told(['ok']))
+    yield req('DELETE', o + '-override', 4, **told(['ok']))
+    yield req('DELETE', o + '-never', 4, **told(['ok', 's404']))
+    yield put(o + '-ec', 1, b'x', X_Object_Sysmeta_Ec_Etag='ec', X_Object_Sysmeta_Ec_Content_Length='500', **told(['ok']))
+    yield req('POST', o + '-ec', 2, **told(['ok']))
+    yield put(o + '-\u00e9 %', 1, b'x', Content_Type='a/\u00e9'.encode().decode('latin1'), **told(['ok', 's500']))
+    yield put(o + '-x', 1, b'x', X_Backend_Replication='true', **told(['ok']))
+    yield put(o + '-policy', 1, b'x', X_Backend_Storage_Policy_Index='1', **told(['ok', 's500']))
+    queue = {'X_Delete_At': at, 'X_Delete_At_Host': '%s,%s' % (containers, containers), 'X_Delete_At_Device': 'ok,s500',
+             'X_Delete_At_Partition': '8', 'X_Delete_At_Container': '5699900000'}
+    yield put(o + '-at', 1, b'four', Content_Type='t/u', **queue)
+    yield req('POST', o + '-at', 2, **dict(queue, X_Delete_At=str(int(at) + 9)))
+    yield req('POST', o + '-at', 3, **queue)
+    yield req('POST', o + '-at', 4, **dict(queue, X_Delete_At_Container=''))
+    yield req('POST', o + '-at', 5, **dict(queue, X_Delete_At=str(int(at) + 1), X_Delete_At_Device='ok'))
+    yield req('POST', o + '-at', 6, **dict(queue, X_Delete_At=str(int(at) + 2), X_Delete_At_Partition=''))
+    yield req('POST', o + '-at', 7, **dict(queue, X_Delete_At=str(int(at) + 3), X_Delete_At_Host=''))
+    yield req('POST', o + '-at', 8, **dict(queue, X_Delete_At=str(int(at) + 4), X_Backend_Replication='true'))
+    yield put(o + '-at', 9, b'fives', **dict(queue, X_Delete_At=str(int(at) + 5)))
+    yield req('DELETE', o + '-at', 10, **queue)
+    yield put(o + '-at-policy', 1, b'four', X_Backend_Storage_Policy_Index='1', **queue)
+    yield req('DELETE', o + '-at-policy', 2, X_Backend_Storage_Policy_Index='1')
+
+
+def staging(containers):
+    o = '/sda1/11/a/c/staged'
+    base = {'Content-Type': 'a/b', 'X-Backend-Obj-Multipart-Mime-Boundary': 'b', 'Transfer-Encoding': 'chunked',
+            'Expect': '100-continue', 'ETag': md5(b'data')}
+    footers = json.dumps({'X-Object-Sysmeta-Foot': 'er', 'X-Object-Meta-Late': '\u00c3\u00a9', 'Content-Type': 'no/no',
+                          'X-Object-Transient-Sysmeta-X': '1', 'Content-Encoding': 'no',
+                          'X-Backend-Container-Update-Override-Etag': 'footed',
+                          'X-Object-Sysmeta-Container-Update-Override-Size': '77'}).encode()
+    good = {'X-Document': 'object metadata', 'Content-MD5': md5(footers)}
+    told = {'X-Container-Host': containers, 'X-Container-Device': 'ok', 'X-Container-Partition': '3',
+            'X-Backend-Container-Update-Override-Etag': 'header'}
+    foot, commit = {'X-Backend-Obj-Metadata-Footer': 'yes'}, {'X-Backend-Obj-Multiphase-Commit': 'true'}
+
+    def staged(delta, flags, *pieces, **more):
+        return ('PUT', o, dict(base, **{'X-Timestamp': ts(delta)}, **flags, **more), Talk(list(pieces)))
+
+    def first(*documents):
+        return b''.join(b'--b\r\n' + ''.join('%s: %s\r\n' % item for item in headers.items()).encode() + b'\r\n' + body +
+                        b'\r\n' for headers, body in documents)
+
+    body = ({}, b'data')
+    committed = chunked(first(({'X-Document': 'put commit'}, b'commit_confirmation'))[:-2] + b'\r\n--b--')
+    yield staged(0, foot, chunked(mime(body, (good, footers))), **told)
+    yield req('GET', o)
+    yield staged(1, dict(foot, **commit), chunked(first(body, (good, footers))), committed, **told)
+    yield req('GET', o)
+    yield staged(2, commit, chunked(first(body)), committed)
+    yield req('GET', o)
+    yield staged(3, dict(foot, **commit), chunked(first(body, (good, footers))),
+                 chunked(b'--b\r\nX-Document: nonsense\r\n\r\nx\r\n--b--'))
+    yield req('HEAD', o)
+    yield staged(4, dict(foot, **commit), chunked(first(body, (good, footers))), chunked(b'--b--'))
+    yield staged(5, {'X-Backend-Obj-Metadata-Footer': 'no'}, chunked(b'data'))
+    yield staged(6, dict(foot, **{'X-Backend-Obj-Content-Length': '4'}), chunked(mime(body, (good, footers))))
+    yield staged(7, dict(foot, **{'X-Backend-Obj-Content-Length': '5'}), chunked(mime(body, ({}, footers))))
+    yield staged(7, foot, chunked(mime(({}, b'other'), (good, footers))))
+    yield staged(7, foot, chunked(mime(({}, b'other'), ({}, footers))))
+    etag = json.dumps({'Etag': md5(b'data').upper()}).encode()
+    yield staged(8, dict(foot, ETag='0' * 32), chunked(mime(body, ({'Content-MD5': md5(etag)}, etag))))
+    quoted = json.dumps({'Etag': '"%s"' % md5(b'data')}).encode()
+    yield staged(9, foot, chunked(mime(body, ({'Content-MD5': md5(quoted)}, quoted))))
+    empty = json.dumps({'Etag': ''}).encode()
+    yield staged(9.5, foot, chunked(mime(body, ({'Content-MD5': md5(empty)}, empty))))
+    yield staged(9.5, dict(foot, ETag='0' * 32), chunked(mime(body, ({'Content-MD5': md5(empty)}, empty))))
+    yield staged(10, foot, chunked(mime(body, (good, footers), ({}, b'more'))))
+    yield staged(11, foot, chunked(mime(({}, b'data' * 100000), ({'Content-MD5': md5(b'{}')}, b'{}'))), ETag='')
+    yield staged(0, foot)
+    yield staged(12, dict(foot, **{'If-None-Match': '*'}))
+    yield req('HEAD', o)
+
+
+def part_power():
+    for power in ('10', '11', ''):
+        o = '/sda1/12/a/c/power' + power
+        yield put(o, 0, b'x', X_Backend_Next_Part_Power=power)
+        yield req('POST', o, 1, X_Object_Meta_A='1', X_Backend_Next_Part_Power=power)
+        yield req('POST', o, 1, Content_Type='c/t', Content_Type_Timestamp=ts(2), X_Backend_Next_Part_Power=power)
+        yield put(o, 0.5, b'y', X_Backend_Next_Part_Power=power)
+        yield put(o, 3, b'z' * 100000, X_Backend_Next_Part_Power=power)
+        yield put(o + 'gone', 0, b'x', X_Backend_Next_Part_Power=power)
+        yield req('DELETE', o + 'gone', 1, X_Backend_Next_Part_Power=power)
+        yield req('DELETE', o + 'never', 1, X_Backend_Next_Part_Power=power)
+
+
+class Talk(list):
+    """Pieces of a body, each of which is sent when the server has asked for it by a 100 Continue."""
+
+
+class Raw(bytes):
+    """A body as it is, and no more."""
+
+
+def chunked(*pieces):
+    return b''.join(b'%x\r\n%s\r\n' % (len(piece), piece) for piece in pieces) + b'0\r\n\r\n'
+
+
+class Containers(threading.Thread):
+    """A container server that answers as the name of the device says, and remembers what it was told."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.socket = socket.create_server(('127.0.0.1', 0))
+        self.address = '127.0.0.1:%d' % self.socket.getsockname()[1]
+        self.told = []
+        self.lock = threading.Lock()
+        self.start()
+
+    def run(self):
+        while True:
+            threading.Thread(target=self.serve, args=self.socket.accept()[:1], daemon=True).start()
+
+    def serve(self, connection):
+        with connection, connection.makefile('rb') as f:
+            while True:
+                line = f.readline().decode('latin1').strip()
+                if not line:
+                    return
+                headers = {}
+                for header in iter(f.readline, b'\r\n'):
+                    name, _, value = header.decode('latin1').partition(':')
+                    headers[name.lower()] = value.strip()
+                f.read(int(headers.get('content-length', 0)))
+                device = line.split('/')[1]
+                agent = headers.pop('user-agent', '')
+                assert re.fullmatch(r'object-server \d+', agent), agent
+                for name in ('connection', 'host', 'accept-encoding', 'content-length'):
+                    headers.pop(name, None)
+                headers['referer'] = re.sub('127.0.0.1:[0-9]+', 'HOST', headers['referer'])
+                with self.lock:
+                    self.told.append((line, sorted(headers.items())))
+                if device == 'dead':
+                    return
+                if device == 'hang':
+                    # Longer than anybody waits.
+                    connection.recv(1)
+                    return
+                status = re.search('[0-9]{3}', device)
+                status = int(status.group()) if status else 201
+                location = {'s301quoted': '/.shards_a/c%25%20x', 's301bad': '/nonsense', 's301none': None}.get(
+                    device, 'http://h/.shards_a/c-1?x')
+                answer = 'HTTP/1.1 %d X\r\nContent-Length: 1\r\n' % status
+                if status == 301 and location:
+                    answer += 'Location: %s\r\n' % location
+                    answer += 'X-Backend-Redirect-Timestamp: %s\r\n' % ('x' if device == 's301when' else ts(5))
+                if device == 's301quoted':
+                    answer += 'X-Backend-Location-Is-Quoted: true\r\n'
+                connection.sendall(answer.encode() + b'\r\nx')
+
+    def take(self):
+        with self.lock:
+            told, self.told = self.told, []
+        # Who finds a kept connection closed asks again.
+        return sorted({repr(update): update for update in told}.values())
+
+
+def datagrams(port):
+    """What comes to a UDP port of this host, in a list that grows."""
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
+    s.bind(('127.0.0.1', port))
+    found = []
+
+    def receive():
+        while True:
+            found.append(s.recv(65536).decode())
+    threading.Thread(target=receive, daemon=True).start()
+    return found
 
 
 def ask(address, request):
@@ -189,9 +613,14 @@ def ask(address, request):
     path = re.sub('%(?![0-9A-Fa-f]{2})', '%25', path)
     lines = ['%s %s HTTP/1.1' % (method, path), 'Host: %s' % address, 'Connection: close']
     lines += ['%s: %s' % item for item in headers.items()]
-    if isinstance(body, list):
+    pieces, asked = (body, []) if isinstance(body, Talk) else ([], [])
+    if isinstance(body, Talk):
+        body = None
+    elif isinstance(body, list):
         lines.append('Transfer-Encoding: chunked')
-        body = b''.join(b'%x\r\n%s\r\n' % (len(piece), piece) for piece in body) + b'0\r\n\r\n'
+        body = chunked(*body)
+    elif isinstance(body, Raw):
+        pass
     elif body is not None and not {'Content-Length', 'Transfer-Encoding'} & set(headers):
         lines.append('Content-Length: %d' % len(body))
     elif 'Content-Length' in headers:
@@ -199,7 +628,18 @@ def ask(address, request):
     host, port = address.split(':')
     with socket.create_connection((host, int(port)), timeout=20) as s:
         s.sendall('\r\n'.join(lines).encode('latin1') + b'\r\n\r\n' + (body or b''))
-        head, _, data = s.makefile('rb').read().partition(b'\r\n\r\n')
+        if isinstance(body, Raw):
+            s.shutdown(socket.SHUT_WR)
+        answer = s.makefile('rb')
+        seen = b''
+        for piece in pieces:
+            interim = b''.join(iter(answer.readline, b'\r\n'))
+            if b' 100 ' not in interim:
+                seen = interim + b'\r\n'
+                break
+            asked.append(sorted(interim.decode().split('\r\n')))
+            s.sendall(piece)
+        head, _, data = (seen + answer.read()).partition(b'\r\n\r\n')
     status, *headers = head.decode('latin1').split('\r\n')
     headers = sorted((k.lower(), v) for k, v in (line.split(': ', 1) for line in headers) if k.lower() not in DROPPED)
     boundary = re.search('boundary=([0-9a-f]+)', dict(headers).get('content-type', ''))
@@ -209,14 +649,17 @@ def ask(address, request):
     if method == 'REPLICATE' and ' 200 ' in status:
         assert dict(headers).get('transfer-encoding') is None
         data = repr(pickle.loads(data)).encode()
-    return status, headers, data
+    if ' 500 ' in status and data.startswith(b'Traceback'):
+        # Only Swift shows how it failed.
+        headers, data = [], b''
+    return status, headers, data, asked
 
 
-def compare_answers(first, second):
+def compare_answers(first, second, containers):
     differences = count = good = 0
-    for request in table():
+    for request in table(containers.address):
         count += 1
-        one, two = ask(first, request), ask(second, request)
+        one, two = (ask(address, request) + (containers.take(),) for address in (first, second))
         good += ' 20' in one[0]
         if one == two:
             continue
@@ -226,11 +669,38 @@ def compare_answers(first, second):
             print('    status   %s | %s' % (one[0], two[0]))
         for header in sorted(set(one[1]) ^ set(two[1])):
             print('    %-8s %s: %s' % ('python' if header in one[1] else 'martlet', *header))
-        if one[2] != two[2]:
-            print('    body     %r | %r' % (one[2][:200], two[2][:200]))
+        for what, number in (('body', 2), ('100s', 3), ('told', 4)):
+            if one[number] != two[number]:
+                print('    %-8s %r\n           | %r' % (what, one[number][:200], two[number][:200]))
     print('%d requests, %d answered differently' % (count, differences))
     assert good > 70, good
     return differences
+
+
+def compare_counts(what, one, two):
+    """Compares how often each thing was said. Waits for what is still on its way."""
+    deadline = time.monotonic() + 20
+    while sorted(one()) != sorted(two()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    first, second = Counter(one()), Counter(two())
+    for key in sorted(set(first) | set(second)):
+        if first[key] != second[key]:
+            print('%s    %d | %d    %s' % (what, first[key], second[key], key))
+    assert len(first) > 3, first
+    print('%d different %s, %d of them in all' % (len(first), what, sum(first.values())))
+    return first != second
+
+
+def metrics(found):
+    """Names and types; the values of timings are what they are."""
+    return [re.sub(r':[^|]*\|', '|', line) if '|ms' in line else line for line in list(found)]
+
+
+def lines(found):
+    """The lines of the access log, without times and process ids."""
+    found = (re.sub(r'^<[0-9]+>[^:]*: ', '', line) for line in list(found))
+    found = (re.sub(r' - - \[[^]]*\] ', ' ', line) for line in found if ' - - [' in line)
+    return [re.sub(r' [0-9.]+ "-" [0-9]+ ', ' ', re.sub('127.0.0.1:[0-9]+', 'HOST', line)) for line in found]
 
 
 def objects(devices, conf):
@@ -261,6 +731,10 @@ def objects(devices, conf):
                     update = unpickle(f.read())
                 update['headers'] = {k: v for k, v in update['headers'].items() if k not in ('User-Agent', 'Referer')}
                 found[int(policy), 'async', name] = sorted(update.items(), key=lambda i: i[0])
+    for folder, _, files in os.walk(devices):
+        for name in files:
+            if not name.startswith('.lock') and not name.startswith('hashes'):
+                found['file', os.path.relpath(os.path.join(folder, name), devices)] = True
     return found
 
 
@@ -279,9 +753,14 @@ def compare_disks(first, second, swift_dir):
 
 
 def main():
-    differences = compare_answers(*sys.argv[1:3])
-    if len(sys.argv) > 3:
-        differences += compare_disks(*sys.argv[3:6])
+    first, second, *more = sys.argv[1:]
+    said = [datagrams(int(port)) for port in more[3:]]
+    differences = compare_answers(first, second, Containers())
+    if said:
+        differences += compare_counts('metrics', lambda: metrics(said[0]), lambda: metrics(said[1]))
+        differences += compare_counts('lines', lambda: lines(said[2]), lambda: lines(said[3]))
+    if more:
+        differences += compare_disks(*more[:3])
     sys.exit(1 if differences else 0)
 
 
