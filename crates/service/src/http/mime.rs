@@ -1,7 +1,9 @@
 //! Multipart documents: the three of an EC PUT (object body, footers, commit), the parts of a `multipart/byteranges`
 //! response, the fields of a form.
 //!
-//!     --BOUNDARY CRLF headers CRLF CRLF bytes CRLF --BOUNDARY CRLF headers CRLF CRLF bytes CRLF --BOUNDARY--
+//! ```text
+//! --BOUNDARY CRLF headers CRLF CRLF bytes CRLF --BOUNDARY CRLF headers CRLF CRLF bytes CRLF --BOUNDARY--
+//! ```
 //!
 //! As `iter_multipart_mime_documents` in Swift: empty lines may stand before the first boundary, nothing else; the two bytes
 //! after a boundary are `--` at the last one and otherwise dropped unseen; a document also ends with the stream; what follows
