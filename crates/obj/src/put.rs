@@ -118,10 +118,12 @@ impl ObjectServer {
             true => Some(self.check(put).await?),
             false => None,
         };
+        let deadline = self.upload_deadline();
         let data = match req.body.collect(SMALL_OBJECT as usize).await {
             Ok(data) => data,
             Err(e) => return Err(body_error(&e)),
         };
+        self.check_upload_time(deadline)?;
         if put.size != Some(data.len() as u64) {
             return Err(Response::error(499));
         }
@@ -233,7 +235,7 @@ impl ObjectServer {
         writer: &mut Option<Writer>,
         mut input: Input<'_>,
     ) -> Result<(), Response> {
-        let deadline = Instant::now() + self.options.max_upload_time.min(Duration::from_secs(1 << 32));
+        let deadline = self.upload_deadline();
         let mut batch: Vec<Bytes> = Vec::new();
         loop {
             let write = self.write(put, std::mem::take(&mut batch), writer.take());
@@ -248,11 +250,20 @@ impl ObjectServer {
                 }
                 Err(e) => return Err(body_error(&e)),
             }
-            if Instant::now() > deadline {
-                self.ctx.statsd.increment("PUT.timeouts");
-                return Err(Response::error(408));
-            }
+            self.check_upload_time(deadline)?;
         }
+    }
+
+    fn upload_deadline(&self) -> Instant {
+        Instant::now() + self.options.max_upload_time.min(Duration::from_secs(1 << 32))
+    }
+
+    fn check_upload_time(&self, deadline: Instant) -> Result<(), Response> {
+        if Instant::now() <= deadline {
+            return Ok(());
+        }
+        self.ctx.statsd.increment("PUT.timeouts");
+        Err(Response::error(408))
     }
 
     /// Whether all is there that was promised.

@@ -47,8 +47,8 @@ fn object_server(peer: Peer, dir: &Path, port: u16, options: &str) -> Result<Pro
         format!(
             "[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nmount_check = false\n\
              fallocate_reserve = 0\nswift_dir = {dir}\ndevices = {devices}\nlog_address = {dir}/nolog\n{options}\
-             [pipeline:main]\npipeline = healthcheck object-server\n[filter:healthcheck]\n\
-             use = egg:swift#healthcheck\n[app:object-server]\nuse = egg:swift#object\n",
+             [pipeline:main]\npipeline = healthcheck backend_ratelimit object-server\n[filter:healthcheck]\n\
+             use = egg:swift#healthcheck\n[filter:backend_ratelimit]\nuse = egg:swift#backend_ratelimit\n[app:object-server]\nuse = egg:swift#object\n",
             dir = dir.display(),
             devices = devices.display(),
         ),
@@ -70,25 +70,37 @@ fn swift_dir() -> Result<tempfile::TempDir> {
     Ok(dir)
 }
 
-#[test]
-fn object_servers_answer_alike_and_leave_the_same_objects() -> Result<()> {
+/// Sends a table of requests to a server of each implementation.
+fn compare_object_servers(table: &[&str], options: &str) -> Result<()> {
     let dir = swift_dir()?;
     let dir = dir.path();
     let ports = peer::free_ports(6)?;
     let told = |statsd: u16, log: u16| {
         format!(
             "log_statsd_host = 127.0.0.1\nlog_statsd_port = {statsd}\nlog_statsd_sample_rate_factor = 10\n\
-             log_udp_host = 127.0.0.1\nlog_udp_port = {log}\n"
+             log_udp_host = 127.0.0.1\nlog_udp_port = {log}\n{options}"
         )
     };
     let _python = object_server(Peer::Python, dir, ports[0], &told(ports[2], ports[4]))?;
     let _martlet = object_server(Peer::Martlet, dir, ports[1], &told(ports[3], ports[5]))?;
     let mut compare = script("object_server.py")?;
-    compare.args(ports[..2].iter().map(|port| format!("127.0.0.1:{port}")));
+    compare.args(table).args(ports[..2].iter().map(|port| format!("127.0.0.1:{port}")));
     compare.args([dir.join("python"), dir.join("martlet"), dir.to_owned()]);
     compare.args(ports[2..].iter().map(u16::to_string));
     println!("{}", success(&mut compare)?);
     Ok(())
+}
+
+#[test]
+fn object_servers_answer_alike_and_leave_the_same_objects() -> Result<()> {
+    compare_object_servers(&[], "")
+}
+
+#[test]
+fn object_servers_deal_alike_with_clients_that_stall_or_leave() -> Result<()> {
+    let options = "client_timeout = 1\nreplication_server = no\nallowed_headers = X-Foo, content-encoding,, ETag, deleted\n\
+                   delete_requests_per_device_per_second = 0.0001\nkeep_cache_private = yes\nkeep_cache_size = 10\n";
+    compare_object_servers(&["--hasty"], options)
 }
 
 #[test]

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Sends a table of requests to two object servers and compares the answers: status, headers, body.
 
-    object_server.py HOST:PORT HOST:PORT [PY_DEVICES RS_DEVICES SWIFT_DIR [PY_STATSD RS_STATSD PY_LOG RS_LOG]]
+    object_server.py [--hasty] HOST:PORT HOST:PORT [PY_DEVICES RS_DEVICES SWIFT_DIR [PY_STATSD RS_STATSD PY_LOG RS_LOG]]
 
 The first is Python Swift's, the second Martlet's, each on an empty device sda1 of its own, with policies 0 and 1. With
 the two `devices` folders and the folder of swift.conf as well, each one's files are then read by Python's DiskFile
 from the other's disk: what both have written must be the same objects, in files of the same names. With the four UDP
 ports that the servers send metrics and log lines to, those are compared too. Container updates go to a server of this
-script. Prints the differences; exits with 1 if any.
+script. With --hasty the table is another one, for servers that do not wait long, for clients that stall or go away in every
+phase, and for options which are not the default. Prints the differences; exits with 1 if any.
 """
 import hashlib
 import json
@@ -19,6 +20,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 NOW = 1700000000.0
 DROPPED = {'date', 'connection', 'x-trans-id', 'x-openstack-request-id', 'keep-alive'}
@@ -508,6 +510,52 @@ def staging(containers):
     yield req('HEAD', o)
 
 
+def hasty():
+    o = '/sda1/13/a/c/'
+    plain = {'X-Timestamp': ts(), 'Content-Type': 'a/b', 'Content-Length': '10'}
+    large = dict(plain, **{'Content-Length': '1000000'})
+    pieces = {'X-Timestamp': ts(), 'Content-Type': 'a/b', 'Transfer-Encoding': 'chunked'}
+    expect = {'Expect': '100-continue'}
+    yield ('PUT', o + 'plain', plain, Stalled(b'hello'))
+    yield ('PUT', o + 'plain', plain, Stalled(b''))
+    yield ('PUT', o + 'large', large, Stalled(b'hello' * 50000))
+    yield ('PUT', o + 'chunked', pieces, Stalled(b'5\r\nhello\r\n'))
+    yield ('PUT', o + 'chunked', pieces, Stalled(b'5\r\nhel'))
+    for kind in Talk, Leave:
+        yield ('PUT', o + 'plain', dict(plain, **expect), kind([b'hello']))
+        yield ('PUT', o + 'plain', dict(plain, **expect), kind([b'']))
+        yield ('PUT', o + 'large', dict(large, **expect), kind([b'hello' * 50000]))
+        yield ('PUT', o + 'chunked', dict(pieces, **expect), kind([b'5\r\nhello\r\n']))
+        staged = dict(pieces, **expect, **{'X-Backend-Obj-Multipart-Mime-Boundary': 'b', 'X-Backend-Obj-Metadata-Footer': 'y',
+                                           'X-Backend-Obj-Multiphase-Commit': 'yes', 'X-Backend-Obj-Content-Length': '4'})
+        footers = json.dumps({'X-Object-Sysmeta-A': 'b'}).encode()
+        data = b'--b\r\n\r\ndata\r\n'
+        foot = b'--b\r\nContent-MD5: %s\r\n\r\n%s\r\n' % (md5(footers).encode(), footers)
+        yield ('PUT', o + 'staged', staged, kind([b'2\r\n--\r\n']))
+        yield ('PUT', o + 'staged', staged, kind([b'%x\r\n%s\r\n' % (len(data) - 4, data[:-4])]))
+        yield ('PUT', o + 'staged', staged, kind([b'%x\r\n%s\r\n' % (len(data), data)]))
+        yield ('PUT', o + 'staged', staged, kind([b'%x\r\n%s\r\n' % (len(data + foot) - 9, (data + foot)[:-9])]))
+        for suffix, last in (('none', b''), ('half', b'7\r\n--b\r\nX-\r\n')):
+            yield ('PUT', o + 'commit-%s-%s' % (suffix, kind.__name__), staged, kind([chunked(data + foot + b'--b--'), last]))
+    yield req('OPTIONS', o)
+    for method in ('REPLICATE', 'SSYNC'):
+        yield req(method, '/sda1/13', body=b'')
+    yield put(o + 'headers', 0, b'x', X_Foo='f', Content_Encoding='e', Content_Disposition='d', X_Delete_At='9999999999',
+              X_Object_Meta_A='a', Deleted='1', Content_Language='en')
+    for method in ('GET', 'HEAD'):
+        yield req(method, o + 'headers')
+        yield req(method, o + 'headers', X_Auth_Token='t')
+    yield req('POST', o + 'headers', 1, X_Foo='g', Content_Disposition='d', Content_Length='0')
+    yield req('HEAD', o + 'headers')
+    for name in ('plain', 'large', 'chunked', 'staged', 'commit-none-Talk', 'commit-half-Leave'):
+        yield req('GET', o + name)
+    # One DELETE of each device is allowed, and then none for hours.
+    for device in ('sda1', 'sda1', 'none', 'none', 'sda1'):
+        yield req('DELETE', '/%s/13/a/c/x' % device, 1)
+    yield req('DELETE', '/healthcheck')
+    yield req('GET', '/healthcheck')
+
+
 def part_power():
     for power in ('10', '11', ''):
         o = '/sda1/12/a/c/power' + power
@@ -525,8 +573,16 @@ class Talk(list):
     """Pieces of a body, each of which is sent when the server has asked for it by a 100 Continue."""
 
 
+class Leave(Talk):
+    """The same, and then the client is gone."""
+
+
 class Raw(bytes):
     """A body as it is, and no more."""
+
+
+class Stalled(bytes):
+    """A body as it is, after which the client says nothing."""
 
 
 def chunked(*pieces):
@@ -619,7 +675,7 @@ def ask(address, request):
     elif isinstance(body, list):
         lines.append('Transfer-Encoding: chunked')
         body = chunked(*body)
-    elif isinstance(body, Raw):
+    elif isinstance(body, (Raw, Stalled)):
         pass
     elif body is not None and not {'Content-Length', 'Transfer-Encoding'} & set(headers):
         lines.append('Content-Length: %d' % len(body))
@@ -639,6 +695,8 @@ def ask(address, request):
                 break
             asked.append(sorted(interim.decode().split('\r\n')))
             s.sendall(piece)
+        if isinstance(request[3], Leave):
+            return 'left', [], b'', asked
         head, _, data = (seen + answer.read()).partition(b'\r\n\r\n')
     status, *headers = head.decode('latin1').split('\r\n')
     headers = sorted((k.lower(), v) for k, v in (line.split(': ', 1) for line in headers) if k.lower() not in DROPPED)
@@ -655,11 +713,15 @@ def ask(address, request):
     return status, headers, data, asked
 
 
-def compare_answers(first, second, containers):
+def compare_answers(first, second, containers, requests, is_hasty):
     differences = count = good = 0
-    for request in table(containers.address):
+    both = ThreadPoolExecutor(2)
+    for request in requests:
         count += 1
-        one, two = (ask(address, request) + (containers.take(),) for address in (first, second))
+        if is_hasty:
+            one, two = (answer + ([],) for answer in both.map(ask, (first, second), (request, request)))
+        else:
+            one, two = (ask(address, request) + (containers.take(),) for address in (first, second))
         good += ' 20' in one[0]
         if one == two:
             continue
@@ -673,7 +735,7 @@ def compare_answers(first, second, containers):
             if one[number] != two[number]:
                 print('    %-8s %r\n           | %r' % (what, one[number][:200], two[number][:200]))
     print('%d requests, %d answered differently' % (count, differences))
-    assert good > 70, good
+    assert good > 10, good
     return differences
 
 
@@ -721,7 +783,8 @@ def objects(devices, conf):
                 digest = hashlib.md5(b''.join(df.reader())).hexdigest()
                 found[int(policy), df._name, 'data'] = (digest, sorted(df.get_metadata().items()))
         hashes = {}
-        for partition in os.listdir(os.path.join(devices, 'sda1', datadir)):
+        datadir_path = os.path.join(devices, 'sda1', datadir)
+        for partition in os.listdir(datadir_path) if os.path.isdir(datadir_path) else ():
             hashes[partition] = sorted(manager.get_hashes('sda1', partition, [], policy).items())
         found[int(policy), 'hashes'] = hashes
         asyncs = os.path.join(devices, 'sda1', diskfile.get_async_dir(policy))
@@ -753,11 +816,17 @@ def compare_disks(first, second, swift_dir):
 
 
 def main():
-    first, second, *more = sys.argv[1:]
+    is_hasty = '--hasty' in sys.argv
+    first, second, *more = (arg for arg in sys.argv[1:] if arg != '--hasty')
     said = [datagrams(int(port)) for port in more[3:]]
-    differences = compare_answers(first, second, Containers())
+    containers = Containers()
+    requests = hasty() if is_hasty else table(containers.address)
+    differences = compare_answers(first, second, containers, requests, is_hasty)
     if said:
-        differences += compare_counts('metrics', lambda: metrics(said[0]), lambda: metrics(said[1]))
+        # Swift reads ahead: of what stalls after the data, it has not seen all the data yet.
+        unsure = 'PUT.sda1.timing' if is_hasty else ' '
+        one, two = (lambda found=found: [line for line in metrics(found) if unsure not in line] for found in said[:2])
+        differences += compare_counts('metrics', one, two)
         differences += compare_counts('lines', lambda: lines(said[2]), lambda: lines(said[3]))
     if more:
         differences += compare_disks(*more[:3])
