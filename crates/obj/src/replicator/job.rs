@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::policy::data_dir;
 use ring::{Device, Node, Ring, is_local_device};
+use service::daemon::DaemonArgs;
 use service::logs::Logger;
 
 use super::stats::NodeKey;
@@ -46,11 +47,16 @@ pub struct Overrides {
 }
 
 impl Overrides {
+    pub fn of(args: &DaemonArgs) -> Self {
+        let (devices, partitions) = (args.devices.clone(), args.partitions.clone());
+        Self { devices, partitions, policies: args.policies.clone() }
+    }
+
     pub fn any(&self) -> bool {
         !self.devices.is_empty() || !self.partitions.is_empty() || !self.policies.is_empty()
     }
 
-    fn takes_device(&self, device: &str) -> bool {
+    pub fn takes_device(&self, device: &str) -> bool {
         self.devices.is_empty() || self.devices.iter().any(|name| name == device)
     }
 

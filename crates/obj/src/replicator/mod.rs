@@ -1,14 +1,15 @@
 //! object-replicator: keeps the replicas of every partition on this machine's devices alike and where the ring wants them.
 //!
 //! A pass lists the partitions of all local devices, in a random order, and for each either brings the other primaries up to
-//! date (`update.rs`) or, on a handoff, moves it to its primaries (`revert.rs`). Objects travel by SSYNC.
+//! date (`update.rs`) or, on a handoff, moves it to its primaries (`revert.rs`). Objects travel by SSYNC or rsync (`rsync.rs`).
 //!
 //! Differences from Swift's on purpose: a handoff only removes what its primaries are known to have; a partition that the ring
-//! does not know is left alone; `replicator_workers` multiplies `concurrency` in this process instead of starting others.
+//! does not know is left alone; workers are parts of one process, whose passes begin together (`workers.rs`); transfers that
+//! run when the ring changes are waited for. An unknown `sync_method` is refused at the start.
 //!
-//! Not done: `sync_method = rsync`. A configuration that asks for it, as the default does, gets SSYNC and a warning.
+//! Not done, as in Swift 2.38: `lockup_timeout`, which only the reconstructor heeds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -18,23 +19,27 @@ use common::config::{Conf, ConfigError, Section};
 use common::hash::{ObjHash, Suffix};
 use common::policy::StoragePolicy;
 use parking_lot::Mutex;
-use ring::{Node, Ring, whataremyips};
-use serde_json::json;
+use ring::{Device, Ring, whataremyips};
+use serde_json::{Map, Value, json};
 use service::context::Context;
-use service::daemon::{Daemon, Progress};
+use service::daemon::{Daemon, Mode, Progress};
 use service::http::BoxFuture;
+use service::logs::Logger;
 use service::recon;
 use tokio::task::JoinSet;
 
-use crate::diskfile::{DiskFileConf, DiskFileRouter};
+use crate::diskfile::{DiskFileConf, DiskFileError, DiskFileRouter};
 use crate::ssync::sender::{InSync, Sender, SenderConf};
 
 mod job;
 mod revert;
+mod rsync;
 mod stats;
 mod update;
+mod workers;
 
 use job::{DeviceJobs, Job, Overrides, jobs_of_device, local_devices, node_key, not_available};
+use rsync::RsyncConf;
 use stats::{NodeKey, Stats, stats_lines};
 
 const NAME: &str = "object-replicator";
@@ -44,14 +49,35 @@ struct ReplicatorConf {
     ring_ip: String,
     /// `None` when each device has a port of its own.
     port: Option<u16>,
+    /// Jobs at a time, of each worker.
     concurrency: usize,
+    /// 0: no workers.
+    workers: usize,
     interval: Duration,
     stats_interval: Duration,
     ring_check_interval: Duration,
     handoffs_first: bool,
     /// How many primaries must have a handoff's objects before they are removed; 0: all.
     handoff_delete: usize,
+    method: SyncMethod,
     sender: SenderConf,
+}
+
+/// `sync_method`.
+enum SyncMethod {
+    Ssync,
+    Rsync(RsyncConf),
+}
+
+/// Why a transfer could not be made, other than that the method itself says so.
+#[derive(Debug, thiserror::Error)]
+enum SyncError {
+    #[error(transparent)]
+    Disk(#[from] DiskFileError),
+    #[error("cannot run rsync: {0}")]
+    Rsync(std::io::Error),
+    #[error("REPLICATE after rsync: {0}")]
+    Notify(String),
 }
 
 impl ReplicatorConf {
@@ -60,22 +86,26 @@ impl ReplicatorConf {
         let ring_ip = ring_ip.unwrap_or_else(|| section.str("bind_ip", "0.0.0.0"));
         let servers_per_port = section.int::<u32>("servers_per_port", 0)?;
         let port = section.int("bind_port", 6200)?;
-        let workers = section.int::<usize>("replicator_workers", 0)?;
-        let method = section.get("sync_method").filter(|method| !method.is_empty()).unwrap_or("rsync");
-        match method {
-            "ssync" => {}
-            "rsync" => ctx.logger.warning("sync_method rsync is not supported, using ssync"),
+        // Read in either case: options of the method that is not in use are no unknown ones.
+        let rsync = RsyncConf::from_section(section)?;
+        let method = match section.get("sync_method").filter(|method| !method.is_empty()).unwrap_or("rsync") {
+            "ssync" => SyncMethod::Ssync,
+            "rsync" => SyncMethod::Rsync(rsync),
             _ => return Err(section.error("sync_method", "expected ssync or rsync")),
-        }
+        };
+        let _ignored = section.get("lockup_timeout");
         let conf = Self {
             ring_ip,
             port: (servers_per_port == 0).then_some(port),
-            concurrency: section.positive_int::<usize>("concurrency", 1)? * workers.max(1),
+            concurrency: section.positive_int::<usize>("concurrency", 1)?,
+            // Less than none is none.
+            workers: usize::try_from(section.int::<i64>("replicator_workers", 0)?).unwrap_or(0),
             interval: interval(section, ctx)?,
             stats_interval: section.secs("stats_interval", 300.0)?,
             ring_check_interval: section.secs("ring_check_interval", 15.0)?,
             handoffs_first: section.bool("handoffs_first", false)?,
             handoff_delete: section.auto_int::<usize>("handoff_delete")?.unwrap_or(0),
+            method,
             sender: SenderConf {
                 conn_timeout: section.secs("conn_timeout", 0.5)?,
                 node_timeout: section.secs("node_timeout", 10.0)?,
@@ -116,15 +146,20 @@ pub fn build(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError>
 }
 
 pub struct ObjectReplicator {
-    replicator: Arc<Replicator>,
+    ctx: Context,
+    conf: Arc<ReplicatorConf>,
+    router: Arc<DiskFileRouter>,
+    cycle: AtomicU32,
+    started: AtomicBool,
 }
 
+/// All of the work of a pass, or the share of one worker.
 struct Replicator {
     ctx: Context,
-    conf: ReplicatorConf,
-    router: DiskFileRouter,
+    logger: Logger,
+    conf: Arc<ReplicatorConf>,
+    router: Arc<DiskFileRouter>,
     overrides: Overrides,
-    cycle: AtomicU32,
 }
 
 /// One pass, as its jobs see it.
@@ -150,12 +185,6 @@ impl Pass {
         }
     }
 
-    fn total(&self) -> Stats {
-        let mut total = Stats::default();
-        self.stats.lock().values().for_each(|stats| total.add(stats));
-        total
-    }
-
     fn partition_took(&self, took: Duration) {
         self.partition_times.lock().push(took);
         self.progress.inc(1);
@@ -172,11 +201,30 @@ impl Daemon for ObjectReplicator {
     }
 
     fn run_once(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.run_pass())
+        self.run_pass(Mode::Once)
+    }
+
+    fn run_pass(&self, mode: Mode) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let cycle = self.cycle.fetch_add(1, Ordering::Relaxed) % 10;
+            let begun = Begun { mode, first: !self.started.swap(true, Ordering::Relaxed), cycle };
+            // Swift: a command line can choose partitions only `once`.
+            let overrides = match mode {
+                Mode::Once => Overrides::of(&self.ctx.args),
+                Mode::Forever => Overrides::default(),
+            };
+            let shares = self.shares(&overrides);
+            if shares.is_empty() {
+                let replicator = self.replicator(self.ctx.logger.clone(), overrides);
+                replicator.run(begun, &AtomicU64::new(0)).await;
+            } else {
+                self.run_workers(begun, &overrides, shares).await;
+            }
+        })
     }
 
     fn interval(&self) -> Duration {
-        self.replicator.conf.interval
+        self.conf.interval
     }
 
     fn delays_first_pass(&self) -> bool {
@@ -188,6 +236,49 @@ impl Daemon for ObjectReplicator {
     }
 }
 
+/// What a pass knows at its start.
+#[derive(Clone, Copy)]
+struct Begun {
+    mode: Mode,
+    /// The first of this process.
+    first: bool,
+    /// 0 to 9; each pass lists a tenth of the partitions afresh.
+    cycle: u32,
+}
+
+/// What a pass has done.
+struct Done {
+    stats: BTreeMap<String, Stats>,
+    minutes: f64,
+    /// Unix time.
+    ended: f64,
+}
+
+impl Done {
+    fn recon(&self, stats: &Stats) -> Map<String, Value> {
+        let mut entries = times(self.minutes, self.ended);
+        entries.insert("replication_stats".to_string(), stats.to_recon());
+        entries
+    }
+}
+
+/// The times of a pass, under all the keys by which they are looked up.
+fn times(minutes: f64, ended: f64) -> Map<String, Value> {
+    let entries = [
+        ("replication_time", minutes),
+        ("replication_last", ended),
+        ("object_replication_time", minutes),
+        ("object_replication_last", ended),
+    ];
+    entries.into_iter().map(|(key, value)| (key.to_string(), json!(value))).collect()
+}
+
+fn total(stats: &BTreeMap<String, Stats>) -> Stats {
+    let mut total = Stats::default();
+    stats.values().for_each(|stats| total.add(stats));
+    total
+}
+
 impl ObjectReplicator {
     fn new(section: &Section, ctx: &Context) -> Result<Self, ConfigError> {
         let mut conf = ReplicatorConf::from_section(section, ctx)?;
@@ -196,81 +287,102 @@ impl ObjectReplicator {
         let replicas = |policy: &StoragePolicy| {
             ctx.rings.object(policy.index, &ctx.swift_conf.policies).map_or(0, |ring| ring.replica_count())
         };
-        if conf.handoff_delete > 0
-            && ctx
-                .swift_conf
-                .policies
-                .iter()
-                .filter(|policy| !policy.is_erasure())
-                .map(replicas)
-                .all(|n| n <= conf.handoff_delete)
-        {
+        let mut policies = ctx.swift_conf.policies.iter().filter(|policy| !policy.is_erasure());
+        if conf.handoff_delete > 0 && policies.all(|policy| replicas(policy) <= conf.handoff_delete) {
             ctx.logger.warning(format_args!(
                 "No storage policies found for which handoff_delete={} would have an effect. Disabling.",
                 conf.handoff_delete
             ));
             conf.handoff_delete = 0;
         }
-        let args = &ctx.args;
-        let overrides = Overrides {
-            devices: args.devices.clone(),
-            partitions: args.partitions.clone(),
-            policies: args.policies.clone(),
-        };
-        let cycle = AtomicU32::new(ctx.rng.below(10) as u32);
-        let replicator = Replicator { ctx: ctx.clone(), conf, router, overrides, cycle };
-        Ok(Self { replicator: Arc::new(replicator) })
+        Ok(Self {
+            ctx: ctx.clone(),
+            conf: Arc::new(conf),
+            router: Arc::new(router),
+            cycle: AtomicU32::new(ctx.rng.below(10) as u32),
+            started: AtomicBool::new(false),
+        })
     }
 
-    async fn run_pass(&self) {
-        let replicator = &self.replicator;
-        let logger = &replicator.ctx.logger;
-        logger.info("Starting object replication pass.");
+    fn replicator(&self, logger: Logger, overrides: Overrides) -> Arc<Replicator> {
+        let (ctx, conf, router) = (self.ctx.clone(), self.conf.clone(), self.router.clone());
+        Arc::new(Replicator { ctx, logger, conf, router, overrides })
+    }
+}
+
+impl Replicator {
+    /// A pass of a replicator without workers.
+    async fn run(self: &Arc<Self>, begun: Begun, planned: &AtomicU64) {
+        let done = self.pass(begun, planned).await;
+        // A pass over a part says nothing on how the whole is doing.
+        if !self.overrides.any() {
+            let entries = done.recon(&total(&done.stats)).into_iter().collect();
+            recon::dump_recon_cache(&self.ctx, recon::OBJECT_FILE, entries).await;
+        }
+        self.log_sleep(begun.mode);
+    }
+
+    /// One pass. `planned` counts the jobs of all passes which run beside this one.
+    async fn pass(self: &Arc<Self>, begun: Begun, planned: &AtomicU64) -> Done {
+        match begun.mode {
+            Mode::Once => self.logger.info("Running object replicator in script mode."),
+            Mode::Forever => {
+                if begun.first {
+                    self.logger.info("Starting object replicator in daemon mode.");
+                }
+                self.logger.info("Starting object replication pass.");
+            }
+        }
         let pass = Arc::new(Pass {
-            cycle: replicator.cycle.fetch_add(1, Ordering::Relaxed) % 10,
+            cycle: begun.cycle,
             started: Instant::now(),
             stats: Mutex::default(),
             partition_times: Mutex::default(),
             handoff_remains: AtomicBool::new(false),
             job_count: AtomicU64::new(0),
             last_count: AtomicU64::new(0),
-            progress: replicator.ctx.progress(NAME),
+            progress: self.ctx.progress(NAME),
         });
         let heartbeat = async {
             loop {
-                tokio::time::sleep(replicator.conf.stats_interval).await;
-                replicator.log_stats(&pass);
+                tokio::time::sleep(self.conf.stats_interval).await;
+                self.log_stats(&pass);
             }
         };
         tokio::select! {
-            () = replicator.replicate(&pass) => {}
+            () = self.replicate(&pass, planned) => {}
             () = heartbeat => {}
         }
-        replicator.log_stats(&pass);
+        self.log_stats(&pass);
         let minutes = pass.started.elapsed().as_secs_f64() / 60.0;
-        logger.info(format_args!("Object replication complete. ({minutes:.2} minutes)"));
-        // A pass over a part says nothing on how the whole is doing.
-        if !replicator.overrides.any() {
-            replicator.update_recon(&pass, minutes).await;
+        let how = if begun.mode == Mode::Once { " (once)" } else { "" };
+        self.logger.info(format_args!("Object replication complete{how}. ({minutes:.2} minutes)"));
+        let stats = std::mem::take(&mut *pass.stats.lock());
+        Done { stats, minutes, ended: self.ctx.clock.unix_secs() }
+    }
+
+    fn log_sleep(&self, mode: Mode) {
+        if mode == Mode::Forever {
+            let secs = self.conf.interval.as_secs_f64();
+            self.logger.debug(format_args!("Replication sleeping for {secs:?} seconds."));
         }
     }
-}
 
-impl Replicator {
-    async fn replicate(self: &Arc<Self>, pass: &Arc<Pass>) {
+    async fn replicate(self: &Arc<Self>, pass: &Arc<Pass>, planned: &AtomicU64) {
         let mut jobs = self.collect_jobs(pass).await;
         self.ctx.rng.shuffle(&mut jobs);
         if self.conf.handoffs_first {
             jobs.sort_by_key(|job| !job.delete);
         }
-        pass.job_count.store(jobs.len() as u64, Ordering::Relaxed);
-        pass.progress.set(jobs.len() as u64);
+        let count = jobs.len() as u64;
+        pass.job_count.store(count, Ordering::Relaxed);
+        pass.progress.set(planned.fetch_add(count, Ordering::Relaxed) + count);
         let mut running = JoinSet::new();
         let mut next_check = Instant::now() + self.conf.ring_check_interval;
         for job in jobs {
             // Swift: in this mode nothing else is done before every handoff is where it belongs.
             if self.conf.handoffs_first && !job.delete && pass.handoff_remains.load(Ordering::Relaxed) {
-                self.ctx.logger.warning(
+                self.logger.warning(
                     "Handoffs first mode still has handoffs remaining.  Aborting current replication pass.",
                 );
                 break;
@@ -278,7 +390,7 @@ impl Replicator {
             if Instant::now() >= next_check {
                 next_check = Instant::now() + self.conf.ring_check_interval;
                 if self.ring_changed(&job) {
-                    self.ctx.logger.info("Ring change detected. Aborting current replication pass.");
+                    self.logger.info("Ring change detected. Aborting current replication pass.");
                     break;
                 }
             }
@@ -296,7 +408,7 @@ impl Replicator {
 
     fn note_panic(&self, done: Result<(), tokio::task::JoinError>) {
         if let Err(err) = done {
-            self.ctx.logger.error(format_args!("Exception in top-level replication loop: {err}"));
+            self.logger.error(format_args!("Exception in top-level replication loop: {err}"));
         }
     }
 
@@ -309,7 +421,7 @@ impl Replicator {
         };
         match self.ctx.disk_pools.run(&job.device, look).await {
             Err(reason) => {
-                self.ctx.logger.warning(reason);
+                self.logger.warning(reason);
                 pass.stats(&job.device, |stats| stats.add_failure_stats(&job.node_keys()));
             }
             Ok(true) => self.remove_file(&job.path, &job.device).await,
@@ -321,23 +433,28 @@ impl Replicator {
     /// Cleans up a file, probably an empty one, where a partition should be.
     async fn remove_file(&self, path: &Path, device: &str) {
         let shown = path.display();
-        self.ctx.logger.warning(format_args!("Removing partition directory which was a file: {shown}"));
+        self.logger.warning(format_args!("Removing partition directory which was a file: {shown}"));
         let file = path.to_path_buf();
         if let Err(err) = self.ctx.disk_pools.run(device, move || common::fs::remove_file(&file)).await {
-            self.ctx.logger.error(format_args!("cannot remove {shown}: {err}"));
+            self.logger.error(format_args!("cannot remove {shown}: {err}"));
         }
     }
 
-    /// Sends suffixes to a node; with `check`, only asks which of those objects it has. What is in sync then.
+    /// Sends suffixes to a node; with `check`, SSYNC only asks which of those objects it has. What is in sync then, of which
+    /// rsync tells nothing; `None` if it failed, which has been logged.
     async fn sync(
         &self,
-        node: &Node,
+        node: &Device,
         job: &Job,
         suffixes: &[Suffix],
-        check: Option<&std::collections::HashSet<ObjHash>>,
-    ) -> Option<InSync> {
+        check: Option<&HashSet<ObjHash>>,
+    ) -> Result<Option<InSync>, SyncError> {
+        if let SyncMethod::Rsync(conf) = &self.conf.method {
+            return Ok(self.rsync(conf, node, job, suffixes).await?.then(InSync::new));
+        }
         let sender = Sender {
             ctx: &self.ctx,
+            logger: &self.logger,
             conf: self.conf.sender,
             manager: &job.manager,
             device: &job.device,
@@ -346,27 +463,27 @@ impl Replicator {
             suffixes,
             remote_check_objs: check,
         };
-        sender.run().await
+        Ok(sender.run().await)
     }
 
     async fn collect_jobs(&self, pass: &Pass) -> Vec<Job> {
         let policies = &self.ctx.swift_conf.policies;
         let mut jobs = Vec::new();
         for policy in policies.iter().filter(|policy| !policy.is_erasure()) {
-            if !self.overrides.takes_policy(policy.index.0) {
-                continue;
-            }
             let ring = match self.ctx.rings.object(policy.index, policies) {
                 Ok(ring) => ring,
                 Err(err) => {
-                    self.ctx.logger.error(err);
+                    self.logger.error(err);
                     continue;
                 }
             };
             // While the part power is being increased every object has two names here, and would be copied twice.
             if ring.next_part_power().is_some() {
                 let name = &policy.name;
-                self.ctx.logger.warning(format_args!("next_part_power set in policy '{name}'. Skipping"));
+                self.logger.warning(format_args!("next_part_power set in policy '{name}'. Skipping"));
+                continue;
+            }
+            if !self.overrides.takes_policy(policy.index.0) {
                 continue;
             }
             self.jobs_of_policy(pass, policy, &ring, &mut jobs).await;
@@ -387,19 +504,19 @@ impl Replicator {
         if local.is_empty() {
             let ips = ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let port = self.conf.port.map_or("None".to_string(), |port| port.to_string());
-            self.ctx.logger.error(format_args!(
+            self.logger.error(format_args!(
                 "Can't find itself in policy with index {} with ips {ips} and with port {port} in ring file, not replicating",
                 policy.index.0
             ));
         }
         for dev in local {
-            let (manager, ring, logger) = (manager.clone(), ring.clone(), self.ctx.logger.clone());
+            let (manager, ring, logger) = (manager.clone(), ring.clone(), self.logger.clone());
             let (overrides, device) = (self.overrides.clone(), dev.device.clone());
             let all: Vec<NodeKey> = ring.devs().iter().flatten().map(|dev| node_key(dev)).collect();
             let list = move || jobs_of_device(&manager, &ring, &dev, &overrides, &logger);
             match self.ctx.disk_pools.run(&device, list).await {
                 DeviceJobs::Unavailable(reason) => {
-                    self.ctx.logger.warning(reason);
+                    self.logger.warning(reason);
                     pass.stats(&device, |stats| stats.add_failure_stats(&all));
                 }
                 DeviceJobs::Found(found, strange) => {
@@ -422,28 +539,16 @@ impl Replicator {
     }
 
     fn log_stats(&self, pass: &Pass) {
-        let stats = pass.total();
+        let stats = total(&pass.stats.lock());
         if pass.last_count.swap(stats.attempted, Ordering::Relaxed) == stats.attempted {
             let secs = pass.started.elapsed().as_secs_f64();
-            self.ctx.logger.info(format_args!("Nothing replicated for {secs} seconds."));
+            self.logger.info(format_args!("Nothing replicated for {secs} seconds."));
             return;
         }
         let times = pass.partition_times.lock().clone();
         let total = pass.job_count.load(Ordering::Relaxed);
         for line in stats_lines(&stats, total, pass.started.elapsed(), &times) {
-            self.ctx.logger.info(line);
+            self.logger.info(line);
         }
-    }
-
-    async fn update_recon(&self, pass: &Pass, minutes: f64) {
-        let now = self.ctx.clock.unix_secs();
-        let entries = vec![
-            ("replication_stats".to_string(), pass.total().to_recon()),
-            ("replication_time".to_string(), json!(minutes)),
-            ("replication_last".to_string(), json!(now)),
-            ("object_replication_time".to_string(), json!(minutes)),
-            ("object_replication_last".to_string(), json!(now)),
-        ];
-        recon::dump_recon_cache(&self.ctx, recon::OBJECT_FILE, entries).await;
     }
 }

@@ -3,7 +3,12 @@
 //! Swift removes the whole partition when every primary has answered well; an object that is written to the handoff between
 //! its listing and its removal is lost. Here only what the primaries are known to have is removed: the files of an object
 //! whose state still is the one that was offered. The partition's directory goes when nothing is left in it; an object that
-//! arrived meanwhile stays for the next pass.
+//! arrived meanwhile stays for the next pass. rsync does not tell what it has sent: there the state is the one from before the
+//! first transfer. What is no object and does not belong in a partition goes with it once it is old; of directories that are
+//! no suffixes only empty ones go, where Swift's rsync would copy those with names of three letters.
+//!
+//! A node that cannot be told to hash again after an rsync has failed, and the next ones are tried; Swift gives up the
+//! partition and counts all of its nodes as successes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -16,9 +21,9 @@ use service::logs::Logger;
 
 use super::job::{Job, node_key};
 use super::stats::NodeKey;
-use super::{Pass, Replicator};
+use super::{Pass, Replicator, SyncMethod};
 use crate::diskfile::{DiskFileError, DiskFileManager, LockGuard, TimestampSet};
-use crate::ssync::sender::InSync;
+use crate::ssync::sender::{InSync, node_to_string};
 
 /// Swift: how long a revert waits for a session that receives the same partition.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
@@ -35,7 +40,7 @@ impl Replicator {
         let removed = match self.revert_locked(pass, job, &mut failures).await {
             Ok(removed) => removed,
             Err(DiskFileError::LockTimeout(_)) => {
-                self.ctx.logger.info(format_args!(
+                self.logger.info(format_args!(
                     "Unable to lock handoff partition {} for replication on device {} policy {}",
                     job.partition,
                     job.device,
@@ -46,7 +51,7 @@ impl Replicator {
             }
             Err(err) => {
                 let path = job.path.display();
-                self.ctx.logger.error(format_args!("Error syncing handoff partition {path}: {err}"));
+                self.logger.error(format_args!("Error syncing handoff partition {path}: {err}"));
                 false
             }
         };
@@ -74,13 +79,20 @@ impl Replicator {
         let _lock = self.lock(job).await?;
         let suffixes = self.suffixes(job).await?;
         let mut responses: Vec<Option<InSync>> = Vec::new();
+        let offered = self.states_for_rsync(job, &suffixes).await?;
         if !suffixes.is_empty() {
             let mut synced_remote_regions: BTreeMap<u32, HashSet<ObjHash>> = BTreeMap::new();
             for node in &job.nodes {
                 pass.stats(&job.device, |stats| stats.rsync += 1);
                 // A region gets the data once; its other nodes are only asked whether they have it by now.
                 let check = synced_remote_regions.get(&node.region);
-                let in_sync = self.sync(node, job, &suffixes, check).await;
+                let in_sync = self.sync(node, job, &suffixes, check).await.unwrap_or_else(|err| {
+                    let (path, node) = (job.path.display(), node_to_string(node));
+                    self.logger.error(format_args!(
+                        "Error syncing handoff partition {path} with node {node}: {err}"
+                    ));
+                    None
+                });
                 match &in_sync {
                     None => {
                         failures.insert(node_key(node));
@@ -101,12 +113,12 @@ impl Replicator {
         if !enough && !suffixes.is_empty() {
             return Ok(false);
         }
-        let in_sync = in_all(responses.into_iter().flatten());
+        let in_sync = offered.unwrap_or_else(|| in_all(responses.into_iter().flatten()));
         if !suffixes.is_empty() {
             pass.stats(&job.device, |stats| stats.remove += 1);
         }
         let (manager, device) = (job.manager.clone(), job.device.clone());
-        let (partition, path, logger) = (job.partition, job.path.clone(), self.ctx.logger.clone());
+        let (partition, path, logger) = (job.partition, job.path.clone(), self.logger.clone());
         let remove =
             move || remove_in_sync(&manager, &device, partition, &path, &suffixes, &in_sync, &logger);
         match self.ctx.disk_pools.run(&job.device, remove).await {
@@ -132,6 +144,21 @@ impl Replicator {
                 result => return result,
             }
         }
+    }
+
+    /// What an rsync that begins now will send at least.
+    async fn states_for_rsync(
+        &self,
+        job: &Job,
+        suffixes: &[Suffix],
+    ) -> Result<Option<InSync>, DiskFileError> {
+        if matches!(self.conf.method, SyncMethod::Ssync) {
+            return Ok(None);
+        }
+        let (manager, device, partition) = (job.manager.clone(), job.device.clone(), job.partition);
+        let suffixes = suffixes.to_vec();
+        let list = move || Ok(manager.yield_hashes(&device, partition, Some(&suffixes))?.collect());
+        self.ctx.disk_pools.run(&job.device, list).await.map(Some)
     }
 
     async fn suffixes(&self, job: &Job) -> Result<Vec<Suffix>, DiskFileError> {
@@ -184,7 +211,7 @@ fn remove_in_sync(
         }
         remove_dir(&suffix_dir)?;
     }
-    let gone = remove_partition(path)?;
+    let gone = remove_partition(manager, path)?;
     if gone {
         logger.info(format_args!("Removing partition: {}", path.display()));
     } else {
@@ -227,8 +254,8 @@ fn io_error(what: &'static str, path: &Path, source: std::io::Error) -> DiskFile
     DiskFileError::Io { what, path: path.to_path_buf(), source }
 }
 
-/// Removes a partition in which nothing is left but hashes and locks.
-fn remove_partition(path: &Path) -> Result<bool, DiskFileError> {
+/// Removes a partition in which nothing is left but hashes and locks, and what is in the wrong place.
+fn remove_partition(manager: &DiskFileManager, path: &Path) -> Result<bool, DiskFileError> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(true),
@@ -238,10 +265,16 @@ fn remove_partition(path: &Path) -> Result<bool, DiskFileError> {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if !name.starts_with("hashes.") && !name.starts_with(".lock") && !name.starts_with(".hashes.") {
+        let own = name.starts_with("hashes.") || name.starts_with(".lock") || name.starts_with(".hashes.");
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if Suffix::parse(&name).is_some() || !remove_dir(&entry.path())? {
+                return Ok(false);
+            }
+        } else if own || is_old_junk(manager, &[entry.path()]) {
+            files.push(entry.path());
+        } else {
             return Ok(false);
         }
-        files.push(entry.path());
     }
     remove_files(&files)?;
     remove_dir(path)

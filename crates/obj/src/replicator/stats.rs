@@ -51,6 +51,29 @@ impl Stats {
         }
     }
 
+    /// What [`Stats::to_recon`] has written, here or in Swift; what is missing is 0.
+    pub fn from_recon(value: &Value) -> Self {
+        let count = |key: &str| value[key].as_u64().unwrap_or(0);
+        let mut failure_nodes: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+        for (ip, devices) in value["failure_nodes"].as_object().into_iter().flatten() {
+            let devices = devices.as_object().into_iter().flatten();
+            let devices = devices.map(|(device, count)| (device.clone(), count.as_u64().unwrap_or(0)));
+            failure_nodes.insert(ip.clone(), devices.collect());
+        }
+        Self {
+            attempted: count("attempted"),
+            failure: count("failure"),
+            hashmatch: count("hashmatch"),
+            remove: count("remove"),
+            rsync: count("rsync"),
+            success: count("success"),
+            suffix_count: count("suffix_count"),
+            suffix_hash: count("suffix_hash"),
+            suffix_sync: count("suffix_sync"),
+            failure_nodes,
+        }
+    }
+
     pub fn to_recon(&self) -> Value {
         let mut map = Map::new();
         for (key, value) in [
@@ -131,6 +154,7 @@ mod tests {
         total.add_failure_stats(&[node("10.0.0.1", "sda")]);
         total.add(&stats);
         assert_eq!((total.attempted, total.failure, total.success), (3, 3, 4));
+        assert_eq!(Stats::from_recon(&total.to_recon()), total);
         assert_eq!(
             total.to_recon(),
             json!({

@@ -1,8 +1,8 @@
 //! Bringing the other primaries of a partition up to date.
 //!
-//! Each primary is asked for its suffix hashes, all at once; then one after the other gets the suffixes that differ. A primary
-//! whose device is unmounted is replaced by the next handoff. A remote region gets the partition once per pass; its own
-//! replicators spread it there.
+//! Each primary is asked for its suffix hashes, then one after the other gets the suffixes that differ. All of this region and
+//! one of each other region are asked at once, which Swift does in turn. A primary whose device is unmounted is replaced by the
+//! next handoff. A remote region gets the partition once per pass; its own replicators spread it there.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -11,13 +11,13 @@ use bytes::Bytes;
 use common::hash::Suffix;
 use common::pickle;
 use futures_util::future::join_all;
-use ring::Node;
+use ring::Device;
 use service::http::client::Timeouts;
 use service::http::{Body, Headers, Method, Status};
 
 use super::job::{Job, node_key};
 use super::stats::NodeKey;
-use super::{Pass, Replicator};
+use super::{Pass, Replicator, SyncError};
 use crate::diskfile::{DiskFileError, SuffixHashes};
 use crate::ssync::sender::node_to_string;
 
@@ -39,7 +39,7 @@ impl Replicator {
         let mut outcome = Outcome::default();
         if let Err(err) = self.sync_primaries(pass, job, &mut outcome).await {
             outcome.failures.extend(outcome.targets.iter().cloned());
-            self.ctx.logger.error(format_args!("Error syncing partition {}: {err}", job.path.display()));
+            self.logger.error(format_args!("Error syncing partition {}: {err}", job.path.display()));
         }
         pass.stats(&job.device, |stats| {
             stats.add_failure_stats(&outcome.failures);
@@ -60,23 +60,29 @@ impl Replicator {
         pass.stats(&job.device, |stats| stats.suffix_hash += hashed as u64);
         let mut nodes = job.nodes.clone();
         self.ctx.rng.shuffle(&mut nodes);
-        let answers = join_all(nodes.iter().map(|node| self.remote_hashes(node, job))).await;
+        let mut regions = BTreeSet::from([job.region]);
+        let answers = nodes.iter().map(|node| {
+            let now = node.region == job.region || regions.insert(node.region);
+            async move { if now { Some(self.remote_hashes(node, job).await) } else { None } }
+        });
+        let answers = join_all(answers).await;
         let mut primaries = nodes.into_iter().zip(answers);
         let mut handoffs = job.ring.get_more_nodes(job.partition);
         let mut synced_remote_regions = BTreeSet::new();
         let mut attempts_left = job.nodes.len();
         while attempts_left > 0 {
             let (node, answer) = match primaries.next() {
-                Some((node, answer)) => (node, Some(answer)),
+                Some(primary) => primary,
                 None => match handoffs.next() {
                     Some(node) => (node, None),
                     None => {
-                        self.ctx.logger.error(format_args!(
+                        self.logger.error(format_args!(
                             "Ran out of handoffs while replicating partition {} of policy {}",
                             job.partition,
                             job.manager.policy().0
                         ));
-                        break;
+                        // Swift leaves its suffixes uncounted then.
+                        return Ok(());
                     }
                 },
             };
@@ -100,9 +106,7 @@ impl Replicator {
             let (success, synced) = match self.sync_node(pass, job, &node, &remote, &mut local).await {
                 Ok(done) => done,
                 Err(err) => {
-                    self.ctx
-                        .logger
-                        .error(format_args!("Error syncing with node: {}: {err}", node_to_string(&node)));
+                    self.error_with_node(&node, &err);
                     (false, 0)
                 }
             };
@@ -121,10 +125,10 @@ impl Replicator {
         &self,
         pass: &Pass,
         job: &Job,
-        node: &Node,
+        node: &Device,
         remote: &SuffixHashes,
         local: &mut SuffixHashes,
-    ) -> Result<(bool, usize), DiskFileError> {
+    ) -> Result<(bool, usize), SyncError> {
         let mut suffixes = differing(local, remote);
         if !suffixes.is_empty() {
             // What differs may only be stale.
@@ -136,7 +140,7 @@ impl Replicator {
             return Ok((true, 0));
         }
         pass.stats(&job.device, |stats| stats.rsync += 1);
-        let success = self.sync(node, job, &suffixes, None).await.is_some();
+        let success = self.sync(node, job, &suffixes, None).await?.is_some();
         pass.stats(&job.device, |stats| stats.suffix_sync += suffixes.len() as u64);
         self.ctx.statsd.update_stats("suffix.syncs", suffixes.len() as i64);
         Ok((success, suffixes.len()))
@@ -158,48 +162,61 @@ impl Replicator {
         Ok((hashed, hashes))
     }
 
-    async fn remote_hashes(&self, node: &Node, job: &Job) -> Result<SuffixHashes, Refusal> {
-        let mut resp = self.replicate_request(node, job).await?;
-        match resp.status {
+    async fn remote_hashes(&self, node: &Device, job: &Job) -> Result<SuffixHashes, Refusal> {
+        let failed = |err: String| Refusal::Failed(err);
+        let (status, body) = self.replicate_request(node, job, "").await.map_err(failed)?;
+        match status {
             Status::OK => {}
             Status::INSUFFICIENT_STORAGE => return Err(Refusal::Unmounted),
             status => return Err(Refusal::Status(status)),
         }
-        let body: Bytes =
-            resp.body.collect(MAX_HASHES).await.map_err(|err| Refusal::Failed(err.to_string()))?;
-        let value = pickle::loads(&body).map_err(|err| Refusal::Failed(err.to_string()))?;
-        SuffixHashes::from_value(&value).ok_or_else(|| Refusal::Failed("answer is not a dict".to_string()))
+        let value = pickle::loads(&body).map_err(|err| failed(err.to_string()))?;
+        SuffixHashes::from_value(&value).ok_or_else(|| failed("answer is not a dict".to_string()))
     }
 
-    async fn replicate_request(&self, node: &Node, job: &Job) -> Result<service::http::Response, Refusal> {
+    /// Asks a node for its hashes of a partition, after hashing again the suffixes in `suffixes`, which dashes separate.
+    pub(super) async fn replicate_request(
+        &self,
+        node: &Device,
+        job: &Job,
+        suffixes: &str,
+    ) -> Result<(Status, Bytes), String> {
         let mut headers = Headers::new();
         headers.insert("User-Agent", format!("object-replicator {}", std::process::id()));
         headers.insert("X-Backend-Storage-Policy-Index", job.manager.policy().0.to_string());
-        let path = format!("/{}/{}", node.device, job.partition);
+        let mut path = format!("/{}/{}", node.device, job.partition);
+        if !suffixes.is_empty() {
+            path = format!("{path}/{suffixes}");
+        }
         let addr = (node.replication_ip.as_str(), node.replication_port);
         let timeouts = Timeouts { conn: self.conf.sender.conn_timeout, node: self.conf.sender.http_timeout };
         let sent =
             self.ctx.pool.request(addr, Method::Replicate, &path, &headers, Body::empty(), timeouts).await;
-        sent.map_err(|err| Refusal::Failed(err.to_string()))
+        let mut resp = sent.map_err(|err| err.to_string())?;
+        let body = resp.body.collect(MAX_HASHES).await.map_err(|err| err.to_string())?;
+        Ok((resp.status, body))
+    }
+
+    fn error_with_node(&self, node: &Device, err: &dyn std::fmt::Display) {
+        self.logger.error(format_args!("Error syncing with node: {}: {err}", node_to_string(node)));
     }
 
     /// Logs why a node has not told its hashes; how many more nodes to try for that.
-    fn refused(&self, node: &Node, refusal: Refusal, outcome: &Outcome, attempts_left: usize) -> usize {
-        let logger = &self.ctx.logger;
-        let node = node_to_string(node);
+    fn refused(&self, node: &Device, refusal: Refusal, outcome: &Outcome, attempts_left: usize) -> usize {
+        let name = node_to_string(node);
         match refusal {
             Refusal::Unmounted => {
-                logger.error(format_args!("{node} responded as unmounted"));
+                self.logger.error(format_args!("{name} responded as unmounted"));
                 let safe = 1 + outcome.targets.difference(&outcome.failures).count();
                 // With handoff_delete enough copies elsewhere are enough; else every lost one is made up for.
                 usize::from(self.conf.handoff_delete == 0 || safe + attempts_left < self.conf.handoff_delete)
             }
             Refusal::Status(status) => {
-                logger.error(format_args!("Invalid response {} from {node}", status.0));
+                self.logger.error(format_args!("Invalid response {} from {name}", status.0));
                 0
             }
             Refusal::Failed(reason) => {
-                logger.error(format_args!("Error syncing with node: {node}: {reason}"));
+                self.error_with_node(node, &reason);
                 0
             }
         }

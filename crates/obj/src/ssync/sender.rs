@@ -24,6 +24,7 @@ use ring::Device;
 use service::context::Context;
 use service::http::client::{BodyFraming, ClientConn, ClientError, Timeouts};
 use service::http::{Headers, Method, Status};
+use service::logs::Logger;
 
 use super::input::timeout_message;
 use super::protocol::{
@@ -58,6 +59,7 @@ pub struct SenderConf {
 /// One partition's suffixes on their way to one node.
 pub struct Sender<'a> {
     pub ctx: &'a Context,
+    pub logger: &'a Logger,
     pub conf: SenderConf,
     pub manager: &'a Arc<DiskFileManager>,
     pub device: &'a str,
@@ -101,13 +103,11 @@ impl Sender<'_> {
         match self.converse().await {
             Ok(in_sync) => Some(in_sync),
             Err(SendError::Expected(message)) => {
-                self.ctx.logger.error(format_args!("{node}/{partition} {message}"));
+                self.logger.error(format_args!("{node}/{partition} {message}"));
                 None
             }
             Err(SendError::Unexpected(message)) => {
-                self.ctx
-                    .logger
-                    .error(format_args!("{node}/{partition} EXCEPTION in ssync.Sender: {message}"));
+                self.logger.error(format_args!("{node}/{partition} EXCEPTION in ssync.Sender: {message}"));
                 None
             }
         }
@@ -133,7 +133,7 @@ impl Sender<'_> {
         } else {
             available.retain(|hash, _| !wanted.contains_key(hash));
         }
-        self.ctx.logger.debug(format_args!(
+        self.logger.debug(format_args!(
             "ssync completed ok: dev: {}, part: {}, policy: {}, num suffixes: {}, available: {offered}, sent: {sent}, \
              deletable: {}",
             self.device,
