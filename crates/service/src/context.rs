@@ -21,6 +21,7 @@ use crate::disk_pool::{self, DiskPools};
 use crate::http::{Pool, SharedApp};
 use crate::logs::{Logger, OpenLogs, Sink};
 use crate::metrics::Metrics;
+use crate::priority::Priority;
 use crate::rng::Rng;
 use crate::statsd::Statsd;
 
@@ -141,6 +142,7 @@ pub struct ContextData {
     pub clock: Clock,
     pub rng: Rng,
     pub logger: Logger,
+    pub priority: Priority,
     pub statsd: Statsd,
     pub metrics: Metrics,
     pub swift_conf: Arc<SwiftConf>,
@@ -199,6 +201,8 @@ impl Context {
         let cluster = process.cluster(&swift_dir)?;
         let threads = section.positive_int("threads_per_disk", disk_pool::DEFAULT_THREADS)?;
         let logger = process.logger(section, name)?;
+        // For the process, which applies it if it is the service's own.
+        let priority = Priority::of(section);
         let statsd = Statsd::from_section(section, logger.name(), &process.rng)?;
         report_rings(&cluster.rings, &logger);
         Ok(Context(Arc::new(ContextData {
@@ -208,6 +212,7 @@ impl Context {
             rng: process.rng.clone(),
             statsd,
             logger,
+            priority,
             metrics: process.metrics.scoped("server", name),
             swift_conf: cluster.swift_conf,
             rings: cluster.rings,
@@ -337,6 +342,7 @@ impl ContextBuilder {
             rng: process.rng.clone(),
             statsd: self.statsd,
             logger: self.logger,
+            priority: Priority::default(),
             metrics: process.metrics.scoped("server", &self.name),
             name: self.name,
             swift_conf,

@@ -61,9 +61,11 @@ pub fn run_daemon(launch: &Launch, build: Build) -> ExitCode {
 fn run(launch: &Launch, build: Build) -> Result<(), StartError> {
     let conf = Conf::load(&launch.conf_path)?;
     let section = conf.require(&launch.name)?;
-    drop_privileges(&section)?;
     let process = process_of(launch);
     let ctx = Context::new(&process, &launch.name, &section)?;
+    // What only root may have stays when the program is run again.
+    ctx.priority.apply(&ctx.logger);
+    drop_privileges(&section)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS);
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let once = launch.once || !section.bool("daemonize", true)?;

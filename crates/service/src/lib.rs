@@ -18,6 +18,7 @@ pub mod logs;
 pub mod memcached;
 pub mod metrics;
 pub mod pipeline;
+pub mod priority;
 pub mod recon;
 pub mod rng;
 pub mod server;
