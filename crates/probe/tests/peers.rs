@@ -126,6 +126,63 @@ fn container_updates_that_one_implementation_leaves_are_delivered_by_the_other()
     Ok(())
 }
 
+/// Writes the object ring of policy 0 with a device of this host on each of `ports`.
+fn write_object_ring(dir: &Path, ports: &[u16]) -> Result<()> {
+    let mut builder = ring::RingBuilder::new(2, 1.0, 0)?;
+    for (number, port) in ports.iter().enumerate() {
+        let ip = "127.0.0.1".to_owned();
+        builder.add_dev(ring::Device {
+            id: u32::try_from(number)?,
+            region: 1,
+            zone: 1,
+            ip: ip.clone(),
+            port: *port,
+            device: format!("sda{number}"),
+            weight: 1.0,
+            replication_ip: ip,
+            replication_port: *port,
+            meta: String::new(),
+            extra: serde_json::Map::new(),
+        })?;
+    }
+    builder.rebalance(1)?;
+    // Whole at once, as the server may look at any moment; and with a time of its own.
+    builder.save_ring(&dir.join("new.ring.gz"), ring::FormatVersion::V1)?;
+    let new = std::fs::File::options().write(true).open(dir.join("new.ring.gz"))?;
+    new.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(ports[0].into()))?;
+    Ok(common::fs::rename(&dir.join("new.ring.gz"), &dir.join("object.ring.gz"))?)
+}
+
+#[test]
+fn each_device_is_served_at_its_port_as_the_rings_change() -> Result<()> {
+    for peer in [Peer::Python, Peer::Martlet] {
+        let dir = swift_dir()?;
+        let dir = dir.path();
+        let ports = peer::free_ports(4)?;
+        write_object_ring(dir, &ports[..2])?;
+        // The user stays who it is.
+        let user = success(std::process::Command::new("id").arg("-un"))?;
+        let options = format!("servers_per_port = 2\nring_check_interval = 0.2\nuser = {user}\n");
+        let server = object_server(peer, dir, ports[0], &options)?;
+        let is_open = |port: u16| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        let addr = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        peer::wait_for(addr(ports[1]))?;
+        assert!(!is_open(ports[2]), "{}: not in the ring", peer.name());
+        // One port goes, one stays, one comes.
+        write_object_ring(dir, &ports[1..3])?;
+        peer::wait_for(addr(ports[2]))?;
+        let began = std::time::Instant::now();
+        while is_open(ports[0]) {
+            anyhow::ensure!(began.elapsed() < peer::PATIENCE, "{}: an old port is still open", peer.name());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(is_open(ports[1]) && !is_open(ports[3]), "{}", peer.name());
+        drop(server);
+        assert!(!is_open(ports[1]), "{}", peer.name());
+    }
+    Ok(())
+}
+
 #[test]
 fn a_full_disk_is_507_and_harms_nothing() -> Result<()> {
     println!("{}", success(script("full_disk.py")?.arg(peer::martlet()?))?);

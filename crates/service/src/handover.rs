@@ -16,8 +16,8 @@ use serde_json::Value;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-/// Files in one message.
-pub const MAX_FDS: usize = 64;
+/// Files in one message: a socket for each of a node's devices, and a channel for each worker. The kernel allows 253.
+pub const MAX_FDS: usize = 250;
 const MAX_TEXT: usize = 64 * 1024;
 
 /// One end.

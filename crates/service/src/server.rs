@@ -5,15 +5,24 @@
 //! level directly.
 //!
 //! Swift's `workers` processes are threads of one runtime here. Not supported: `cert_file` (TLS belongs in front of a
-//! proxy, as Swift's own documentation says) and `servers_per_port`.
+//! proxy, as Swift's own documentation says).
+//!
+//! With `servers_per_port` an object server listens on the port of each device that its rings have at `ring_ip`, or else
+//! `bind_ip`, where Swift has so many processes for each. What keeps the devices apart here are their own disk threads and,
+//! for each port, its own `max_clients` times `servers_per_port` connections. `workers` and `bind_port` are then ignored,
+//! as in Swift, and there are as many threads as cores.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::Policies;
 use common::config::{ConfigError, Paste, Section};
+use futures_util::future::join_all;
+use ring::{RingError, Rings, is_local_device, whataremyips};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::context::{Context, Process};
@@ -41,14 +50,22 @@ pub struct ServerConf {
     pub keepalive_timeout: Option<Duration>,
     pub require_proxy_protocol: bool,
     pub stale_worker_timeout: Duration,
+    /// 0 unless each device has a port of its own.
+    pub servers_per_port: usize,
+    pub ring_check_interval: Duration,
+    /// Which devices of the rings are ours.
+    ring_ip: String,
     pub section: Section,
 }
 
 impl ServerConf {
     /// Reads the options from the section of a server's app.
     pub fn from_section(section: &Section) -> Result<ServerConf, ConfigError> {
+        // Swift: other servers have no use for it.
+        let is_object_server = section.name() == "app:object-server";
+        let servers_per_port = section.int("servers_per_port", 0usize)? * usize::from(is_object_server);
         let port = section.get("bind_port").unwrap_or_default();
-        let bind_port = port.parse().ok().filter(|port| *port > 0);
+        let bind_port = port.parse().ok().filter(|port| *port > 0).or((servers_per_port > 0).then_some(0));
         let bind_port =
             bind_port.ok_or_else(|| section.error("bind_port", "expected a port number, 1 to 65535"))?;
         if section.get("cert_file").is_some_and(|file| !file.is_empty()) {
@@ -56,19 +73,21 @@ impl ServerConf {
                 section.error("cert_file", "TLS is not supported; expected a TLS terminator in front")
             );
         }
-        if section.int("servers_per_port", 0usize)? > 0 {
-            return Err(section.error("servers_per_port", "expected 0; use workers, which are threads"));
-        }
         let client_timeout = section.get("client_timeout").filter(|value| !value.is_empty());
         let keepalive = section.get("keepalive_timeout").filter(|value| !value.is_empty());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = section.auto_int("workers")?.filter(|_| servers_per_port == 0).unwrap_or(cores);
+        let bind_ip = section.str("bind_ip", "0.0.0.0");
         Ok(ServerConf {
-            bind_ip: section.str("bind_ip", "0.0.0.0"),
+            servers_per_port,
+            ring_check_interval: section.secs("ring_check_interval", 15.0)?,
+            ring_ip: section.str("ring_ip", &bind_ip),
+            bind_ip,
             bind_port,
             bind_timeout: section.secs("bind_timeout", 30.0)?,
             backlog: section.int("backlog", 4096)?,
             keep_idle: Duration::from_secs(keep_idle(section)?),
-            workers: section.auto_int("workers")?.unwrap_or(cores),
+            workers,
             max_clients: section.positive_int("max_clients", 1024usize)?,
             client_timeout: match client_timeout {
                 Some(_) => section.secs("client_timeout", 60.0)?,
@@ -82,6 +101,34 @@ impl ServerConf {
             stale_worker_timeout: section.secs("stale_worker_timeout", 86_400.0)?,
             section: section.clone(),
         })
+    }
+
+    /// The ports of the devices here in the object rings; a ring that cannot be read is told to `report` and left out.
+    pub fn device_ports(
+        &self,
+        rings: &Rings,
+        policies: &Policies,
+        report: impl Fn(&RingError),
+    ) -> BTreeSet<u16> {
+        let my_ips = whataremyips(&self.ring_ip);
+        let mut ports = BTreeSet::new();
+        for policy in policies.iter() {
+            match rings.object(policy.index, policies) {
+                Ok(ring) => {
+                    let devices = ring.devs().iter().flatten();
+                    let ours = devices.filter(|dev| is_local_device(&my_ips, None, &dev.ip, dev.port));
+                    ports.extend(ours.map(|dev| dev.port));
+                }
+                Err(err) if err.missing => {}
+                Err(err) => report(&err),
+            }
+        }
+        ports
+    }
+
+    /// The same server on another port.
+    pub fn with_port(&self, bind_port: u16) -> ServerConf {
+        ServerConf { bind_port, ..self.clone() }
     }
 
     /// The socket of the server. A port in use is waited for up to `wait`.
@@ -137,7 +184,7 @@ impl ServerConf {
         ServeOptions {
             client_timeout: self.client_timeout,
             keepalive_timeout: self.keepalive_timeout,
-            max_clients: self.max_clients,
+            max_clients: self.max_clients * self.servers_per_port.max(1),
             limits: Limits::from_constraints(
                 constraints.max_request_line,
                 constraints.max_header_size,
@@ -190,9 +237,16 @@ pub fn load_conf(path: &Path) -> Result<(ServerConf, PathBuf), ConfigError> {
 impl Loaded {
     /// Serves on `listeners` in the current runtime.
     pub fn start(self, listeners: Vec<TcpListener>) -> io::Result<RunningServer> {
-        let options = self.conf.serve_options(&self.ctx);
-        let handle = serve::Server::start(listeners, self.app, options)?;
-        Ok(RunningServer { handle, ctx: self.ctx })
+        let start = |listeners| {
+            let options = self.conf.serve_options(&self.ctx);
+            serve::Server::start(listeners, self.app.clone(), options)
+        };
+        let handles = match self.conf.servers_per_port {
+            0 => vec![start(listeners)?],
+            // Clients of one device do not take the places of another's.
+            _ => listeners.into_iter().map(|listener| start(vec![listener])).collect::<io::Result<_>>()?,
+        };
+        Ok(RunningServer { handles, ctx: self.ctx })
     }
 
     /// Binds the configured address at once and serves there.
@@ -205,18 +259,19 @@ impl Loaded {
 
 /// A server that serves. Dropping it does not stop it.
 pub struct RunningServer {
-    handle: ServerHandle,
+    handles: Vec<ServerHandle>,
     pub ctx: Context,
 }
 
 impl RunningServer {
     pub fn addrs(&self) -> Vec<SocketAddr> {
-        self.handle.addrs()
+        self.handles.iter().flat_map(ServerHandle::addrs).collect()
     }
 
     /// Accepts no more connections, gives open requests `graceful` to finish and ends the rest. Whether all finished.
     pub async fn stop(&self, graceful: Duration) -> bool {
-        let finished = self.handle.stop(graceful).await;
+        let finished = join_all(self.handles.iter().map(|handle| handle.stop(graceful))).await;
+        let finished = finished.into_iter().all(|finished| finished);
         // The apps of a pipeline know the context and the context knows them: cut the circle.
         self.ctx.pipeline.clear();
         self.ctx.process.open_logs.flush();

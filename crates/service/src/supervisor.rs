@@ -19,10 +19,14 @@
 //! Signals wait while the program is run anew, and one that comes while a worker starts is acted on after that: none is lost
 //! and none has its default effect.
 //!
+//! With `servers_per_port` there is a socket for each port that the rings give our devices. The rings are looked at every
+//! `ring_check_interval`; when the ports have changed, a new worker gets the new sockets and the old one drains.
+//!
 //! `workers = 0` serves in the first process. A reload then drains, runs the program anew in the same process and
 //! serves on; connections wait in the backlog meanwhile. There a signal which one of the disk's threads takes in the instant
 //! before the exec is lost.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -33,6 +37,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use common::config::ConfigError;
+use ring::Rings;
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
@@ -172,6 +177,9 @@ impl Inherited {
 /// The first process: binds, and supervises or serves.
 fn start(launch: &Launch, registry: &Registry, inherited: Inherited) -> Result<(), StartError> {
     let (conf, _) = server::load_conf(&launch.conf_path)?;
+    let ctx = Context::new(&launch.process(), &launch.name, &conf.section)?;
+    // Threads and workers are to have it too.
+    ctx.priority.apply(&ctx.logger);
     let runtime = match conf.workers {
         0 => serving_runtime(&conf)?,
         _ => Builder::new_current_thread().enable_all().build()?,
@@ -180,31 +188,79 @@ fn start(launch: &Launch, registry: &Registry, inherited: Inherited) -> Result<(
         // First of all: until then a signal has its default effect, or waits since before the exec.
         let mut signals = Signals::new()?;
         signals::Hold::end()?;
-        let logger = Context::new(&launch.process(), &launch.name, &conf.section)?.logger.clone();
-        let (listener, stale) = bind(&conf, inherited)?;
+        let logger = ctx.logger.clone();
+        let ports = (conf.servers_per_port > 0).then(|| DevicePorts::new(&conf, &ctx));
+        let (mut listeners, stale) = bind(&conf, ports.as_ref(), inherited)?;
         signals::clean_up_daemon_hygiene();
-        if conf.workers == 0 {
+        if conf.workers == 0
+            && let Some(listener) = listeners.pop()
+        {
             return serve_alone(launch, registry, listener, &mut signals).await;
         }
         let user = signals::user_to_become(&conf.section)?;
         if user.is_none() {
             signals::warn_of_root(&conf.section, &logger);
         }
-        let supervisor = Supervisor { launch, logger, user, listener, worker: None, stale, later: None };
+        let supervisor =
+            Supervisor { launch, logger, user, listeners, ports, worker: None, stale, later: None };
         supervisor.run(&mut signals).await
     });
     runtime.shutdown_timeout(STOP_GRACE);
     done
 }
 
-/// The inherited socket, or a new one if the address is another; and the inherited workers.
-fn bind(conf: &ServerConf, mut inherited: Inherited) -> Result<(TcpListener, Vec<Worker>), ConfigError> {
-    let known = conf.address().ok().and_then(|address| inherited.take_listener(address));
-    let listener = match known {
-        Some(listener) => listener,
-        None => conf.bind(conf.bind_timeout)?,
+/// The inherited sockets, and new ones for other addresses; and the inherited workers.
+fn bind(
+    conf: &ServerConf,
+    ports: Option<&DevicePorts>,
+    mut inherited: Inherited,
+) -> Result<(Vec<TcpListener>, Vec<Worker>), ConfigError> {
+    let mut bind = |conf: &ServerConf| {
+        let known = conf.address().ok().and_then(|address| inherited.take_listener(address));
+        known.map_or_else(|| conf.bind(conf.bind_timeout), Ok)
     };
-    Ok((listener, inherited.workers))
+    let listeners = match ports {
+        None => vec![bind(conf)?],
+        Some(ports) => {
+            let wanted = ports.wanted();
+            wanted.into_iter().filter_map(|port| ports.bound(port, bind(&conf.with_port(port)))).collect()
+        }
+    };
+    Ok((listeners, inherited.workers))
+}
+
+/// The ports of our devices, as the rings say.
+struct DevicePorts {
+    conf: ServerConf,
+    rings: Rings,
+    ctx: Context,
+}
+
+impl DevicePorts {
+    fn new(conf: &ServerConf, ctx: &Context) -> DevicePorts {
+        let rings = Rings::with_reload(ctx.swift_dir(), Duration::ZERO, ctx.clock.clone());
+        DevicePorts { conf: conf.clone(), rings, ctx: ctx.clone() }
+    }
+
+    fn wanted(&self) -> BTreeSet<u16> {
+        let policies = &self.ctx.swift_conf.policies;
+        self.conf.device_ports(&self.rings, policies, |err| self.ctx.logger.error(err))
+    }
+
+    /// A port that cannot be had is no reason not to serve the others.
+    fn bound(&self, port: u16, bound: Result<TcpListener, ConfigError>) -> Option<TcpListener> {
+        bound
+            .map_err(|err| self.ctx.logger.critical(format_args!("Unable to bind to port {port}: {err}")))
+            .ok()
+    }
+
+    fn bind_now(&self, port: u16) -> Option<TcpListener> {
+        self.bound(port, self.conf.with_port(port).bind(Duration::ZERO))
+    }
+}
+
+fn port_of(listener: &TcpListener) -> Option<u16> {
+    listener.local_addr().ok().map(|address| address.port())
 }
 
 /// A process that serves.
@@ -217,7 +273,9 @@ struct Supervisor<'a> {
     launch: &'a Launch,
     logger: Logger,
     user: Option<signals::User>,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
+    /// Which sockets there should be, if the rings say that.
+    ports: Option<DevicePorts>,
     worker: Option<(Pid, AsyncChannel)>,
     /// Workers of former runs that drain, or will when ours serves.
     stale: Vec<Worker>,
@@ -306,7 +364,11 @@ impl Supervisor<'_> {
             }
             let told = match self.later.take() {
                 Some(told) => told,
-                None => signals.next().await,
+                None => match self.next_told(signals).await {
+                    Some(told) => told,
+                    None if self.follow_rings(signals).await? => continue,
+                    None => return self.stop(signals).await,
+                },
             };
             match told {
                 Told::Stop => return self.stop(signals).await,
@@ -323,10 +385,56 @@ impl Supervisor<'_> {
         }
     }
 
+    /// The next signal; None when it is time to look at the rings.
+    async fn next_told(&self, signals: &mut Signals) -> Option<Told> {
+        match &self.ports {
+            None => Some(signals.next().await),
+            Some(ports) => tokio::time::timeout(ports.conf.ring_check_interval, signals.next()).await.ok(),
+        }
+    }
+
+    /// Listens where the rings now have our devices, with a new worker if that has changed; false when a signal to stop
+    /// came first.
+    async fn follow_rings(&mut self, signals: &mut Signals) -> Result<bool, StartError> {
+        let Some(ports) = &self.ports else { return Ok(true) };
+        let wanted = ports.wanted();
+        let bound: BTreeSet<u16> = self.listeners.iter().filter_map(port_of).collect();
+        let new: Vec<_> = wanted.difference(&bound).filter_map(|port| ports.bind_now(*port)).collect();
+        if new.is_empty() && bound.is_subset(&wanted) {
+            return Ok(true);
+        }
+        let is_wanted = |l: &TcpListener| port_of(l).is_some_and(|port| wanted.contains(&port));
+        let (mut kept, gone): (Vec<_>, Vec<_>) = self.listeners.drain(..).partition(is_wanted);
+        let known = kept.len();
+        kept.extend(new);
+        self.listeners = kept;
+        if let Some((pid, channel)) = self.worker.take() {
+            let channel = Channel::from_fd(channel.fd().try_clone_to_owned()?);
+            self.stale.push(Worker { pid, channel });
+        }
+        match self.start_worker(signals).await {
+            Ok(true) => {
+                for port in gone.iter().filter_map(port_of) {
+                    self.logger.notice(format_args!("Closing unnecessary sock for port {port}"));
+                }
+                self.retire_stale();
+            }
+            Ok(false) => return Ok(false),
+            Err(err) => {
+                // To be tried again.
+                self.listeners.truncate(known);
+                self.listeners.extend(gone);
+                self.keep_old_worker(&err)?;
+            }
+        }
+        Ok(true)
+    }
+
     /// Starts a worker and waits until it serves; false when a signal to stop came first.
     async fn start_worker(&mut self, signals: &mut Signals) -> Result<bool, StartError> {
         let (ours, theirs) = Channel::pair()?;
-        ours.send(&json!({ "listeners": 1 }), &[self.listener.as_fd()])?;
+        let listeners: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
+        ours.send(&json!({ "listeners": listeners.len() }), &listeners)?;
         let mut command = self.launch.command("worker", theirs.into_fd());
         command.env_remove("NOTIFY_SOCKET");
         if let Some(user) = &self.user {
@@ -498,9 +606,9 @@ impl Supervisor<'_> {
             let worker = self.worker.iter().map(|(pid, channel)| (*pid, channel.fd()));
             let workers: Vec<_> = worker.chain(self.stale.iter().map(|w| (w.pid, w.channel.fd()))).collect();
             let pids: Vec<i32> = workers.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
-            let listener = std::iter::once(self.listener.as_fd());
-            let fds: Vec<_> = listener.chain(workers.iter().map(|(_, fd)| *fd)).collect();
-            ours.send(&json!({ "listeners": 1, "workers": pids }), &fds)?;
+            let listeners = self.listeners.iter().map(AsFd::as_fd);
+            let fds: Vec<_> = listeners.chain(workers.iter().map(|(_, fd)| *fd)).collect();
+            ours.send(&json!({ "listeners": self.listeners.len(), "workers": pids }), &fds)?;
             Ok::<_, io::Error>(theirs.into_fd())
         };
         match handed_over() {
