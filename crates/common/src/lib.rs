@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod constraints;
 pub mod digest;
+pub mod expirer;
 pub mod fs;
 pub mod hash;
 pub mod headers;

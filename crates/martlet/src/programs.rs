@@ -1,10 +1,12 @@
 //! The programs in this binary: Swift's servers and daemons, each by its name without `swift-`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use service::Registry;
+use common::{Conf, ConfigError};
 use service::daemonize::{self, Build};
 use service::supervisor;
+use service::{Context, Daemon, Registry};
 
 use crate::cli::swift::{self, Takes};
 
@@ -22,7 +24,7 @@ enum Kind {
     Daemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 8] = [
+pub const PROGRAMS: [Program; 9] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
     Program { name: "container-server", about: "keeps the listings of containers", kind: Kind::Server },
@@ -47,7 +49,19 @@ pub const PROGRAMS: [Program; 8] = [
         about: "finds objects that have gone bad",
         kind: Kind::Daemon(obj::auditor::build, Takes::ObjectAuditor),
     },
+    Program {
+        name: EXPIRER,
+        about: "deletes objects whose time has come",
+        kind: Kind::Daemon(build_expirer, Takes::ObjectExpirer),
+    },
 ];
+
+/// The one daemon that works on the whole cluster, through a proxy's pipeline of its own.
+pub const EXPIRER: &str = "object-expirer";
+
+pub fn build_expirer(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
+    obj::expirer::build(conf, ctx, &registry())
+}
 
 /// The program called `name`, with or without `swift-` before it.
 pub fn find(name: &str) -> Option<&'static Program> {
@@ -65,11 +79,11 @@ pub fn registry() -> Registry {
 }
 
 impl Program {
-    /// How to build it, if it is a daemon.
-    pub fn build(&self) -> Option<Build> {
+    /// How to build it, if it is a daemon that each node has.
+    pub fn build_on_node(&self) -> Option<Build> {
         match self.kind {
-            Kind::Server => None,
-            Kind::Daemon(build, _) => Some(build),
+            Kind::Daemon(build, _) if self.name != EXPIRER => Some(build),
+            _ => None,
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod auditor;
 mod delete;
 pub mod diskfile;
+pub mod expirer;
 mod get;
 mod multipart;
 mod post;
@@ -16,8 +17,6 @@ mod update;
 pub mod updater;
 
 use service::pipeline::Registry;
-
-pub use update::ExpirerConfig;
 
 /// Tells a registry what this crate has for pipelines.
 pub fn register(registry: &mut Registry) {

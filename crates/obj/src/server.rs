@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use common::config::{ConfigError, Section};
 use common::constraints::{check_utf8, request_timestamp};
+use common::expirer::ExpirerConfig;
 use common::headers::{
     CONTENT_LENGTH, CONTENT_TYPE, RESERVED, X_BACKEND_NEXT_PART_POWER, X_BACKEND_OPEN_EXPIRED,
     X_BACKEND_REPLICATION, X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_TIMESTAMP, X_TRANS_ID,
@@ -35,7 +36,6 @@ use service::logs::Logger;
 
 use crate::diskfile::{DiskFile, DiskFileConf, DiskFileError, DiskFileManager, DiskFileRouter};
 use crate::ssync::SsyncReceiver;
-use crate::update::ExpirerConfig;
 
 /// Metadata headers that a client may set besides those with a prefix, unless `allowed_headers` says otherwise.
 const ALLOWED_HEADERS: &str = "content-disposition, content-encoding, x-delete-at, x-object-manifest, \
@@ -70,6 +70,7 @@ impl Options {
         {
             section.get(elsewhere);
         }
+        ExpirerConfig::warnings(section).into_iter().for_each(|warning| ctx.logger.warning(warning));
         let allowed = section.list("allowed_headers", ALLOWED_HEADERS);
         let allowed = allowed.into_iter().map(|h| h.to_lowercase());
         Ok(Options {
@@ -84,7 +85,10 @@ impl Options {
             allowed_headers: allowed.filter(|h| !RESERVED_HEADERS.contains(&h.as_str())).collect(),
             replication_server: section.bool("replication_server", true)?,
             slow_delete_log_threshold: section.float("slow_delete_log_threshold_seconds", 120.0)?,
-            expirer: ExpirerConfig::from_section(section, ctx)?,
+            expirer: ExpirerConfig::from_section(
+                section,
+                &ctx.swift_conf.constraints.auto_create_account_prefix,
+            )?,
         })
     }
 }

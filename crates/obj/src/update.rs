@@ -8,15 +8,13 @@
 
 use std::sync::Arc;
 
-use common::config::{ConfigError, Section};
 use common::headers::*;
 use common::pickle::Value;
 use common::quote::{quote_path, unquote};
 use common::timestamp::normalize_delete_at;
 use common::wsgi::to_stored_str;
-use common::{HashConf, Timestamp, headers};
+use common::{Timestamp, headers};
 use futures_util::future::join_all;
-use service::context::Context;
 use service::http::message::split_path;
 use service::http::{Body, Headers, Method, Request, Response};
 
@@ -26,52 +24,6 @@ use crate::server::{ObjectServer, Target};
 /// The Content-Type of entries in the expirer's queue.
 const DELETE_TYPE: &str = "text/plain";
 const EMPTY_ETAG: &str = "d41d8cd98f00b204e9800998ecf8427e";
-const TASK_CONTAINERS_PER_DIVISOR: u64 = 100;
-
-/// Where the queue of objects that expire is.
-#[derive(Clone, Debug)]
-pub struct ExpirerConfig {
-    account: String,
-    divisor: u64,
-}
-
-impl ExpirerConfig {
-    pub fn from_section(section: &Section, ctx: &Context) -> Result<Self, ConfigError> {
-        let (divisor, name) = ("expiring_objects_container_divisor", "expiring_objects_account_name");
-        if section.get(divisor).is_some() {
-            ctx.logger.warning(format_args!("{divisor} is deprecated"));
-        }
-        let account = section.get(name).unwrap_or("expiring_objects");
-        if section.get(name).is_some() {
-            ctx.logger.warning(format_args!(
-                "{name} is deprecated; you need to migrate to the standard .expiring_objects account"
-            ));
-        }
-        let prefix = &ctx.swift_conf.constraints.auto_create_account_prefix;
-        let config =
-            Self { account: format!("{prefix}{account}"), divisor: section.positive_int(divisor, 86_400)? };
-        if config.divisor <= TASK_CONTAINERS_PER_DIVISOR {
-            return Err(section.error(divisor, "expected an integer greater than 100"));
-        }
-        Ok(config)
-    }
-
-    /// The container of the queue for an object that expires at `delete_at`: the day, and one of a hundred by the
-    /// object's hash.
-    pub fn container(
-        &self,
-        hash: &HashConf,
-        delete_at: u64,
-        account: &str,
-        container: &str,
-        obj: &str,
-    ) -> String {
-        let hash = u128::from_be_bytes(hash.hash_path(account, Some(container), Some(obj)).0);
-        let shard = (hash % u128::from(TASK_CONTAINERS_PER_DIVISOR)) as u64;
-        let day = delete_at / self.divisor * self.divisor;
-        normalize_delete_at(day as f64 - shard as f64)
-    }
-}
 
 /// One update of a container for one node.
 struct Update {
@@ -393,7 +345,7 @@ impl ObjectServer {
         for node in nodes {
             let update = Update {
                 op: op.clone(),
-                account: expirer.account.clone(),
+                account: expirer.account_name.clone(),
                 container: queue.clone(),
                 obj: task.clone(),
                 node,

@@ -21,6 +21,8 @@ pub struct Cluster {
 /// The servers of a storage node and the proxy.
 pub const SERVERS: [&str; 4] = ["account-server", "container-server", "object-server", "proxy-server"];
 
+const EXPIRER_CONF: &str = "object-expirer.conf";
+
 impl Cluster {
     /// Writes a new cluster's folder below `dir`.
     pub fn prepare(dir: &Path) -> Result<Cluster> {
@@ -136,7 +138,8 @@ fn collect(dir: &Path, service: &str, into: &mut Vec<PathBuf>) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() {
             collect(&path, service, into)?;
-        } else if name.ends_with("-server.conf") && (service.is_empty() || name == format!("{service}.conf"))
+        } else if (name.ends_with("-server.conf") || name == EXPIRER_CONF)
+            && (service.is_empty() || name == format!("{service}.conf"))
         {
             into.push(path);
         }
@@ -144,8 +147,11 @@ fn collect(dir: &Path, service: &str, into: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `object-replicator` lives in object-server.conf.
+/// `object-replicator` lives in object-server.conf; the expirer has a file of its own.
 fn server_of(program: &str) -> String {
+    if EXPIRER_CONF.strip_suffix(".conf") == Some(program) {
+        return program.to_owned();
+    }
     let tier = program.split('-').next().unwrap_or(program);
     format!("{tier}-server")
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::config::{ConfigError, Section};
+use common::expirer::ExpirerConfig;
 use common::headers::{
     X_AUTH_TOKEN, X_BACKEND_ALLOW_PRIVATE_METHODS, X_BACKEND_ALLOW_RESERVED_NAMES, X_STORAGE_TOKEN,
     X_TIMESTAMP, X_TRANS_ID, X_TRANS_ID_EXTRA,
@@ -26,7 +27,6 @@ use crate::backend::Target;
 use crate::controllers::Controller;
 use crate::environ::{Authorizer, OrigMethod};
 use crate::error_limiter::{ErrorLimiter, node_to_string};
-use crate::expirer::ExpirerConfig;
 use crate::info::SkipCache;
 use crate::mime_types::MimeTypes;
 use crate::options::Options;
@@ -71,7 +71,7 @@ impl Application {
     pub fn new(section: &Section, ctx: &Context) -> Result<Self, ConfigError> {
         let policies = &ctx.swift_conf.policies;
         let options = Options::load(section, policies)?;
-        for warning in options.warnings() {
+        for warning in options.warnings().into_iter().chain(ExpirerConfig::warnings(section)) {
             ctx.logger.warning(warning);
         }
         let swift_dir = section.str("swift_dir", "/etc/swift");
@@ -87,13 +87,19 @@ impl Application {
                 options.error_suppression_limit,
                 ctx.clock.clone(),
             ),
-            expirer: ExpirerConfig::load(section)?,
+            expirer: ExpirerConfig::from_section(
+                section,
+                &ctx.swift_conf.constraints.auto_create_account_prefix,
+            )?,
             rng: ctx.rng.clone(),
             pool: ctx.pool.clone(),
             timings: NodeTimings::new(ctx.clock.clone(), options.timing_expiry),
             mime_types: MimeTypes::load(Path::new(&swift_dir)),
             swift_info: SwiftInfo::of(ctx),
-            backend_user_agent: format!("proxy-server {}", std::process::id()),
+            backend_user_agent: match &ctx.process.backend_user_agent {
+                Some(agent) => agent.clone(),
+                None => format!("proxy-server {}", std::process::id()),
+            },
             ctx: ctx.clone(),
             options,
         };

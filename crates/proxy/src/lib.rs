@@ -11,7 +11,6 @@ pub mod backend;
 pub mod controllers;
 pub mod environ;
 pub mod error_limiter;
-pub mod expirer;
 pub mod info;
 pub mod middleware;
 pub mod mime_types;

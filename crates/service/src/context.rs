@@ -41,6 +41,8 @@ pub struct Process {
     /// Which node of `up` this is; empty for a program of its own.
     pub node: String,
     pub args: DaemonArgs,
+    /// What the proxy app calls itself to its backends, when it is not a proxy server's.
+    pub backend_user_agent: Option<String>,
     logs: Logs,
     pub open_logs: OpenLogs,
     clusters: Arc<Mutex<HashMap<PathBuf, Cluster>>>,
@@ -79,6 +81,7 @@ impl Process {
             pool: Pool::default(),
             node: String::new(),
             args: DaemonArgs::default(),
+            backend_user_agent: None,
             logs: Logs::Configured { console: false },
             open_logs: OpenLogs::default(),
             clusters: Arc::default(),

@@ -51,6 +51,11 @@ pub trait Daemon: Send + Sync + 'static {
     fn sleeps_whole_interval(&self) -> bool {
         false
     }
+
+    /// Whether only a random part of that is slept (Swift's object-expirer).
+    fn sleeps_random_part(&self) -> bool {
+        false
+    }
 }
 
 /// What a daemon's command line asks for: `once -d sda1,sda2 -p 5 --policies 0`.
@@ -64,6 +69,10 @@ pub struct DaemonArgs {
     pub policies: Vec<u32>,
     /// Of the object-auditor: look for zero-byte files only, so many a second.
     pub zero_byte_fps: Option<f64>,
+    /// Of the object-expirer: how many share the work.
+    pub processes: Option<u64>,
+    /// Of the object-expirer: which of them this one is.
+    pub process: Option<u64>,
 }
 
 /// Runs `daemon` until its only pass is done or the context shuts down.
@@ -92,6 +101,7 @@ async fn forever(daemon: &dyn Daemon, ctx: &Context, progress: &Progress) {
             true => daemon.interval(),
             false => daemon.interval().saturating_sub(start.elapsed()),
         };
+        let rest = if daemon.sleeps_random_part() { ctx.rng.fraction_of(rest) } else { rest };
         progress.pause(rest).await;
     }
 }

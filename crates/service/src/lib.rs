@@ -13,6 +13,7 @@ pub mod disk_pool;
 pub mod handover;
 pub mod healthcheck;
 pub mod http;
+pub mod internal_client;
 pub mod log_format;
 pub mod logs;
 pub mod memcached;

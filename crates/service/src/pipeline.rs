@@ -90,10 +90,26 @@ fn unknown<'a>(part: &Component, known: impl Iterator<Item = &'a &'static str>) 
 /// Builds the pipeline of `paste`: the outermost filter comes first.
 pub fn load_app(paste: &Paste, registry: &Registry, ctx: &Context) -> Result<SharedApp, ConfigError> {
     let mut paste = paste.clone();
-    let final_app = registry.make_app(&paste.app, ctx)?;
     if let Some(adjust) = registry.adjusts.get(&*paste.app.uses) {
         adjust(&mut paste, ctx);
     }
+    let app = load_as_it_stands(&paste, registry, ctx)?;
+    let is_storage = matches!(&*ctx.name, "account-server" | "container-server" | "object-server");
+    let expose_metrics = paste.app.section.bool("expose_metrics", is_storage)?;
+    for warning in paste.warnings() {
+        ctx.logger.warning(warning);
+    }
+    Ok(Arc::new(Front { app, ctx: ctx.clone(), expose_metrics }))
+}
+
+/// Builds the pipeline of `paste` without anything that its configuration does not name: for who talks to it from within
+/// the process.
+pub fn load_as_it_stands(
+    paste: &Paste,
+    registry: &Registry,
+    ctx: &Context,
+) -> Result<SharedApp, ConfigError> {
+    let final_app = registry.make_app(&paste.app, ctx)?;
     let mut app = Arc::clone(&final_app);
     let mut logging_app = None;
     for part in paste.filters.iter().rev() {
@@ -103,12 +119,7 @@ pub fn load_app(paste: &Paste, registry: &Registry, ctx: &Context) -> Result<Sha
         }
     }
     ctx.pipeline.set(Some(final_app), logging_app);
-    let is_storage = matches!(&*ctx.name, "account-server" | "container-server" | "object-server");
-    let expose_metrics = paste.app.section.bool("expose_metrics", is_storage)?;
-    for warning in paste.warnings() {
-        ctx.logger.warning(warning);
-    }
-    Ok(Arc::new(Front { app, ctx: ctx.clone(), expose_metrics }))
+    Ok(app)
 }
 
 /// Reads the file of a server and builds its pipeline.

@@ -18,6 +18,8 @@ const PROGRAMS: &[&str] = &[
     "object-replicator",
     "object-updater",
     "object-auditor",
+    "object-expirer",
+    "object-relinker",
     "container-server",
     "container-updater",
     "account-server",

@@ -101,6 +101,15 @@ impl Section {
         Self::inherited(&self.0.file, name, self.0.values.clone())
     }
 
+    /// The same with another value of one option. What is asked of either is known to both.
+    pub fn with(&self, option: &str, value: &str) -> Self {
+        let Inner { file, name, values, own, shadowed, elsewhere, asked } = &*self.0;
+        let (file, name, mut values, asked) = (file.clone(), name.clone(), values.clone(), asked.clone());
+        values.insert(option.to_owned(), value.to_owned());
+        let (own, shadowed, elsewhere) = (own.clone(), shadowed.clone(), elsewhere.clone());
+        Self(Arc::new(Inner { file, name, values, own, shadowed, elsewhere, asked }))
+    }
+
     pub fn file(&self) -> &str {
         &self.0.file
     }

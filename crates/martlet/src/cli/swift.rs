@@ -43,6 +43,19 @@ const ZERO_BYTE_FPS: Opt = Opt {
     help: "only look at the sizes of files, so many a second",
 };
 
+const PROCESSES: Opt = Opt {
+    short: None,
+    long: "processes",
+    value: Some("PROCESSES"),
+    help: "how many processes share the work; 0 if it is all done by this one",
+};
+const PROCESS: Opt = Opt {
+    short: None,
+    long: "process",
+    value: Some("PROCESS"),
+    help: "which of the processes this is, from 0",
+};
+
 /// Which options a program takes.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Takes {
@@ -51,6 +64,7 @@ pub enum Takes {
     /// A daemon whose pass can be narrowed to devices, partitions and policies.
     Replicator,
     ObjectAuditor,
+    ObjectExpirer,
 }
 
 impl Takes {
@@ -59,6 +73,7 @@ impl Takes {
             Takes::Server => &[&HELP, &VERBOSE, &TEST_CONFIG],
             Takes::Daemon => &[&HELP, &VERBOSE, &ONCE],
             Takes::ObjectAuditor => &[&HELP, &ZERO_BYTE_FPS, &DEVICES, &VERBOSE, &ONCE],
+            Takes::ObjectExpirer => &[&HELP, &PROCESSES, &PROCESS, &VERBOSE, &ONCE],
             Takes::Replicator => &[&HELP, &DEVICES, &PARTITIONS, &POLICIES, &VERBOSE, &ONCE],
         }
     }
@@ -114,6 +129,10 @@ fn apply(usage: &Usage<'_>, asked: &mut Asked, option: &Opt, value: &str) -> Res
         let error = format!("option --{}: expected a comma-separated list of numbers", option.long);
         parsed.map_err(|_| usage.bad_option(&error))
     };
+    let number = || {
+        let error = format!("option --{}: expected a number, 0 or more", option.long);
+        common::config::parse_int(value).ok_or_else(|| usage.bad_option(&error))
+    };
     match option.long {
         "verbose" => asked.verbose = true,
         "once" => asked.once = true,
@@ -126,6 +145,8 @@ fn apply(usage: &Usage<'_>, asked: &mut Asked, option: &Opt, value: &str) -> Res
             let error = format!("option --{}: expected a number", option.long);
             asked.args.zero_byte_fps = Some(rate.ok_or_else(|| usage.bad_option(&error))?);
         }
+        "processes" => asked.args.processes = Some(number()?),
+        "process" => asked.args.process = Some(number()?),
         _ => {}
     }
     Ok(())
@@ -149,6 +170,13 @@ mod tests {
     }
 
     #[test]
+    fn the_expirer_takes_a_share() {
+        let asked = read(Takes::ObjectExpirer, "/etc/swift/o.conf once --processes 3 --process=1").unwrap();
+        assert_eq!((asked.once, asked.args.processes, asked.args.process), (true, Some(3), Some(1)));
+        assert_eq!(read(Takes::ObjectExpirer, "/etc/swift/o.conf --processes -1").unwrap_err().code, 2);
+    }
+
+    #[test]
     fn options_stand_anywhere_and_may_be_shortened() {
         let line = "-v /etc/swift/o.conf --dev=sda1,sdb1 -p1,5 -i 0 -o";
         let asked = read(Takes::Replicator, line).unwrap();
@@ -158,6 +186,7 @@ mod tests {
             partitions: vec![1, 5],
             policies: vec![0],
             zero_byte_fps: None,
+            ..DaemonArgs::default()
         };
         assert_eq!((asked.args, asked.once, asked.verbose), (args, true, true));
         assert!(read(Takes::Replicator, "-vo /etc/swift/o.conf").unwrap().once);

@@ -1,4 +1,4 @@
-//! The services of a cluster of `up`: a proxy, and the servers and daemons of each node, in one runtime.
+//! The services of a cluster of `up`: a proxy with the object-expirer, and the servers and daemons of each node, in one runtime.
 //!
 //! Each is built from its own file by the same code as the program of its name. A node is stopped and started as a
 //! whole: its listeners are closed (connections to it are refused, as by a machine that is off), its daemons dropped, and
@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::folder::Folder;
-use crate::programs::{self, PROGRAMS};
+use crate::programs::{self, EXPIRER, PROGRAMS};
 
 /// What the open requests of a node get when it is stopped: little, since a node that fails gives none.
 const STOP_GRACE: Duration = Duration::from_millis(200);
@@ -66,7 +66,7 @@ impl Cluster {
         &self.process
     }
 
-    /// Starts the servers of all nodes, then their daemons, then the proxy.
+    /// Starts the servers of all nodes, then their daemons, then the proxy and the object-expirer.
     pub async fn start(&self) -> Result<()> {
         for node in 1..=self.folder.settings.nodes {
             let running = self.start_storage(node)?;
@@ -78,7 +78,10 @@ impl Cluster {
             }
         }
         let process = self.process.for_node("proxy");
-        let proxy = self.start_servers(process, &[("proxy-server", self.folder.proxy_conf())])?;
+        let mut proxy = self.start_servers(process, &[("proxy-server", self.folder.proxy_conf())])?;
+        let conf = self.folder.expirer_conf();
+        let expirer = start_daemon(&proxy.process, EXPIRER, &conf, programs::build_expirer);
+        proxy.daemons.push(expirer.context("cannot start the object-expirer")?);
         *self.proxy.lock().await = Some(proxy);
         Ok(())
     }
@@ -152,7 +155,7 @@ impl Cluster {
 
     fn start_daemons(&self, node: u16, running: &mut Node) -> Result<()> {
         for program in PROGRAMS {
-            if let Some(build) = program.build() {
+            if let Some(build) = program.build_on_node() {
                 let tier = program.name.split('-').next().unwrap_or_default();
                 let conf = self.folder.node_conf(node, &format!("{tier}-server"));
                 let daemon = start_daemon(&running.process, program.name, &conf, build);

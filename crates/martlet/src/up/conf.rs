@@ -14,6 +14,7 @@ use super::settings::Settings;
 const REPLICATOR_INTERVAL: u32 = 30;
 const UPDATER_INTERVAL: u32 = 10;
 const AUDITOR_INTERVAL: u32 = 300;
+const EXPIRER_INTERVAL: u32 = 10;
 
 /// The policies: index, name, and words for their section.
 pub const POLICIES: [(u32, &str, &str); 2] = [
@@ -119,6 +120,25 @@ impl Places<'_> {
         text
     }
 
+    /// The expirer's own pipeline: what it deletes, it deletes as a proxy.
+    pub fn object_expirer(&self) -> String {
+        let data = self.data.display();
+        let mut text = format!(
+            "[DEFAULT]\nswift_dir = {data}/etc\nuser = {}\nrecon_cache_path = {data}/cache/proxy\n\n\
+             [object-expirer]\ninterval = {EXPIRER_INTERVAL}\n\n[pipeline:main]\n\
+             pipeline = catch_errors proxy-logging cache proxy-server\n\n[app:proxy-server]\nuse = egg:swift#proxy\n",
+            self.user
+        );
+        for (name, egg, words) in [
+            ("catch_errors", "catch_errors", String::new()),
+            ("proxy-logging", "proxy_logging", String::new()),
+            ("cache", "memcache", self.cache()),
+        ] {
+            text += &format!("\n[filter:{name}]\nuse = egg:swift#{egg}\n{words}");
+        }
+        text
+    }
+
     fn cache(&self) -> String {
         format!("embedded_cache = true\nmemcache_servers = 127.0.0.1:{}\n", self.settings.memcached_port())
     }
@@ -186,6 +206,16 @@ mod tests {
             (Some("ssync"), Some("/srv/data/node3"))
         );
         assert!(conf.section("object-updater").is_some());
+    }
+
+    #[test]
+    fn the_expirer_has_a_pipeline_of_its_own() {
+        let settings = Wished::default().for_new().unwrap();
+        let text = places(&settings).object_expirer();
+        let paste = Paste::parse(&text, "x.conf", "main").unwrap();
+        assert_eq!((paste.app.uses.as_str(), paste.filters.len()), ("egg:swift#proxy", 3));
+        let section = Conf::parse(&text, "x.conf").unwrap().require("object-expirer").unwrap();
+        assert_eq!(section.get("recon_cache_path"), Some("/srv/data/cache/proxy"));
     }
 
     #[test]

@@ -4,10 +4,10 @@
 //! martlet-up.json              what this folder is: {"martlet-up": 1, "settings": {...}}
 //! lock, pid, control.sock      of the process that runs it
 //! martlet.log                  the lines of all services; the run before is martlet.log.old
-//! etc/swift.conf               and the rings, and proxy-server.conf
+//! etc/swift.conf               and the rings, proxy-server.conf and object-expirer.conf
 //! etc/node1/object-server.conf, container-server.conf, account-server.conf
 //! node1/n1d1, node1/n1d2       the devices of node 1
-//! cache/node1                  what its daemons leave for recon
+//! cache/node1                  what its daemons leave for recon; cache/proxy is the expirer's
 //! ```
 //!
 //! A new folder gets its marker first, and `etc` appears in one rename when it is complete: a kill at any moment
@@ -65,6 +65,10 @@ impl Folder {
         self.etc().join("proxy-server.conf")
     }
 
+    pub fn expirer_conf(&self) -> PathBuf {
+        self.etc().join("object-expirer.conf")
+    }
+
     /// The file of `object-server` and its like on a node.
     pub fn node_conf(&self, node: u16, server: &str) -> PathBuf {
         self.etc().join(format!("node{node}/{server}.conf"))
@@ -87,8 +91,10 @@ impl Folder {
                 fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
             }
         }
+        let cache = self.path.join("cache/proxy");
+        fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
         match self.etc().exists() {
-            true => self.update_proxy_address(),
+            true => self.update_proxy_address().and_then(|()| self.add_expirer_conf()),
             false => self.write_etc().with_context(|| format!("cannot write {}", self.etc().display())),
         }
     }
@@ -104,6 +110,7 @@ impl Folder {
         let places = Places { settings: &self.settings, data: &self.path, user: &user };
         write(&new, "swift.conf", &conf::swift_conf(&random_hex()?, &random_hex()?))?;
         write(&new, "proxy-server.conf", &places.proxy_server())?;
+        write(&new, "object-expirer.conf", &places.object_expirer())?;
         for node in 1..=self.settings.nodes {
             let dir = new.join(format!("node{node}"));
             fs::create_dir(&dir)?;
@@ -156,6 +163,18 @@ impl Folder {
             meta: String::new(),
             extra: Default::default(),
         }
+    }
+
+    /// A folder from before there was an expirer gets its file.
+    fn add_expirer_conf(&self) -> Result<()> {
+        let path = self.expirer_conf();
+        if path.exists() {
+            return Ok(());
+        }
+        let user = user_name();
+        let places = Places { settings: &self.settings, data: &self.path, user: &user };
+        common::fs::write_file_durable(&path, places.object_expirer().as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     fn update_proxy_address(&self) -> Result<()> {
@@ -326,6 +345,10 @@ mod tests {
         let data = dir.path().join("data");
         let wished = wished();
         let folder = Folder::open(&data, &wished).unwrap();
+        fs::remove_file(folder.expirer_conf()).unwrap();
+        drop(folder);
+        let folder = Folder::open(&data, &wished).unwrap();
+        assert!(folder.expirer_conf().exists());
         fs::create_dir(folder.path.join(NEW_ETC)).unwrap();
         fs::remove_dir_all(folder.etc()).unwrap();
         drop(folder);
