@@ -22,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+mod ssync;
+
 const SMALL: usize = 4096;
 const MEDIUM: usize = 1024 * 1024;
 const LARGE: usize = 64 * 1024 * 1024;
@@ -32,7 +34,7 @@ const FREED: Duration = Duration::from_secs(65);
 #[derive(Parser, Clone)]
 struct Cli {
     /// What to measure
-    #[arg(value_delimiter = ',', default_value = "object,proxy,idle")]
+    #[arg(value_delimiter = ',', default_value = "object,proxy,ssync,idle")]
     tables: Vec<String>,
     /// Seconds of load for a cell
     #[arg(long, default_value_t = 2.0)]
@@ -67,8 +69,9 @@ fn main() -> Result<()> {
         match table.as_str() {
             "object" => runtime.block_on(object_table(&cli, &dir))?,
             "proxy" => runtime.block_on(proxy_table(&cli, &dir))?,
+            "ssync" => ssync::table(&peers(&cli), &dir)?,
             "idle" => idle_table(&cli, &dir)?,
-            other => bail!("{other}: expected object, proxy or idle"),
+            other => bail!("{other}: expected object, proxy, ssync or idle"),
         }
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }

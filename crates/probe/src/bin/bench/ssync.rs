@@ -1,0 +1,330 @@
+//! `cargo xtask bench ssync`: one pass of an object-replicator that has a partner, both ends of one implementation.
+//!
+//! Two nodes of one device each hold every partition. A pass of the first node's replicator (`once`, ssync, one worker,
+//! concurrency 1) has to fill an empty partner, to find that nothing is missing although all suffix hashes differ, to hash
+//! everything anew, or to do nothing. CPU is that of the replicator and of the partner's object server; a pass over an empty
+//! device, which is the start of the program, is taken off it, and off the wall time. The last rows let Python push the same
+//! objects by rsync, which does not fsync.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use common::config::SwiftConf;
+use common::digest::{hex, md5};
+use common::pickle::{self, Value};
+use common::{Clock, Timestamp};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
+use obj::diskfile::{DiskFileConf, DiskFileRouter, Metadata};
+use probe::load;
+use probe::peer::{self, Peer, Process};
+use ring::{Device, FormatVersion, RingBuilder};
+use service::logs::Logger;
+use service::statsd::Statsd;
+
+const PART_POWER: u32 = 6;
+const SECRET: &str =
+    "[swift-hash]\nswift_hash_path_suffix = bench\n[storage-policy:0]\nname = gold\ndefault = yes\n";
+const MIB: usize = 1 << 20;
+
+/// A row: its title, the objects that it needs, and what the partner has of them.
+struct Case {
+    title: &'static str,
+    objects: usize,
+    size: usize,
+    partner: Partner,
+    sync_method: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Partner {
+    Empty,
+    /// The same objects, under suffix hashes that are not theirs.
+    Differs,
+    /// The same objects; neither side has any hashes.
+    Unhashed,
+    /// The same objects and the right hashes: left by the row before.
+    Same,
+}
+
+const fn case(title: &'static str, objects: usize, size: usize, partner: Partner) -> Case {
+    Case { title, objects, size, partner, sync_method: "ssync" }
+}
+
+const CASES: [Case; 5] = [
+    case("2,000 objects of 4 KiB to an empty node", 2_000, 4096, Partner::Empty),
+    case("50 objects of 10 MiB to an empty node", 50, 10 * MIB, Partner::Empty),
+    case("20,000 objects in sync, all hashes differ", 20_000, 64, Partner::Differs),
+    case("20,000 objects on each side hashed anew", 20_000, 64, Partner::Unhashed),
+    case("20,000 objects, all hashes valid", 20_000, 64, Partner::Same),
+];
+
+/// What one pass took.
+#[derive(Clone, Copy)]
+struct Pass {
+    wall: f64,
+    cpu: f64,
+}
+
+pub fn table(peers: &[Peer], dir: &Path) -> Result<()> {
+    println!("\none replicator pass with a partner, start of the program taken off");
+    println!("{:<44} wall s, CPU s: martlet | python | ratios", "");
+    let mut trees = Trees { dir: dir.join("trees"), made: Vec::new() };
+    let idle = case("", 0, 0, Partner::Empty);
+    let starts = peers.iter().map(|peer| run(*peer, &idle, dir, &mut trees)).collect::<Result<Vec<_>>>()?;
+    for case in &CASES {
+        let passes: Vec<Pass> = peers
+            .iter()
+            .zip(&starts)
+            .map(|(peer, start)| run(*peer, case, dir, &mut trees).map(|pass| pass.without(*start)))
+            .collect::<Result<_>>()?;
+        print_row(case.title, &passes);
+    }
+    if peers.contains(&Peer::Python) {
+        for case in CASES.iter().filter(|case| case.partner == Partner::Empty) {
+            let case = Case { sync_method: "rsync", ..*case };
+            let pass = run(Peer::Python, &case, dir, &mut trees)?.without(starts[1]);
+            println!("{:<44} {:>19} | {:7.2} {:7.2} | by rsync", case.title, "", pass.wall, pass.cpu);
+        }
+    }
+    Ok(())
+}
+
+fn print_row(title: &str, passes: &[Pass]) {
+    let ours = passes[0];
+    let mut line = format!("{title:<44} {:9.3} {:9.3}", ours.wall, ours.cpu);
+    if let Some(python) = passes.get(1) {
+        let (wall, cpu) = (python.wall / ours.wall, python.cpu / ours.cpu);
+        line += &format!(" | {:7.2} {:7.2} | {wall:5.1} {cpu:5.1}", python.wall, python.cpu);
+    }
+    println!("{line}");
+}
+
+impl Pass {
+    fn without(self, start: Pass) -> Pass {
+        // Below the resolution of either clock there is nothing to compare.
+        Pass { wall: (self.wall - start.wall).max(0.001), cpu: (self.cpu - start.cpu).max(0.001) }
+    }
+}
+
+fn run(peer: Peer, case: &Case, dir: &Path, trees: &mut Trees) -> Result<Pass> {
+    let dir = dir.join(peer.name());
+    let nodes = Nodes::new(&dir, case.sync_method)?;
+    if case.partner != Partner::Same {
+        nodes.fill(case, trees)?;
+    }
+    let mut server = peer.command(&dir, &dir, "swift-object-server")?;
+    server.arg(nodes.conf(1)).stdin(Stdio::null()).stdout(Stdio::null());
+    let server = Process::spawn(peer.name(), &mut server)?;
+    peer::wait_for(([127, 0, 0, 1], nodes.ports[1]).into())?;
+    let _rsyncd = (case.sync_method == "rsync").then(|| nodes.rsyncd()).transpose()?;
+    let mut replicator = peer.command(&dir, &dir, "swift-object-replicator")?;
+    replicator.arg(nodes.conf(0)).arg("once").stdin(Stdio::null()).stdout(Stdio::null());
+    let (server_before, children_before) = (load::cpu_seconds(&[server.pid()]), children_cpu()?);
+    let start = Instant::now();
+    peer::success(&mut replicator)?;
+    let wall = start.elapsed().as_secs_f64();
+    let cpu = load::cpu_seconds(&[server.pid()]) - server_before + children_cpu()? - children_before;
+    let there = nodes.objects(1)?;
+    ensure!(there == case.objects, "{}: the partner has {there} of {} objects", peer.name(), case.objects);
+    Ok(Pass { wall, cpu })
+}
+
+/// Of children that have ended.
+fn children_cpu() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
+    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
+}
+
+/// Two nodes, each with one device and a configuration of its own.
+struct Nodes {
+    dir: PathBuf,
+    ports: Vec<u16>,
+}
+
+impl Nodes {
+    fn new(dir: &Path, sync_method: &str) -> Result<Nodes> {
+        let nodes = Nodes { dir: dir.to_owned(), ports: peer::free_ports(3)? };
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        std::fs::write(dir.join("swift.conf"), SECRET).context("cannot write swift.conf")?;
+        let mut builder = RingBuilder::new(PART_POWER, 2.0, 1)?;
+        for node in 0..2 {
+            std::fs::create_dir_all(nodes.device(node)).context("cannot create a device")?;
+            builder.add_dev(Device {
+                id: node as u32,
+                region: 1,
+                zone: node as u32,
+                ip: "127.0.0.1".into(),
+                port: nodes.ports[node],
+                replication_ip: "127.0.0.1".into(),
+                replication_port: nodes.ports[node],
+                device: format!("sd{node}"),
+                weight: 100.0,
+                meta: String::new(),
+                extra: Default::default(),
+            })?;
+            let conf = format!(
+                "[DEFAULT]\nswift_dir = {dir}\ndevices = {dir}/node{node}\nmount_check = false\nbind_ip = 127.0.0.1\n\
+                 bind_port = {port}\nworkers = 1\nuser = {user}\nlog_address = /nonexistent\nlog_level = WARNING\n\
+                 recon_cache_path = {dir}/node{node}\n[pipeline:main]\npipeline = object-server\n\
+                 [app:object-server]\nuse = egg:swift#object\n[object-replicator]\nsync_method = {sync_method}\n\
+                 rsync_module = 127.0.0.1::object\nrsync_timeout = 300\nhttp_timeout = 120\n",
+                dir = dir.display(),
+                port = nodes.ports[node],
+                user = crate::user(),
+            );
+            std::fs::write(nodes.conf(node), conf).context("cannot write a configuration")?;
+        }
+        builder.rebalance(1)?;
+        builder.save_ring(&dir.join("object.ring.gz"), FormatVersion::V1)?;
+        Ok(nodes)
+    }
+
+    fn conf(&self, node: usize) -> PathBuf {
+        self.dir.join(format!("node{node}.conf"))
+    }
+
+    fn device(&self, node: usize) -> PathBuf {
+        self.dir.join(format!("node{node}/sd{node}"))
+    }
+
+    /// Both devices as the case wants them.
+    fn fill(&self, case: &Case, trees: &mut Trees) -> Result<()> {
+        for node in 0..2 {
+            std::fs::remove_dir_all(self.device(node)).context("cannot empty a device")?;
+            // rsync makes partitions only.
+            std::fs::create_dir_all(self.device(node).join("objects")).context("cannot create a device")?;
+        }
+        if case.objects == 0 {
+            return Ok(());
+        }
+        let tree = trees.get(case.objects, case.size)?;
+        copy(&tree, &self.device(0))?;
+        if case.partner != Partner::Empty {
+            copy(&tree, &self.device(1))?;
+        }
+        if case.partner == Partner::Differs {
+            for partition in partitions(&self.device(1))? {
+                write_foreign_hashes(&partition)?;
+            }
+        }
+        // What has been copied is written back now, not during the pass.
+        peer::success(&mut Command::new("sync"))?;
+        Ok(())
+    }
+
+    fn objects(&self, node: usize) -> Result<usize> {
+        let find = peer::success(Command::new("find").arg(self.device(node)).args(["-name", "*.data"]))?;
+        Ok(find.lines().count())
+    }
+
+    /// An rsync daemon with the module of the second node.
+    fn rsyncd(&self) -> Result<Process> {
+        let path = self.dir.join("rsyncd.conf");
+        let port = self.ports[2];
+        let conf = format!(
+            "address = 127.0.0.1\nport = {port}\nuse chroot = no\nuid = {user}\ngid = root\n[object]\npath = {path}\n\
+             read only = false\n",
+            user = crate::user(),
+            path = self.dir.join("node1").display()
+        );
+        std::fs::write(&path, conf).context("cannot write rsyncd.conf")?;
+        let mut command = Command::new("rsync");
+        command.args(["--daemon", "--no-detach", "--config"]).arg(&path).stdin(Stdio::null());
+        let daemon = Process::spawn("rsync", &mut command)?;
+        peer::wait_for(([127, 0, 0, 1], port).into())?;
+        // Swift names no port: rsync takes it from the environment of nobody, so the module of the replicator does.
+        let replicator = self.conf(0);
+        let text = std::fs::read_to_string(&replicator).context("cannot read a configuration")?;
+        let module = format!("rsync_module = rsync://127.0.0.1:{port}/object\n");
+        let text = text.replace("rsync_module = 127.0.0.1::object\n", &module);
+        std::fs::write(&replicator, text).context("cannot write a configuration")?;
+        Ok(daemon)
+    }
+}
+
+/// Device trees, made once and copied for each row.
+struct Trees {
+    dir: PathBuf,
+    made: Vec<(usize, usize)>,
+}
+
+impl Trees {
+    fn get(&mut self, objects: usize, size: usize) -> Result<PathBuf> {
+        let path = self.dir.join(format!("{objects}-{size}"));
+        if !self.made.contains(&(objects, size)) {
+            make_tree(&path, objects, size)?;
+            self.made.push((objects, size));
+        }
+        Ok(path.join("sda"))
+    }
+}
+
+/// Objects as PUT a day ago, without hashes.
+fn make_tree(devices: &Path, objects: usize, size: usize) -> Result<()> {
+    std::fs::create_dir_all(devices.join("sda")).context("cannot create a tree")?;
+    let conf = DiskFileConf { devices: devices.to_owned(), mount_check: false, ..DiskFileConf::default() };
+    let swift_conf = SwiftConf::parse(SECRET.as_bytes(), "swift.conf", devices)?;
+    let clock = Clock::system();
+    let logger = Logger::to_stderr("bench");
+    let router = DiskFileRouter::new(&conf, &swift_conf, &clock, &logger, &Statsd::disabled());
+    let manager = router.iter().next().context("no policy")?.clone();
+    let body: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+    let etag = hex(&md5(&body));
+    let put_at = clock.now().raw() - Timestamp::from_secs_f64(86_400.0).raw();
+    for n in 0..objects {
+        let name = format!("o{n}");
+        let hash = manager.hash_conf().hash_path("AUTH_bench", Some("c"), Some(&name));
+        let diskfile = manager.diskfile("sda", hash.partition(PART_POWER), "AUTH_bench", "c", &name)?;
+        let metadata = Metadata::from_iter([
+            ("X-Timestamp", Timestamp::from_raw(put_at + n as u64).internal()),
+            ("Content-Type", "application/octet-stream".to_owned()),
+            ("ETag", etag.clone()),
+            ("Content-Length", size.to_string()),
+        ]);
+        diskfile.put_small(&body, metadata)?;
+    }
+    for partition in partitions(&devices.join("sda"))? {
+        remove_hashes(&partition)?;
+    }
+    Ok(())
+}
+
+fn partitions(device: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(device.join("objects")).context("cannot list the partitions")?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<Vec<_>>>();
+    Ok(paths.context("cannot list the partitions")?.into_iter().filter(|path| path.is_dir()).collect())
+}
+
+fn remove_hashes(partition: &Path) -> Result<()> {
+    for name in ["hashes.pkl", "hashes.invalid"] {
+        let path = partition.join(name);
+        if path.exists() {
+            std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Hashes of the partition's suffixes that no object has: a partner that asks for them finds that all differ.
+fn write_foreign_hashes(partition: &Path) -> Result<()> {
+    remove_hashes(partition)?;
+    let mut hashes = vec![(Value::str("valid"), Value::Bool(true))];
+    hashes.push((Value::str("updated"), Value::Float(Clock::system().unix_secs())));
+    for entry in std::fs::read_dir(partition).context("cannot list a partition")? {
+        let name = entry.context("cannot list a partition")?.file_name().to_string_lossy().into_owned();
+        if name.len() == 3 {
+            hashes.push((Value::str(name), Value::str("0".repeat(32))));
+        }
+    }
+    std::fs::write(partition.join("hashes.pkl"), pickle::dumps(&Value::Dict(hashes)))
+        .context("cannot write hashes.pkl")?;
+    std::fs::write(partition.join("hashes.invalid"), b"").context("cannot write hashes.invalid")
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    peer::success(Command::new("cp").args(["-a", "--"]).arg(from.join("objects/.")).arg(to.join("objects")))
+        .map(drop)
+}
