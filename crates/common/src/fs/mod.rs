@@ -10,6 +10,7 @@
 //! `fsync` of a directory that fails is an error here: what can't be made durable isn't acknowledged.
 
 pub mod fail;
+mod group_sync;
 mod lock;
 mod xattr;
 
@@ -71,8 +72,7 @@ pub fn mkdirs(path: &Path) -> io::Result<()> {
 pub fn fsync_dir(path: &Path) -> io::Result<()> {
     fail::hit("fs.fsync_dir")?;
     let dir = OpenOptions::new().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)?;
-    rustix::fs::fsync(&dir)?;
-    Ok(())
+    group_sync::fsync(&dir)
 }
 
 /// `fsync_dir` of a directory and of as many of its parents as were made for it.
@@ -98,6 +98,12 @@ pub fn fsync(file: impl AsFd) -> io::Result<()> {
 pub fn fdatasync(file: impl AsFd) -> io::Result<()> {
     fail::hit("fs.fdatasync")?;
     Ok(rustix::fs::fdatasync(file)?)
+}
+
+/// [`fdatasync`] of a file that many threads append to: one sync serves all who wait for it.
+pub fn fdatasync_shared(file: impl AsFd) -> io::Result<()> {
+    fail::hit("fs.fdatasync")?;
+    group_sync::fdatasync(file)
 }
 
 /// Makes everything durable that has been done so far to the file system that `path` is on.

@@ -29,6 +29,7 @@ use common::fs::{self, fail};
 use common::pickle::{self, Value};
 use common::{Suffix, Timestamp};
 use indexmap::IndexMap;
+use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
@@ -290,7 +291,7 @@ impl Invalidation {
     }
 
     fn sync(&self) -> Result<(), DiskFileError> {
-        fs::fdatasync(&self.file).map_err(|source| self.failed("cannot sync", source))
+        fs::fdatasync_shared(&self.file).map_err(|source| self.failed("cannot sync", source))
     }
 
     fn failed(&self, what: &'static str, source: std::io::Error) -> DiskFileError {
@@ -381,9 +382,18 @@ impl DiskFileManager {
             hashes.insert(suffix, None);
         }
         let mut gone = Vec::new();
+        if hashes.values().all(Option::is_some) {
+            return Ok(stale);
+        }
+        // Paths from here on are short: each is looked up many thousand times.
+        let partition_fd = match open_dir(CWD, partition_dir) {
+            Ok(fd) => Some(fd),
+            Err(Errno::NOENT) => None,
+            Err(errno) => return Err(DiskFileError::io("cannot open", partition_dir, errno)),
+        };
         for (&suffix, hash) in hashes.iter_mut().filter(|(_, hash)| hash.is_none()) {
             stale.modified = true;
-            match self.hash_suffix(&partition_dir.join(suffix.to_string())) {
+            match self.hash_suffix(partition_fd.as_ref(), partition_dir, suffix) {
                 Ok(Some(new)) => {
                     *hash = Some(new);
                     stale.hashed += 1;
@@ -400,8 +410,15 @@ impl DiskFileManager {
 
     /// The hash of one suffix dir, cleaning up its hash dirs on the way; `None` if it is no directory, or was empty and
     /// has been removed.
-    fn hash_suffix(&self, suffix_dir: &Path) -> Result<Option<SuffixHash>, DiskFileError> {
-        let dir = match open_dir(CWD, suffix_dir) {
+    fn hash_suffix(
+        &self,
+        partition_fd: Option<&OwnedFd>,
+        partition_dir: &Path,
+        suffix: Suffix,
+    ) -> Result<Option<SuffixHash>, DiskFileError> {
+        let suffix_dir = &partition_dir.join(suffix.to_string());
+        let Some(partition_fd) = partition_fd else { return Ok(None) };
+        let dir = match open_dir(partition_fd, suffix.to_string()) {
             Ok(dir) => dir,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(errno) => return Err(DiskFileError::io("cannot open", suffix_dir, errno)),

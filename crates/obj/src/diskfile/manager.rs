@@ -1,7 +1,7 @@
 //! The devices of one policy: where they are, their locks, hashes and listings, and the diskfiles on them.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,14 +12,15 @@ use common::config::{ConfigError, FallocateReserve, Section, SwiftConf};
 use common::pickle::{self, Value};
 use common::policy::{PolicyIndex, PolicyKind, StoragePolicy, data_dir};
 use common::{Clock, HashConf, ObjHash, Suffix, Timestamp, fs};
-use rustix::fs::stat;
+use rustix::fd::OwnedFd;
+use rustix::fs::{CWD, stat};
 use rustix::io::Errno;
 use service::logs::Logger;
 use service::statsd::Statsd;
 
-use super::files::Scheme;
+use super::files::{OnDiskFiles, Scheme};
 use super::hashes::{SuffixHashes, invalidate_suffixes};
-use super::listing::{Names, list_dir};
+use super::listing::{Names, open_dir};
 use super::locks::{LockGuard, lock_path};
 use super::metadata::{MetadataError, read_metadata};
 use super::{DiskFile, DiskFileError, Place};
@@ -83,6 +84,26 @@ pub struct TimestampSet {
     pub ctype: Option<Timestamp>,
     /// EC only; always true under replication.
     pub durable: bool,
+}
+
+/// An object or a tombstone, as the names of its files show it.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    pub timestamps: TimestampSet,
+    pub is_tombstone: bool,
+}
+
+impl Listed {
+    fn of(info: &OnDiskFiles) -> Option<Self> {
+        let data = info.data.or(info.tombstone)?;
+        let timestamps = TimestampSet {
+            data: data.timestamp,
+            meta: info.meta.map(|info| info.timestamp),
+            ctype: info.ctype.and_then(|info| info.ctype_timestamp),
+            durable: data.durable,
+        };
+        Some(Listed { timestamps, is_tombstone: info.data.is_none() })
+    }
 }
 
 impl DiskFileManager {
@@ -325,19 +346,56 @@ impl DiskFileManager {
             None => self.yield_suffixes(device, partition)?,
         };
         suffixes.reverse();
-        Ok(HashesIter { manager: self.clone(), device_path, partition_dir, suffixes, current: None })
+        let (current, now, names) = (None, self.clock.now(), Names::default());
+        Ok(HashesIter { manager: self.clone(), device_path, partition_dir, suffixes, current, now, names })
     }
 
     /// Names in a directory; none, and a log line, if it cannot be listed.
     fn listdir(&self, path: &Path) -> Names {
-        list_dir(path).unwrap_or_else(|errno| {
-            if errno != Errno::NOENT {
+        self.open_listed(path).map(|(_, names)| names).unwrap_or_default()
+    }
+
+    fn open_listed(&self, path: &Path) -> Option<(OwnedFd, Names)> {
+        let mut names = Names::default();
+        match open_dir(CWD, path).and_then(|dir| names.read(&dir).map(|()| dir)) {
+            Ok(dir) => return Some((dir, names)),
+            Err(Errno::NOENT) => {}
+            Err(errno) => {
                 let path = path.display();
                 self.logger
                     .error(format_args!("ERROR: Skipping {path} due to error with listdir attempt: {errno}"));
             }
-            Names::default()
-        })
+        }
+        None
+    }
+
+    /// What the names of files say of each object of a partition; cleans up on the way. Nothing is opened, so what is
+    /// corrupt looks like any other.
+    pub fn list_objects(
+        &self,
+        device: &str,
+        partition: u32,
+        hashes: impl Iterator<Item = ObjHash>,
+    ) -> Result<Vec<Option<Listed>>, DiskFileError> {
+        let partition_dir = self.partition_path(device, partition)?;
+        let dir = match open_dir(CWD, &partition_dir) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok(hashes.map(|_| None).collect()),
+            Err(errno) => return Err(DiskFileError::io("cannot open", partition_dir, errno)),
+        };
+        let (mut names, now) = (Names::default(), self.clock.now());
+        let list = |hash: ObjHash| {
+            let place = format!("{}/{hash}\0", hash.suffix());
+            let path = CStr::from_bytes_with_nul(place.as_bytes()).expect("a hash has no NUL");
+            match self.cleanup_at(&dir, path, &partition_dir, &mut names, now) {
+                Ok(cleaned) => Ok(Listed::of(&cleaned.info)),
+                Err(errno) => {
+                    let path = partition_dir.join(place.trim_end_matches('\0'));
+                    self.quarantine_unlistable(&path, errno).map(|()| None)
+                }
+            }
+        };
+        hashes.map(list).collect()
     }
 
     /// Keeps other replications out of the partition and, as far as configured, out of the device.
@@ -422,11 +480,15 @@ pub struct HashesIter {
     /// Still to come; the next one last.
     suffixes: Vec<Suffix>,
     current: Option<OpenSuffix>,
+    now: Timestamp,
+    /// Of the hash dir that is looked at.
+    names: Names,
 }
 
 struct OpenSuffix {
     suffix: Suffix,
     path: PathBuf,
+    dir: OwnedFd,
     hash_dirs: Names,
     next: usize,
     found_files: bool,
@@ -434,39 +496,42 @@ struct OpenSuffix {
 
 impl HashesIter {
     fn open_next(&mut self) -> Option<OpenSuffix> {
-        let suffix = self.suffixes.pop()?;
-        let path = self.partition_dir.join(suffix.to_string());
-        let mut hash_dirs = self.manager.listdir(&path);
-        hash_dirs.sort();
-        Some(OpenSuffix { suffix, path, hash_dirs, next: 0, found_files: false })
+        loop {
+            let suffix = self.suffixes.pop()?;
+            let path = self.partition_dir.join(suffix.to_string());
+            if let Some((dir, mut hash_dirs)) = self.manager.open_listed(&path) {
+                hash_dirs.sort();
+                return Some(OpenSuffix { suffix, path, dir, hash_dirs, next: 0, found_files: false });
+            }
+            self.invalidate(suffix);
+        }
     }
 
-    fn examine(&self, current: &mut OpenSuffix, index: usize) -> Option<(ObjHash, TimestampSet)> {
-        let path = current.path.join(OsStr::from_bytes(current.hash_dirs.get(index)));
-        let mut names = Names::default();
-        let cleaned = match self.manager.cleanup_ondisk_files(&path, &mut names) {
-            Ok(cleaned) => cleaned,
-            Err(errno) => {
-                // Its neighbours are still of use: Swift gives up on the partition here.
-                if let Err(err) = self.manager.quarantine_unlistable(&path, errno) {
-                    self.manager.logger.error(err);
+    /// There is nothing in the suffix: the next rehash removes it.
+    fn invalidate(&self, suffix: Suffix) {
+        if let Err(err) = invalidate_suffixes(&self.partition_dir, &self.device_path, &[suffix]) {
+            self.manager.logger.error(err);
+        }
+    }
+
+    fn examine(&mut self, current: &mut OpenSuffix, index: usize) -> Option<(ObjHash, TimestampSet)> {
+        let name = current.hash_dirs.c_str(index);
+        let cleaned =
+            match self.manager.cleanup_at(&current.dir, name, &current.path, &mut self.names, self.now) {
+                Ok(cleaned) => cleaned,
+                Err(errno) => {
+                    // Its neighbours are still of use: Swift gives up on the partition here.
+                    let path = current.path.join(OsStr::from_bytes(current.hash_dirs.get(index)));
+                    if let Err(err) = self.manager.quarantine_unlistable(&path, errno) {
+                        self.manager.logger.error(err);
+                    }
+                    return None;
                 }
-                return None;
-            }
-        };
-        current.found_files |= cleaned.removed.len() < names.len();
-        let info = cleaned.info;
-        let data = info.data.or(info.tombstone)?;
+            };
+        current.found_files |= cleaned.removed.len() < self.names.len();
+        let listed = Listed::of(&cleaned.info)?;
         let hash = ObjHash::parse(std::str::from_utf8(current.hash_dirs.get(index)).ok()?)?;
-        Some((
-            hash,
-            TimestampSet {
-                data: data.timestamp,
-                meta: info.meta.map(|info| info.timestamp),
-                ctype: info.ctype.and_then(|info| info.ctype_timestamp),
-                durable: data.durable,
-            },
-        ))
+        Some((hash, listed.timestamps))
     }
 }
 
@@ -488,11 +553,7 @@ impl Iterator for HashesIter {
                 }
             }
             if !current.found_files {
-                // The next rehash removes the empty suffix.
-                let suffixes = [current.suffix];
-                if let Err(err) = invalidate_suffixes(&self.partition_dir, &self.device_path, &suffixes) {
-                    self.manager.logger.error(err);
-                }
+                self.invalidate(current.suffix);
             }
         }
     }

@@ -48,7 +48,7 @@ pub use files::{
 };
 pub use hashes::{SuffixHash, SuffixHashes};
 pub use locks::LockGuard;
-pub use manager::{DiskFileConf, DiskFileManager, DiskFileRouter, HashesIter, TimestampSet};
+pub use manager::{DiskFileConf, DiskFileManager, DiskFileRouter, HashesIter, Listed, TimestampSet};
 pub use metadata::{Metadata, MetadataError, read_metadata, write_metadata};
 pub use open::{OpenDiskFile, SmallRead};
 pub use quarantine::quarantine_dir_renamer;

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::input::timeout_message;
 use super::protocol::{Local, Offer, Wanted, python_repr};
 use super::session::{Check, FailureLimits, Refusal, Session};
-use crate::diskfile::{DiskFileError, DiskFileManager, DiskFileRouter, LockGuard};
+use crate::diskfile::{DiskFileError, DiskFileManager, DiskFileRouter, Listed, LockGuard};
 
 /// Between tries for a lock which another replication holds.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -163,39 +163,27 @@ fn check(ctx: &Context, place: &Placement) -> Check {
     Arc::new(move |offers: Vec<Offer>| {
         let (manager, job_device) = (manager.clone(), device.clone());
         let compare = move || {
-            let compare_one = |offer: &Offer| {
-                let local = check_local(&manager, &job_device, partition, offer)?;
-                Ok(Wanted::compare(offer, &local))
-            };
-            offers.iter().map(compare_one).collect::<Result<Vec<_>, DiskFileError>>()
+            let hashes = offers.iter().map(|offer| offer.hash);
+            let listed = manager.list_objects(&job_device, partition, hashes)?;
+            let compare_one = |(offer, listed)| Wanted::compare(offer, &local(listed));
+            Ok::<_, DiskFileError>(offers.iter().zip(listed).map(compare_one).collect::<Vec<_>>())
         };
         let compared = pools.run(&device, compare);
         Box::pin(async move { compared.await.map_err(|err| err.to_string()) }) as BoxFuture<'static, _>
     })
 }
 
-/// What is here of an offered object. An object that cannot be opened counts as none: it is asked for, and written anew.
-fn check_local(
-    manager: &Arc<DiskFileManager>,
-    device: &str,
-    partition: u32,
-    remote: &Offer,
-) -> Result<Local, DiskFileError> {
-    let diskfile = match manager.diskfile_from_hash(device, partition, remote.hash) {
-        Ok(diskfile) => diskfile.open_expired(true),
-        Err(DiskFileError::NotExist) => return Ok(Local::default()),
-        Err(err) => return Err(err),
-    };
-    match diskfile.open(None) {
-        Ok(opened) => Ok(Local {
-            ts_data: Some(opened.data_timestamp()),
-            ts_meta: Some(opened.timestamp()),
-            ts_ctype: Some(opened.content_type_timestamp()),
-        }),
-        Err(DiskFileError::Deleted { timestamp, .. }) => {
-            Ok(Local { ts_data: Some(timestamp), ..Local::default() })
-        }
-        Err(err) if err.is_not_exist() || matches!(err, DiskFileError::Collision) => Ok(Local::default()),
-        Err(err) => Err(err),
+/// What is here of an offered object, by the names of its files. (Swift opens each, and so finds a corrupt one a pass of the
+/// auditor earlier.)
+fn local(listed: Option<Listed>) -> Local {
+    let Some(Listed { timestamps, is_tombstone }) = listed else { return Local::default() };
+    let ts_data = timestamps.data;
+    if is_tombstone {
+        return Local { ts_data: Some(ts_data), ..Local::default() };
+    }
+    Local {
+        ts_data: Some(ts_data),
+        ts_meta: Some(timestamps.meta.unwrap_or(ts_data)),
+        ts_ctype: Some(timestamps.ctype.map_or(ts_data, |ctype| ctype.max(ts_data))),
     }
 }

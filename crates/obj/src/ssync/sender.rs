@@ -37,6 +37,8 @@ use crate::diskfile::{
 
 /// Wanted objects that are read from the disk before they are sent.
 const OBJECTS_AHEAD: usize = 4;
+/// Suffixes that are listed in one job.
+const SUFFIXES_LISTED: usize = 64;
 /// Offers that are written as one chunk.
 const OFFERS_CHUNK: usize = 32 * 1024;
 /// A read of a large object.
@@ -187,8 +189,8 @@ impl Sender<'_> {
     async fn offer(&self, link: &mut Link) -> Result<InSync, SendError> {
         let mut available = InSync::new();
         let mut chunk = format!("{MISSING_CHECK_START}\r\n");
-        for &suffix in self.suffixes {
-            for (hash, timestamps) in self.list(suffix).await? {
+        for suffixes in self.suffixes.chunks(SUFFIXES_LISTED) {
+            for (hash, timestamps) in self.list(suffixes).await? {
                 if self.remote_check_objs.is_some_and(|objs| !objs.contains(&hash)) {
                     continue;
                 }
@@ -207,9 +209,10 @@ impl Sender<'_> {
         Ok(available)
     }
 
-    async fn list(&self, suffix: Suffix) -> Result<Vec<(ObjHash, TimestampSet)>, DiskFileError> {
+    async fn list(&self, suffixes: &[Suffix]) -> Result<Vec<(ObjHash, TimestampSet)>, DiskFileError> {
         let (manager, device, partition) = (self.manager.clone(), self.device.to_string(), self.partition);
-        let list = move || Ok(manager.yield_hashes(&device, partition, Some(&[suffix]))?.collect());
+        let suffixes = suffixes.to_vec();
+        let list = move || Ok(manager.yield_hashes(&device, partition, Some(&suffixes))?.collect());
         self.ctx.disk_pools.run(self.device, list).await
     }
 
