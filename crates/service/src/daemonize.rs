@@ -68,7 +68,8 @@ fn run(launch: &Launch, build: Build) -> Result<(), StartError> {
     drop_privileges(&section)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS);
     let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
-    let once = launch.once || !section.bool("daemonize", true)?;
+    let daemonize = section.bool("daemonize", true)?;
+    let once = launch.once || !daemonize;
     runtime.block_on(async {
         let daemon = build(&conf, &ctx)?;
         for warning in section.warnings() {
