@@ -21,7 +21,10 @@ fn compare(server: Peer, cases: &[&str]) -> Result<()> {
 
 #[test]
 fn by_rsync_both_send_the_same_to_primaries_and_empty_handoffs() -> Result<()> {
-    compare(Peer::Python, &["rsync_primaries", "rsync_quiet", "rsync_handoff", "rsync_handoff_kept"])
+    compare(
+        Peer::Python,
+        &["rsync_primaries", "rsync_quiet", "rsync_handoff", "rsync_handoff_kept", "arrives"],
+    )
 }
 
 #[test]
@@ -41,12 +44,12 @@ fn both_do_without_partners_that_are_down_or_unmounted() -> Result<()> {
 
 #[test]
 fn handoffs_go_first_and_workers_have_figures_of_their_own() -> Result<()> {
-    compare(Peer::Python, &["handoffs_first", "workers", "swift_recon"])
+    compare(Peer::Python, &["handoffs_first", "workers", "swift_recon", "forever"])
 }
 
 #[test]
 fn both_do_what_the_command_line_chooses_and_leave_alone_what_is_no_partition() -> Result<()> {
-    compare(Peer::Python, &["overrides", "odd_partitions", "part_power", "ring_changes"])
+    compare(Peer::Python, &["overrides", "odd_partitions", "part_power", "ring_changes", "options"])
 }
 
 #[test]

@@ -280,12 +280,19 @@ log_statsd_metric_prefix = here
                 fp.write('[object_%d]\npath = %s/node%d\nread only = no\nwrite only = no\n' % (PORTS[node], self.top, node))
         return ['rsync', '--daemon', '--no-detach', '--config', path]
 
-    def once(self, *args, node=0, path=None):
+    def once(self, *args, path=None, meanwhile=None):
         env = dict(os.environ, PYTHONWARNINGS='ignore')
         if path:
             env['PATH'] = path + ':' + env['PATH']
-        command = SIDES[self.kind] + [self.conf(node), 'once'] + list(args)
-        code = subprocess.run(command, stdout=subprocess.DEVNULL, env=env, timeout=120).returncode
+        command = SIDES[self.kind] + [self.conf(0), 'once'] + list(args)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env, start_new_session=True) as process:
+            try:
+                if meanwhile:
+                    meanwhile(self)
+                code = process.wait(120)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         assert code == 0, '%s ended with %d' % (self.kind, code)
         self.settle()
 
@@ -383,7 +390,7 @@ class Case:
         rings(**ring)
         self.template = Tree(os.path.join(SCRATCH, name + '-template'), local)
 
-    def run_side(self, kind, passes=1, before=None):
+    def run_side(self, kind, passes=1, before=None, meanwhile=None):
         side = Side(kind, self.name, self.template)
         with contextlib.ExitStack() as stack:
             for node in range(NODES):
@@ -395,7 +402,7 @@ class Case:
             if before:
                 stack.enter_context(before(side))
             for _ in range(passes):
-                side.once(*self.args, path=self.path)
+                side.once(*self.args, path=self.path, meanwhile=meanwhile)
         side.settle()
         return side
 
@@ -593,7 +600,7 @@ def handoffs_first():
                         primaries=(0, 1, 2, 3), up=up, rsync=up)
             populate(case.template, policies=(0,))
             # Which primary partition comes after the handoffs is random.
-            one = {'same_figures': False, 'same_trees': False, 'ignore_log': ('Error syncing with node',)}
+            one = {'same_figures': False, 'same_trees': False, 'ignore_log': ('Error syncing with node', 'suffixes checked')}
             python, ours = case.run(**({} if up else one))
             figures = [side.recon()['replication_stats'] for side in (python, ours)]
             for stats in figures:
@@ -749,6 +756,126 @@ def holds_its_lock():
     print('holds-its-lock: both')
 
 
+def arrives():
+    """What comes to a handoff during its revert stays there. (Swift removes it.)"""
+    case = Case('arrives', RSYNC_OPTIONS, primaries=(1, 2, 3))
+    names = [name for name in ('o%d' % n for n in range(100)) if part_of(name) == part_of('o0')][:4]
+    for name in names[:3]:
+        case.template.put(0, name)
+    bin_dir = os.path.join(SCRATCH, 'bin-arrives')
+    os.makedirs(bin_dir)
+    begun, go = (os.path.join(bin_dir, word) for word in ('begun', 'go'))
+    # The first one has sent all before it waits.
+    with open(os.path.join(bin_dir, 'rsync'), 'w') as fp:
+        fp.write('#!/bin/sh\n%s "$@" || exit\ntouch %s\nuntil [ -e %s ]; do sleep 0.05; done\n' % (
+            shutil.which('rsync'), begun, go))
+    os.chmod(os.path.join(bin_dir, 'rsync'), 0o755)
+    case.path = bin_dir
+
+    def write(side):
+        here = Tree.__new__(Tree)
+        here.top, here.local = side.top, ()
+        wait('rsync has sent', lambda: os.path.exists(begun))
+        # A new one, a newer one, and newer metadata.
+        here.put(0, names[3])
+        here.put(0, names[0], b'newer', BASE + 5)
+        here.post(0, names[1])
+        with open(go, 'w'):
+            pass
+    ours = case.run_side('ours', meanwhile=write)
+    left = {path.split('/')[-2] + path[path.rindex('.'):] for path in files_of(ours, 0)}
+    expected = {hash_path('a', 'c', names[n]) + end for n, end in ((0, '.data'), (1, '.data'), (1, '.meta'), (3, '.data'))}
+    assert left == expected, (left, expected)
+    assert any('Removing 1 objects' in line for _level, line in ours.lines), ours.said()
+    # The next pass moves the rest.
+    with contextlib.ExitStack() as stack:
+        for node in (1, 2, 3):
+            stack.enter_context(running(SERVERS + [ours.conf(node)], PORTS[node]))
+        stack.enter_context(running(ours.rsyncd((1, 2, 3)), RSYNC, stderr=subprocess.DEVNULL))
+        ours.once()
+    assert os.listdir(os.path.join(ours.top, 'node0', dev(0), 'objects')) == []
+    for node in (1, 2, 3):
+        names_there = {path.split('/')[-2] for path in files_of(ours, node)}
+        assert names_there == {hash_path('a', 'c', name) for name in names}, names_there
+    print('arrives: kept')
+
+
+def forever():
+    """Pass after pass; what the command line chooses is for `once`."""
+    for extra in ('', 'replicator_workers = 2\n'):
+        case = Case('forever-%d' % bool(extra), RSYNC_OPTIONS + extra + 'interval = 0.5\nstats_interval = 1\n')
+        populate(case.template, policies=(0,))
+        said = []
+        for kind in SIDES:
+            side = Side(kind, case.name, case.template)
+            with contextlib.ExitStack() as stack:
+                for node in (0, 1, 2):
+                    side.configure(node, case.options)
+                for node in (1, 2):
+                    stack.enter_context(running(SERVERS + [side.conf(node)], PORTS[node]))
+                stack.enter_context(running(side.rsyncd((1, 2)), RSYNC, stderr=subprocess.DEVNULL))
+                process = subprocess.Popen(SIDES[kind] + [side.conf(0), '-p', '0'], stdout=subprocess.DEVNULL,
+                                           env=dict(os.environ, PYTHONWARNINGS='ignore'), start_new_session=True)
+                try:
+                    wait('%s makes passes' % kind, lambda: sum(
+                        'Replication sleeping' in line for _level, line in side.lines) > 2)
+                    if extra:
+                        # Each worker's, and added up.
+                        wait('%s tells of all' % kind, lambda: 'replication_stats' in (side.recon() or {}))
+                finally:
+                    os.killpg(process.pid, signal.SIGTERM)
+                    process.wait(60)
+            side.settle()
+            figures = side.recon()
+            assert figures['replication_stats']['attempted'] == 4, figures
+            said.append((sorted(figures), sorted(set(side.said()))))
+        same('forever: recon', said[0][0], said[1][0])
+        # How far a pass was when its figures were logged is by chance.
+        same('forever: log', *[sorted({line for line in lines if ' failures' not in line and ' suffixes checked' not in line
+                                       and ' partitions replicated' not in line and 'Nothing replicated' not in line})
+                               for _recon, lines in said])
+    print('forever: both')
+
+
+SAMPLE = """
+log_rsync_transfers = true
+interval = 30.0
+stats_interval = 300.0
+rsync_timeout = 900
+rsync_bwlimit = 0
+rsync_io_timeout = 30
+rsync_compress = no
+node_timeout = 10
+http_timeout = 60
+lockup_timeout = 1800
+ring_check_interval = 15.0
+rsync_error_log_line_length = 0
+handoffs_first = False
+handoff_delete = auto
+concurrency = 1
+replicator_workers = 0
+daemonize = on
+reclaim_age = 604800
+"""
+
+
+def options():
+    """The options of Swift's sample are known, old ones warn, and of a wrong one both say what is wrong."""
+    for name, text in (('sample', SAMPLE), ('run-pause', 'run_pause = 5\n'), ('both', 'run_pause = 5\ninterval = 6\n'),
+                       ('handoff-delete', 'handoff_delete = 7\n'), ('none', 'sync_method =\n')):
+        case = Case('options-' + name, RSYNC_OPTIONS.replace('sync_method = rsync\n', '') + text, up=(1, 2))
+        case.template.put(0, 'o1')
+        _python, ours = case.run()
+        assert not any('unknown option' in line for _level, line in ours.lines), ours.lines
+    for text in ('rsync_module = {host}::object\n', 'sync_method = rsink\n'):
+        case = Case('wrong-%d' % len(text), text)
+        side = Side('ours', case.name, case.template)
+        side.configure(0, text)
+        done = subprocess.run([REPLICATOR, side.conf(0), 'once'], stderr=subprocess.PIPE, text=True, timeout=60)
+        assert done.returncode == 1 and text.split()[0] in done.stderr and '[object-replicator]' in done.stderr, done
+    print('options: alike')
+
+
 def stops():
     """With the replicator its rsync ends."""
     rings()
@@ -824,6 +951,6 @@ def swift_recon():
 CASES = {case.__name__: case for case in (
     rsync_primaries, rsync_quiet, rsync_handoff, rsync_handoff_kept, rsync_regions, rsync_fails, rsync_timeout, no_server,
     workers, ssync_matrix, ssync_handoffs, handoffs_first, partners, odd_partitions, overrides, locks, receiver_locks,
-    holds_its_lock, stops, part_power, ring_changes, swift_recon)}
+    holds_its_lock, stops, part_power, ring_changes, swift_recon, arrives, forever, options)}
 for case_name in WANTED or CASES:
     CASES[case_name]()
