@@ -157,3 +157,32 @@ fn term_ends_a_cluster_in_order() {
     let nobody = up.ask(&["status"]);
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("no cluster runs on"));
 }
+
+#[test]
+fn what_expires_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let base = base_port().to_string();
+    let mut prepare = Command::new(MARTLET);
+    prepare.args(["up", "--prepare", "--port", &port, "--base-port", &base, "--data"]).arg(dir.path());
+    prepare.args(["--nodes", "1", "--devices", "1", "--replicas", "1"]);
+    assert!(prepare.output().unwrap().status.success());
+    for conf in ["object-expirer.conf", "node1/container-server.conf"] {
+        let conf = dir.path().join("etc").join(conf);
+        let text = std::fs::read_to_string(&conf).unwrap();
+        std::fs::write(&conf, text.replace("\ninterval = 10\n", "\ninterval = 0.2\n")).unwrap();
+    }
+    let up = Up::start(dir.path(), &[]);
+    let token = up.token();
+    let auth = [("X-Auth-Token", token.as_str())];
+    assert_eq!(up.http("PUT", "/v1/AUTH_test/c", &auth, "").0, 201);
+    assert_eq!(up.http("PUT", "/v1/AUTH_test/c/stays", &auth, "x").0, 201);
+    let expires = [auth[0], ("X-Delete-After", "1")];
+    assert_eq!(up.http("PUT", "/v1/AUTH_test/c/o", &expires, "x").0, 201);
+    let began = Instant::now();
+    // Its row goes only with a DELETE.
+    while !up.http("GET", "/v1/AUTH_test/c", &auth, "").1.ends_with("\r\n\r\nstays\n") {
+        assert!(began.elapsed() < PATIENCE, "it is still listed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
