@@ -45,6 +45,8 @@ pub fn filter(section: &Section, ctx: &Context, app: SharedApp) -> Result<Shared
     let swift_dir = PathBuf::from(section.str("swift_dir", DEFAULT_SWIFT_DIR));
     let object_rings = ctx.swift_conf.policies.iter().map(|policy| policy.object_ring_name.clone());
     let names = ["account".to_owned(), "container".to_owned()].into_iter().chain(object_rings);
+    // Stands here for swift-recon-cron.
+    section.get("recon_lock_path");
     let recon = Recon {
         devices: PathBuf::from(section.str("devices", "/srv/node")),
         cache: PathBuf::from(section.str("recon_cache_path", DEFAULT_RECON_CACHE_PATH)),

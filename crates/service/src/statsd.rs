@@ -6,8 +6,10 @@
 //! cannot be sent at once is lost, as statsd accepts. A host name is looked up on a thread of its own, at the start and
 //! then at most once a minute while metrics are sent.
 //!
-//! The labeled client (`statsd_label_mode`) is not implemented.
+//! [`LabeledStatsd`] is the client of `statsd_label_mode`: metrics with labels instead of long names, in the form that
+//! Graphite, DogStatsD, InfluxDB or Librato understands.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,27 +64,9 @@ impl Statsd {
         tail_prefix: &str,
         rng: &Rng,
     ) -> Result<Self, ConfigError> {
-        let host = section.str(&format!("{options}host"), "");
-        let port = section.int(&format!("{options}port"), 8125u16)?;
-        let base_prefix = section.str(&format!("{options}metric_prefix"), "");
-        let default_sample_rate = section.float(&format!("{options}default_sample_rate"), 1.0)?;
-        let sample_rate_factor = section.float(&format!("{options}sample_rate_factor"), 1.0)?;
-        if host.is_empty() || !section.bool("statsd_emit_legacy", true)? {
-            return Ok(Self::disabled());
-        }
-        let client = Client {
-            host,
-            port,
-            base_prefix,
-            default_sample_rate,
-            sample_rate_factor,
-            rng: rng.clone(),
-            target: Arc::default(),
-            socket_v4: datagram_socket("0.0.0.0:0"),
-            socket_v6: datagram_socket("[::]:0"),
-        };
-        client.target();
-        Ok(Statsd { client: Some(Arc::new(client)), prefix: "".into() }.with_prefix(tail_prefix))
+        let wanted = section.bool("statsd_emit_legacy", true)?;
+        let client = Client::from_options(section, options, rng, wanted)?;
+        Ok(Statsd { client: client.map(Arc::new), prefix: "".into() }.with_prefix(tail_prefix))
     }
 
     /// The same client, metrics named below another `tail_prefix`.
@@ -138,19 +122,142 @@ impl Statsd {
 
     fn send(&self, metric: &str, value: impl std::fmt::Display, kind: &str, sample_rate: Option<f64>) {
         let Some(client) = &self.client else { return };
-        let rate = sample_rate.unwrap_or(client.default_sample_rate) * client.sample_rate_factor;
-        if rate < 1.0 && client.rng.next_f64() >= rate {
-            return;
+        if let Some(rate) = client.sampled(sample_rate) {
+            client.send(line(&format!("{}{metric}", self.prefix), value, kind, rate).as_bytes());
         }
-        let mut line = format!("{}{metric}:{value}|{kind}", self.prefix);
-        if rate < 1.0 {
-            line.push_str(&format!("|@{rate:?}"));
+    }
+}
+
+fn line(metric: &str, value: impl std::fmt::Display, kind: &str, rate: f64) -> String {
+    let mut line = format!("{metric}:{value}|{kind}");
+    if rate < 1.0 {
+        line.push_str(&format!("|@{rate:?}"));
+    }
+    line
+}
+
+/// Metrics with labels.
+#[derive(Clone)]
+pub struct LabeledStatsd {
+    client: Option<Arc<Client>>,
+    mode: LabelMode,
+    /// What `statsd_user_label_NAME` says, as `user_NAME`.
+    user_labels: Arc<[(String, String)]>,
+}
+
+#[derive(Copy, Clone, Debug, PartialEq)]
+enum LabelMode {
+    Disabled,
+    DogStatsd,
+    Graphite,
+    InfluxDb,
+    Librato,
+}
+
+const LABEL_MODES: [(&str, LabelMode); 5] = [
+    ("disabled", LabelMode::Disabled),
+    ("librato", LabelMode::Librato),
+    ("influxdb", LabelMode::InfluxDb),
+    ("graphite", LabelMode::Graphite),
+    ("dogstatsd", LabelMode::DogStatsd),
+];
+const USER_LABEL: &str = "statsd_user_label_";
+
+impl LabeledStatsd {
+    pub fn from_section(section: &Section, rng: &Rng) -> Result<Self, ConfigError> {
+        let name = section.str("statsd_label_mode", "disabled").to_lowercase();
+        let mode = LABEL_MODES.iter().find(|(known, _)| *known == name).map(|(_, mode)| *mode);
+        let mode = mode.ok_or_else(|| {
+            let names: Vec<_> = LABEL_MODES.iter().map(|(name, _)| *name).collect();
+            section.error("statsd_label_mode", format!("expected one of {}", names.join(", ")))
+        })?;
+        let mut user_labels = Vec::new();
+        let options: Vec<String> = section.iter().map(|(option, _)| option.to_owned()).collect();
+        for option in options {
+            let Some(label) = option.strip_prefix(USER_LABEL) else { continue };
+            let value = section.str(&option, "");
+            let is_word = |text: &str, more: &str| {
+                text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || more.contains(c))
+            };
+            if !is_word(label, "") || !is_word(&value, ".") {
+                let problem = "expected letters, digits and _ alone; in the value also .";
+                return Err(section.error(&option, problem));
+            }
+            user_labels.push((format!("user_{label}"), value));
         }
+        let client = Client::from_options(section, "log_statsd_", rng, mode != LabelMode::Disabled)?;
+        Ok(Self { client: client.map(Arc::new), mode, user_labels: user_labels.into() })
+    }
+
+    pub fn is_enabled(&self) -> bool {
+        self.client.is_some()
+    }
+
+    pub fn timing(&self, metric: &str, took: Duration, labels: &[(&str, String)]) {
+        let Some(client) = &self.client else { return };
+        let Some(rate) = client.sampled(None) else { return };
+        let user = self.user_labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let mut all: BTreeMap<&str, &str> = user.collect();
+        all.extend(labels.iter().map(|(name, value)| (*name, value.as_str())));
+        let line = self.mode.line(metric, &format_ms(took.as_secs_f64() * 1000.0), "ms", rate, &all);
         client.send(line.as_bytes());
     }
 }
 
+impl LabelMode {
+    fn line(self, metric: &str, value: &str, kind: &str, rate: f64, labels: &BTreeMap<&str, &str>) -> String {
+        let joined = |equals: &str, comma: &str| {
+            labels
+                .iter()
+                .map(|(name, value)| format!("{name}{equals}{value}"))
+                .collect::<Vec<_>>()
+                .join(comma)
+        };
+        let named = |metric: String| line(&metric, value, kind, rate);
+        match self {
+            _ if labels.is_empty() => named(metric.to_owned()),
+            LabelMode::Disabled => String::new(),
+            LabelMode::DogStatsd => format!("{}|#{}", named(metric.to_owned()), joined(":", ",")),
+            LabelMode::Graphite => named(format!("{metric};{}", joined("=", ";"))),
+            LabelMode::InfluxDb => named(format!("{metric},{}", joined("=", ","))),
+            LabelMode::Librato => named(format!("{metric}#{}", joined("=", ","))),
+        }
+    }
+}
+
 impl Client {
+    /// `None` without a host, or if nothing is to be sent.
+    fn from_options(
+        section: &Section,
+        options: &str,
+        rng: &Rng,
+        wanted: bool,
+    ) -> Result<Option<Self>, ConfigError> {
+        let client = Client {
+            host: section.str(&format!("{options}host"), ""),
+            port: section.int(&format!("{options}port"), 8125u16)?,
+            base_prefix: section.str(&format!("{options}metric_prefix"), ""),
+            default_sample_rate: section.float(&format!("{options}default_sample_rate"), 1.0)?,
+            sample_rate_factor: section.float(&format!("{options}sample_rate_factor"), 1.0)?,
+            rng: rng.clone(),
+            target: Arc::default(),
+            socket_v4: None,
+            socket_v6: None,
+        };
+        if client.host.is_empty() || !wanted {
+            return Ok(None);
+        }
+        client.target();
+        let (socket_v4, socket_v6) = (datagram_socket("0.0.0.0:0"), datagram_socket("[::]:0"));
+        Ok(Some(Client { socket_v4, socket_v6, ..client }))
+    }
+
+    /// The rate to send a metric at; `None` if this one is left out.
+    fn sampled(&self, sample_rate: Option<f64>) -> Option<f64> {
+        let rate = sample_rate.unwrap_or(self.default_sample_rate) * self.sample_rate_factor;
+        (rate >= 1.0 || self.rng.next_f64() < rate).then_some(rate)
+    }
+
     fn send(&self, datagram: &[u8]) {
         let Some(target) = self.target() else { return };
         let socket = if target.is_ipv4() { &self.socket_v4 } else { &self.socket_v6 };
@@ -247,6 +354,37 @@ mod tests {
             }
         }
         assert!((300..500).contains(&count), "{count} of 1000 at a rate of 0.4");
+    }
+
+    #[test]
+    fn labels_are_written_as_each_collector_reads_them() {
+        for (mode, expected) in [
+            ("DogStatsD", "m:5.0|ms|#account:a,status:200,user_x:y.1"),
+            ("graphite", "m;account=a;status=200;user_x=y.1:5.0|ms"),
+            ("influxdb", "m,account=a,status=200,user_x=y.1:5.0|ms"),
+            ("librato", "m#account=a,status=200,user_x=y.1:5.0|ms"),
+        ] {
+            let daemon = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let port = daemon.local_addr().unwrap().port().to_string();
+            let options = [
+                ("log_statsd_host", "127.0.0.1"),
+                ("log_statsd_port", &port),
+                ("statsd_label_mode", mode),
+                ("statsd_emit_legacy", "no"),
+                ("statsd_user_label_x", "y.1"),
+            ];
+            let section = Section::from_pairs("app:object-server", options);
+            let labeled = LabeledStatsd::from_section(&section, &Rng::seeded(1)).unwrap();
+            let labels = [("status", "200".to_owned()), ("account", "a".to_owned())];
+            labeled.timing("m", Duration::from_millis(5), &labels);
+            assert_eq!(received(&daemon), expected);
+        }
+        for bad in
+            [("statsd_label_mode", "x"), ("statsd_user_label_a-b", "x"), ("statsd_user_label_a", "x y")]
+        {
+            let section = Section::from_pairs("app:object-server", [bad]);
+            assert!(LabeledStatsd::from_section(&section, &Rng::seeded(1)).is_err(), "{bad:?}");
+        }
     }
 
     #[test]
