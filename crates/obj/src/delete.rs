@@ -5,11 +5,13 @@
 //! object which expires at that very time goes.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::Timestamp;
 use common::headers::*;
+use common::quote::quote_path;
 use common::wsgi::from_stored;
+use parking_lot::Mutex;
 use service::http::{Headers, Method, Request, Response};
 
 use crate::diskfile::{DiskFile, DiskFileError, Metadata};
@@ -18,6 +20,7 @@ use crate::server::{ObjectServer, Target, Wants, valid_timestamp};
 use crate::update::Origin;
 
 /// What was there, and so the status.
+#[derive(Clone)]
 struct Found {
     diskfile: DiskFile,
     timestamp: Timestamp,
@@ -37,17 +40,68 @@ impl From<DiskFileError> for Refusal {
     }
 }
 
+/// What took how long, for the log of slow requests. Clones are one.
+#[derive(Clone)]
+struct Steps(Arc<Mutex<Taken>>);
+
+struct Taken {
+    since: Instant,
+    steps: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn begin() -> Self {
+        Steps(Arc::new(Mutex::new(Taken { since: Instant::now(), steps: Vec::new() })))
+    }
+
+    /// The time since the last step was this one's.
+    fn record(&self, step: &'static str) {
+        let mut taken = self.0.lock();
+        let now = Instant::now();
+        let took = now.duration_since(taken.since);
+        taken.since = now;
+        taken.steps.push((step, took));
+    }
+
+    fn shown(&self) -> String {
+        let taken = self.0.lock();
+        let shown = taken.steps.iter().map(|(step, took)| format!("{step}={:.3}s", took.as_secs_f64()));
+        shown.collect::<Vec<_>>().join(", ")
+    }
+}
+
 impl ObjectServer {
     pub(crate) async fn delete(self: &Arc<Self>, req: Request) -> Result<Response, Response> {
-        let started = Instant::now();
+        let threshold = self.options.slow_delete_log_threshold;
+        let (began, started, steps) = (self.ctx.clock.unix_secs(), Instant::now(), Steps::begin());
+        let (logger, path) = (self.logger(&req.headers), req.path.clone());
+        let response = self.delete_in_steps(req, &steps).await;
+        let took = started.elapsed().as_secs_f64();
+        if threshold != -1.0 && took > threshold {
+            let status = response.as_ref().unwrap_or_else(|refusal| refusal).status.0;
+            logger.warning(format_args!(
+                "Slow DELETE ({took:.3}s) for {}, status {status}, start_time={began:.3}, {}",
+                quote_path(path),
+                steps.shown()
+            ));
+        }
+        response
+    }
+
+    async fn delete_in_steps(self: &Arc<Self>, req: Request, steps: &Steps) -> Result<Response, Response> {
         let target = Arc::new(self.target(&req)?);
         let timestamp = valid_timestamp(&req.headers)?;
         let wants = Wants::default().next_part_power(&req.headers);
         let if_delete_at = req.headers.get_str(X_IF_DELETE_AT).map(Timestamp::parse);
         let origin = Origin::of(&req, timestamp);
-        let place = target.clone();
+        let (place, told_steps) = (target.clone(), steps.clone());
         let job = move || {
-            let mut found = find(place.diskfile(&wants)?, timestamp)?;
+            let steps = told_steps;
+            let diskfile = place.diskfile(&wants);
+            steps.record("diskfile_acquisition");
+            let found = find(diskfile?, timestamp);
+            steps.record("metadata_read");
+            let mut found = found?;
             match if_delete_at {
                 None => {}
                 Some(Ok(at)) => found.require_delete_at(at, timestamp)?,
@@ -55,8 +109,9 @@ impl ObjectServer {
             }
             // Nobody else to tell first: write at once.
             let told = stored_delete_at(&found.metadata) == 0;
-            if told && found.timestamp < timestamp {
-                found.diskfile.delete(timestamp)?;
+            if told {
+                steps.record("delete_at_update");
+                found.delete(timestamp, &steps)?;
             }
             Ok((found, told))
         };
@@ -64,17 +119,16 @@ impl ObjectServer {
         if !told {
             let old = stored_delete_at(&found.metadata);
             self.delete_at_updates(&target, &origin, None, old, 0).await;
-            if found.timestamp < timestamp {
-                let diskfile = found.diskfile.clone();
-                self.run_delete(&target, move || Ok(diskfile.delete(timestamp)?)).await?;
-            }
+            steps.record("delete_at_update");
+            let (found, steps) = (found.clone(), steps.clone());
+            self.run_delete(&target, move || found.delete(timestamp, &steps)).await?;
         }
         if found.timestamp < timestamp {
             let mut update = Headers::new();
             update.insert(X_TIMESTAMP, timestamp.internal());
             self.container_update(Method::Delete, &target, &origin, update).await;
+            steps.record("container_update");
         }
-        self.log_if_slow(&req, &target, found.status, started);
         let content_type = from_stored(found.metadata.get(CONTENT_TYPE).unwrap_or_default());
         Ok(Response::error(found.status)
             .with_header(X_BACKEND_TIMESTAMP, found.timestamp.max(timestamp).internal())
@@ -92,15 +146,6 @@ impl ObjectServer {
             Refusal::Status(status) => Response::error(status),
             Refusal::DeleteAtMismatch => Response::html(412, "X-If-Delete-At and X-Delete-At do not match"),
         })
-    }
-
-    fn log_if_slow(&self, req: &Request, target: &Target, status: u16, started: Instant) {
-        let (took, threshold) = (started.elapsed().as_secs_f64(), self.options.slow_delete_log_threshold);
-        if threshold != -1.0 && took > threshold {
-            let path = req.quoted_path();
-            let text = format_args!("Slow DELETE ({took:.3}s) for {path}, status {status}");
-            target.logger.warning(text);
-        }
     }
 }
 
@@ -123,6 +168,17 @@ fn find(diskfile: DiskFile, timestamp: Timestamp) -> Result<Found, Refusal> {
 }
 
 impl Found {
+    /// Writes the tombstone if it is newer than what is there.
+    fn delete(&self, timestamp: Timestamp, steps: &Steps) -> Result<(), Refusal> {
+        if self.timestamp >= timestamp {
+            return Ok(());
+        }
+        steps.record("tpool_scheduling");
+        let deleted = self.diskfile.delete(timestamp);
+        steps.record("tombstone_write");
+        Ok(deleted?)
+    }
+
     fn require_delete_at(&mut self, at: Timestamp, timestamp: Timestamp) -> Result<(), Refusal> {
         if self.timestamp.is_zero() {
             return Err(Refusal::Status(404));

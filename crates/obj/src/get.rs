@@ -57,8 +57,12 @@ enum Content {
 }
 
 impl ObjectServer {
-    /// GET and HEAD.
-    pub(crate) async fn get(self: &Arc<Self>, mut req: Request) -> Result<Response, Response> {
+    /// GET and HEAD. `labeled` is set to the status before conditions where Swift's labeled timings have that one.
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        mut req: Request,
+        labeled: &mut Option<u16>,
+    ) -> Result<Response, Response> {
         let target = self.target(&req)?;
         let now = self.ensure_timestamp(&req.headers)?;
         let (wants, head, method) = (Wants::expired(&req.headers), req.is_head(), req.method.clone());
@@ -67,7 +71,7 @@ impl ObjectServer {
         let opened = self.ctx.disk_pools.run(&device, move || open(&target, wants, now, head)).await;
         let (info, content) = match opened {
             Ok(opened) => opened,
-            Err(e) => return Ok(self.not_opened(e, &device, &method, &logger, &req)),
+            Err(e) => return Ok(self.not_opened(e, &device, &method, &logger, &req, labeled)),
         };
         if has_ignored_range(&req.headers, &info.metadata) {
             req.headers.remove(RANGE);
@@ -84,6 +88,7 @@ impl ObjectServer {
                 options.source = Some(Box::new(file));
             }
         }
+        *labeled = head.then_some(response.status.0);
         response.apply_conditions(&Conditions::of(&req), options);
         Ok(response)
     }
@@ -95,8 +100,10 @@ impl ObjectServer {
         method: &Method,
         logger: &service::logs::Logger,
         req: &Request,
+        labeled: &mut Option<u16>,
     ) -> Response {
         let mut response = self.disk_error(e, device, method, logger);
+        *labeled = Some(response.status.0);
         if response.status.0 == 404 {
             // If-Match: * of what isn't there is 412.
             response.apply_conditions(&Conditions::of(req), ConditionalOptions::default());

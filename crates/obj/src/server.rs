@@ -14,7 +14,7 @@
 //! Differences from Swift: a partition that is not a number is 400, where Swift would make a directory of that name; an
 //! object that turns out to be corrupt while it is read is 404 if it is small, and otherwise a response that ends
 //! before its last bytes, so that no reader takes it for whole. Fragments of erasure coding policies are not stored yet:
-//! their requests are answered 503. The labeled statsd metrics of Swift 2.37 are not sent.
+//! their requests are answered 503.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -33,6 +33,7 @@ use service::context::Context;
 use service::http::client::Timeouts;
 use service::http::{App, BoxFuture, Headers, Method, Request, Response, SharedApp};
 use service::logs::Logger;
+use service::statsd::LabeledStatsd;
 
 use crate::diskfile::{DiskFile, DiskFileConf, DiskFileError, DiskFileManager, DiskFileRouter};
 use crate::ssync::SsyncReceiver;
@@ -42,6 +43,7 @@ const ALLOWED_HEADERS: &str = "content-disposition, content-encoding, x-delete-a
     x-static-large-object, cache-control, content-language, expires, x-robots-tag";
 /// Part of an object's metadata whatever is allowed.
 const RESERVED_HEADERS: [&str; 3] = ["content-length", "deleted", "etag"];
+const LABELED_TIMING: &str = "swift_object_server_request_timing";
 const METHODS: [&str; 6] = ["DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT"];
 const REPLICATION_METHODS: [&str; 2] = ["REPLICATE", "SSYNC"];
 
@@ -71,6 +73,10 @@ impl Options {
             section.get(elsewhere);
         }
         ExpirerConfig::warnings(section).into_iter().for_each(|warning| ctx.logger.warning(warning));
+        if section.bool("splice", false)? {
+            ctx.logger
+                .warning("splice has no effect: a GET checks what it sends, which it must see for that");
+        }
         let allowed = section.list("allowed_headers", ALLOWED_HEADERS);
         let allowed = allowed.into_iter().map(|h| h.to_lowercase());
         Ok(Options {
@@ -98,6 +104,7 @@ pub(crate) struct ObjectServer {
     pub ctx: Context,
     pub options: Options,
     pub router: Arc<DiskFileRouter>,
+    labeled: LabeledStatsd,
     ssync: SsyncReceiver,
     /// This server with its log around it: where SSYNC's subrequests go. Weak, because that holds us.
     logged: OnceLock<Weak<dyn App>>,
@@ -122,6 +129,7 @@ pub(crate) fn app(section: &Section, ctx: &Context) -> Result<SharedApp, ConfigE
     let server = Arc::new(ObjectServer {
         ctx: ctx.clone(),
         options: Options::from_section(section, ctx)?,
+        labeled: LabeledStatsd::from_section(section, &ctx.rng)?,
         ssync: SsyncReceiver::new(section, ctx, router.clone())?,
         router,
         logged: OnceLock::new(),
@@ -151,8 +159,10 @@ impl ObjectServer {
         }
         let method = req.method.clone();
         let started = Instant::now();
+        let labels = self.labeled.is_enabled().then(|| self.labels(&req));
+        let mut labeled = None;
         let response = match method {
-            Method::Get | Method::Head => self.get(req).await,
+            Method::Get | Method::Head => self.get(req, &mut labeled).await,
             Method::Put => self.put(req).await,
             Method::Post => self.post(req).await,
             Method::Delete => self.delete(req).await,
@@ -160,6 +170,13 @@ impl ObjectServer {
             Method::Ssync => Ok(self.ssync(req).await),
             _ => Ok(self.options_response()),
         };
+        if let Some(mut labels) = labels
+            && method != Method::Options
+        {
+            let status = response.as_ref().unwrap_or_else(|refusal| refusal).status.0;
+            labels.push(("status", labeled.unwrap_or(status).to_string()));
+            self.labeled.timing(LABELED_TIMING, started.elapsed(), &labels);
+        }
         if matches!(method, Method::Put | Method::Delete) && !self.options.slow.is_zero() {
             tokio::time::sleep(self.options.slow.saturating_sub(started.elapsed())).await;
         }
@@ -171,6 +188,30 @@ impl ObjectServer {
             }
             refusal
         })
+    }
+
+    /// What a request's labeled timing tells besides the status: what is known when its path and policy are.
+    fn labels(&self, req: &Request) -> Vec<(&'static str, String)> {
+        let mut labels = vec![("method", req.method.to_string())];
+        match req.method {
+            Method::Replicate | Method::Ssync => {
+                let parts = split_and_validate_path(req, 2, 3);
+                if let (Ok(parts), Ok(manager)) = (parts, self.manager(req)) {
+                    labels.push(("policy", manager.policy().0.to_string()));
+                    if req.method == Method::Replicate {
+                        let is_skipped = parts.get(2).is_some_and(|suffixes| suffixes.as_deref() > Some(""));
+                        labels.push(("skip_rehash", if is_skipped { "True" } else { "False" }.to_owned()));
+                    }
+                }
+            }
+            _ => {
+                if let Ok(Target { account, container, policy, .. }) = self.target(req) {
+                    labels.extend([("account", account), ("container", container)]);
+                    labels.push(("policy", policy.0.to_string()));
+                }
+            }
+        }
+        labels
     }
 
     fn is_allowed(&self, method: &Method) -> bool {

@@ -93,7 +93,9 @@ fn compare_object_servers(table: &[&str], options: &str) -> Result<()> {
 
 #[test]
 fn object_servers_answer_alike_and_leave_the_same_objects() -> Result<()> {
-    compare_object_servers(&[], "")
+    let options = "statsd_label_mode = graphite\nstatsd_user_label_rack = r1\n\
+                   slow_delete_log_threshold_seconds = 0\n";
+    compare_object_servers(&[], options)
 }
 
 #[test]

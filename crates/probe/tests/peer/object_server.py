@@ -187,6 +187,9 @@ def table(containers):
     yield req('DELETE', o, 3)
     yield req('GET', o)
     yield req('GET', '/healthcheck')
+    for path in ('/sda1/5/a\u00e9/c\u2603/o', '/sda1/5/a b/c,d=e/o', '/sda1/5/a/c/o/p'):
+        yield put(path, 0, b'x')
+        yield req('GET', path)
     for part in (reading(), writing(), posting(), deleting(), updating(containers), staging(containers), part_power()):
         yield from part
 
@@ -760,9 +763,12 @@ def metrics(found):
 
 def lines(found):
     """The lines of the access log, without times and process ids."""
-    found = (re.sub(r'^<[0-9]+>[^:]*: ', '', line) for line in list(found))
+    found = [re.sub(r'^<[0-9]+>[^:]*: ', '', line) for line in list(found)]
+    # What was slow, and in which steps; how slow doesn't matter.
+    slow = [re.sub(r'[0-9]+\.[0-9]+', 'N', line.rstrip('\0')) for line in found if line.startswith('Slow')]
     found = (re.sub(r' - - \[[^]]*\] ', ' ', line) for line in found if ' - - [' in line)
-    return [re.sub(r' [0-9.]+ "-" [0-9]+ ', ' ', re.sub('127.0.0.1:[0-9]+', 'HOST', line)) for line in found]
+    return slow + [re.sub(r' [0-9.]+ "-" [0-9]+ ', ' ', re.sub('127.0.0.1:[0-9]+', 'HOST', line))
+                   for line in found]
 
 
 def objects(devices, conf):
