@@ -5,7 +5,10 @@
 //!
 //! Differences from Swift's on purpose: a handoff only removes what its primaries are known to have; a partition that the ring
 //! does not know is left alone; workers are parts of one process, whose passes begin together (`workers.rs`); transfers that
-//! run when the ring changes are waited for. An unknown `sync_method` is refused at the start.
+//! run when the ring changes are waited for; with `handoffs_first` all handoffs are done with before the first primary
+//! partition, of which Swift begins as many as `concurrency` lets it before it knows; while the part power is increased a
+//! policy is left alone from the first pass on, where Swift has not loaded all of the rings yet. An unknown `sync_method` is
+//! refused at the start.
 //!
 //! Not done, as in Swift 2.38: `lockup_timeout`, which only the reconstructor heeds.
 
@@ -379,13 +382,20 @@ impl Replicator {
         pass.progress.set(planned.fetch_add(count, Ordering::Relaxed) + count);
         let mut running = JoinSet::new();
         let mut next_check = Instant::now() + self.conf.ring_check_interval;
+        let mut handoffs_first = self.conf.handoffs_first;
         for job in jobs {
-            // Swift: in this mode nothing else is done before every handoff is where it belongs.
-            if self.conf.handoffs_first && !job.delete && pass.handoff_remains.load(Ordering::Relaxed) {
-                self.logger.warning(
-                    "Handoffs first mode still has handoffs remaining.  Aborting current replication pass.",
-                );
-                break;
+            if handoffs_first && !job.delete {
+                handoffs_first = false;
+                // What becomes of the handoffs decides whether there is more to do in this pass.
+                while let Some(done) = running.join_next().await {
+                    self.note_panic(done);
+                }
+                if pass.handoff_remains.load(Ordering::Relaxed) {
+                    self.logger.warning(
+                        "Handoffs first mode still has handoffs remaining.  Aborting current replication pass.",
+                    );
+                    break;
+                }
             }
             if Instant::now() >= next_check {
                 next_check = Instant::now() + self.conf.ring_check_interval;
