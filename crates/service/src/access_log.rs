@@ -104,7 +104,7 @@ struct AccessLog {
 struct Asked {
     start: Instant,
     method: Method,
-    /// Swift: whether the request gets as far as a controller's method.
+    /// Whether statsd is told. Swift: if the request gets as far as a controller's method.
     is_timed: bool,
     level: Level,
     /// Only made when a line will be written.
@@ -165,14 +165,15 @@ impl AccessLog {
                 policy_index: text(POLICY_INDEX),
             })
         });
-        let is_timed = req.path_is_utf8 && check_utf8(req.path.as_bytes(), true);
+        let is_timed =
+            self.ctx.statsd.is_enabled() && req.path_is_utf8 && check_utf8(req.path.as_bytes(), true);
         Asked { start: Instant::now(), method: req.method.clone(), is_timed, level, line }
     }
 
     fn answered(&self, asked: &Asked, response: &Response) {
         let took = asked.start.elapsed();
         let status = response.status.0;
-        if self.ctx.statsd.is_enabled() && status != 405 && asked.is_timed {
+        if asked.is_timed && status != 405 {
             let kind = if response.status.is_server_error() { ".errors.timing" } else { ".timing" };
             let rate = self.server.sample_rate(&asked.method);
             self.ctx.statsd.timing_sampled(&format!("{}{kind}", asked.method), took, rate);

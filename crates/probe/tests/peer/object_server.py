@@ -570,6 +570,23 @@ def part_power():
         yield put(o + 'gone', 0, b'x', X_Backend_Next_Part_Power=power)
         yield req('DELETE', o + 'gone', 1, X_Backend_Next_Part_Power=power)
         yield req('DELETE', o + 'never', 1, X_Backend_Next_Part_Power=power)
+    # In the partition that the object really has: linked into the next one, and when that is its own, cleaned up in the old.
+    for name in ('cleaned', 'cleaned-too', 'other'):
+        digest = int(md5(('p/a/c/%ss' % name).encode())[:8], 16)
+        old, new = ('/sda1/%d/a/c/%s' % (digest >> (32 - power), name) for power in (10, 11))
+        yield put(old, 0, b'x')
+        yield put(old, 1, b'linked', X_Backend_Next_Part_Power='11')
+        yield req('GET', new)
+        yield req('POST', new, 2, X_Object_Meta_A='1', X_Backend_Next_Part_Power='11')
+        yield req('GET', old)
+        yield put(new, 3, b'y' * 70000, X_Backend_Next_Part_Power='11')
+        yield req('HEAD', old)
+        if name == 'cleaned':
+            yield req('DELETE', new, 4, X_Backend_Next_Part_Power='11')
+        if name == 'cleaned-too':
+            yield req('DELETE', old, 4, X_Backend_Next_Part_Power='11')
+        yield req('GET', old)
+        yield req('GET', new)
 
 
 class Talk(list):
