@@ -240,6 +240,22 @@ impl Invalidation {
         device_path: &Path,
         suffixes: &[Suffix],
     ) -> Result<Self, DiskFileError> {
+        let (invalidation, created) = Self::begin_unsynced(partition_dir, device_path, suffixes)?;
+        // A crash before the sync loses the names, and with them nothing: no file is linked yet.
+        invalidation.sync()?;
+        if created {
+            fs::fsync_dir(partition_dir)
+                .map_err(|err| invalidation.failed("cannot sync the directory of", err))?;
+        }
+        Ok(invalidation)
+    }
+
+    /// Appends the suffixes; tells whether hashes.invalid had to be made.
+    fn begin_unsynced(
+        partition_dir: &Path,
+        device_path: &Path,
+        suffixes: &[Suffix],
+    ) -> Result<(Self, bool), DiskFileError> {
         let lock = Lock::open(partition_dir, ".lock", device_path)?;
         lock.lock(LOCK_TIMEOUT)?;
         let path = partition_dir.join(INVALIDATIONS_FILE);
@@ -248,13 +264,7 @@ impl Invalidation {
         let mut invalidation = Invalidation { lock, file, path, lines: lines.into_bytes(), at: 0 };
         invalidation.append()?;
         invalidation.lock.unlock();
-        // A crash before the sync loses the names, and with them nothing: no file is linked yet.
-        invalidation.sync()?;
-        if created {
-            fs::fsync_dir(partition_dir)
-                .map_err(|err| invalidation.failed("cannot sync the directory of", err))?;
-        }
-        Ok(invalidation)
+        Ok((invalidation, created))
     }
 
     /// Calls `link`, which makes a file visible, at a moment when the suffix is named in hashes.invalid and nobody can
@@ -317,6 +327,15 @@ pub(super) fn invalidate_suffixes(
     suffixes: &[Suffix],
 ) -> Result<(), DiskFileError> {
     Invalidation::begin(partition_dir, device_path, suffixes).map(drop)
+}
+
+/// The same for who has only removed files: a crash may leave a hash of what is gone, which replicators see through.
+pub(super) fn invalidate_suffixes_unsynced(
+    partition_dir: &Path,
+    device_path: &Path,
+    suffixes: &[Suffix],
+) -> Result<(), DiskFileError> {
+    Invalidation::begin_unsynced(partition_dir, device_path, suffixes).map(drop)
 }
 
 impl DiskFileManager {

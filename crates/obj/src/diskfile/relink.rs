@@ -15,7 +15,7 @@ use common::hash::storage_directory;
 use common::{Suffix, fs};
 
 use super::files::{Want, get_ondisk_files};
-use super::hashes::{Invalidation, invalidate_suffixes};
+use super::hashes::{Invalidation, invalidate_suffixes_unsynced};
 use super::listing::Names;
 use super::{DiskFile, DiskFileError, DiskFileManager};
 
@@ -152,10 +152,10 @@ impl DiskFileManager {
         chosen.obsolete.iter().map(|file| names[file.index]).collect()
     }
 
-    /// Marks a suffix, by its directory, to be rehashed.
-    pub fn invalidate_suffix_dir(&self, device_path: &Path, suffix_dir: &Path) -> Result<(), DiskFileError> {
+    /// Marks a suffix, by its directory, to be rehashed without what has been removed from it.
+    pub fn invalidate_emptied(&self, device_path: &Path, suffix_dir: &Path) -> Result<(), DiskFileError> {
         let name = suffix_dir.file_name().and_then(OsStr::to_str).and_then(Suffix::parse);
         let (Some(suffix), Some(partition_dir)) = (name, suffix_dir.parent()) else { return Ok(()) };
-        invalidate_suffixes(partition_dir, device_path, &[suffix])
+        invalidate_suffixes_unsynced(partition_dir, device_path, &[suffix])
     }
 }

@@ -117,9 +117,9 @@ impl Location<'_> {
     }
 
     fn remove(&self, files: &[OsString], stats: &mut Stats) {
-        // Before, so that no crash leaves a hash of what is gone.
+        // Before, so that no kill leaves a hash of what is gone.
         if let Some(suffix_dir) = self.hash_path.parent()
-            && let Err(err) = self.manager.invalidate_suffix_dir(self.device_path, suffix_dir)
+            && let Err(err) = self.manager.invalidate_emptied(self.device_path, suffix_dir)
         {
             let path = self.hash_path.display();
             self.logger.warning(format_args!("Error invalidating suffix for {path}: {err}"));
