@@ -205,10 +205,16 @@ impl Nodes {
         if case.partner != Partner::Empty {
             copy(&tree, &self.device(1))?;
         }
-        if case.partner == Partner::Differs {
-            for partition in partitions(&self.device(1))? {
-                write_foreign_hashes(&partition)?;
+        match case.partner {
+            Partner::Differs => {
+                partitions(&self.device(1))?.iter().try_for_each(|p| write_foreign_hashes(p))?
             }
+            Partner::Unhashed => {
+                for node in 0..2 {
+                    partitions(&self.device(node))?.iter().try_for_each(|p| remove_hashes(p))?;
+                }
+            }
+            Partner::Empty | Partner::Same => {}
         }
         // What has been copied is written back now, not during the pass.
         peer::success(&mut Command::new("sync"))?;
@@ -262,7 +268,7 @@ impl Trees {
     }
 }
 
-/// Objects as PUT a day ago, without hashes.
+/// Objects as PUT a day ago, all hashed.
 fn make_tree(devices: &Path, objects: usize, size: usize) -> Result<()> {
     std::fs::create_dir_all(devices.join("sda")).context("cannot create a tree")?;
     let conf = DiskFileConf { devices: devices.to_owned(), mount_check: false, ..DiskFileConf::default() };
@@ -286,8 +292,8 @@ fn make_tree(devices: &Path, objects: usize, size: usize) -> Result<()> {
         ]);
         diskfile.put_small(&body, metadata)?;
     }
-    for partition in partitions(&devices.join("sda"))? {
-        remove_hashes(&partition)?;
+    for partition in 0..1 << PART_POWER {
+        manager.rehash(&devices.join("sda"), partition, &[], true)?;
     }
     Ok(())
 }
