@@ -828,7 +828,13 @@ def compare_disks(first, second, swift_dir):
     from swift.common import storage_policy, utils
     utils.set_swift_dir(swift_dir)
     storage_policy.reload_storage_policies()
-    one, two = (objects(devices, {'mount_check': 'false'}) for devices in (first, second))
+    # A container server that hangs is given up after a while, and only then is its update on disk.
+    deadline = time.time() + 20
+    while True:
+        one, two = (objects(devices, {'mount_check': 'false'}) for devices in (first, second))
+        if one == two or time.time() > deadline:
+            break
+        time.sleep(0.2)
     differences = 0
     for key in sorted(set(one) | set(two), key=repr):
         if one.get(key) != two.get(key):
