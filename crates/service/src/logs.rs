@@ -1,8 +1,8 @@
 //! Swift's log lines: `name: message (txn: tx...) (client_ip: ...)`, on syslog and, when interactive, on stderr.
 //!
 //! A line is one datagram `<priority>name: message\0` to `log_address` (default /dev/log) or, with `log_udp_host`
-//! or without such a socket, by UDP. A newline in a message is written `#012`. Datagrams are sent without blocking:
-//! a syslog daemon that stands still costs lines (they are counted), never requests.
+//! or without such a socket, by UDP. A newline in a message is written `#012`. Requests never wait for the syslog daemon; one
+//! that stands still for longer than [`PATIENCE`] costs lines, which are counted.
 //!
 //! Lines up to INFO, such as one for each request, wait up to [`LINGER`] and go out together from a thread of their own:
 //! to wake the syslog daemon for each of them costs more than to write them. Anything more urgent goes out at once,
@@ -28,6 +28,9 @@ const SYSLOG_UDP_PORT: u16 = 514;
 const RECONNECT: Duration = Duration::from_secs(1);
 /// How long a line that is not urgent waits for others.
 const LINGER: Duration = Duration::from_millis(10);
+/// How long the thread that sends waits for a daemon that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(1);
 /// Lines beyond this many bytes that wait are dropped.
 const OUTBOX_LIMIT: usize = 1 << 20;
 /// The thread that sends ends after this long without a line.
@@ -389,20 +392,22 @@ impl Sink for Syslog {
         waiting.datagrams.push(format_args!("<{priority}>{line}\0"));
         if level > Level::Info {
             drop(waiting);
-            self.outbox.send_waiting();
-        } else if waiting.sender != Sender::Lingers {
+            self.outbox.send_waiting(Duration::ZERO);
+            waiting = self.outbox.waiting.lock();
+        }
+        if !waiting.datagrams.ends.is_empty() && waiting.sender != Sender::Lingers {
             Outbox::call_sender(&self.outbox, waiting);
         }
     }
 
     fn flush(&self) {
-        self.outbox.send_waiting();
+        self.outbox.send_waiting(PATIENCE);
     }
 }
 
 impl Drop for Syslog {
     fn drop(&mut self) {
-        self.outbox.send_waiting();
+        self.outbox.send_waiting(PATIENCE);
     }
 }
 
@@ -416,6 +421,16 @@ impl Datagrams {
     fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, end)| &self.bytes[start..*end])
+    }
+
+    /// Takes those from the `n`-th on, and then `later` ones.
+    fn rest(&self, n: usize, later: &Datagrams) -> Datagrams {
+        let mut rest = Datagrams::default();
+        for datagram in self.iter().skip(n).chain(later.iter()) {
+            rest.bytes.extend_from_slice(datagram);
+            rest.ends.push(rest.bytes.len());
+        }
+        rest
     }
 }
 
@@ -443,7 +458,7 @@ impl Outbox {
         let thread = std::thread::Builder::new().name("syslog".to_owned()).stack_size(SENDER_STACK);
         if thread.spawn(move || sender.send_until_idle()).is_err() {
             outbox.waiting.lock().sender = Sender::None;
-            outbox.send_waiting();
+            outbox.send_waiting(Duration::ZERO);
         }
     }
 
@@ -451,7 +466,7 @@ impl Outbox {
     fn send_until_idle(&self) {
         loop {
             std::thread::sleep(LINGER);
-            self.send_waiting();
+            self.send_waiting(PATIENCE);
             let mut waiting = self.waiting.lock();
             if !waiting.datagrams.ends.is_empty() {
                 continue;
@@ -467,15 +482,44 @@ impl Outbox {
         }
     }
 
-    fn send_waiting(&self) {
-        let mut socket = self.socket.lock();
+    /// Sends what waits. Of a daemon that takes nothing for as long as `patience` the rest is dropped; without any patience
+    /// it goes on waiting, also if somebody is sending already.
+    fn send_waiting(&self, patience: Duration) {
+        let socket = match patience.is_zero() {
+            true => self.socket.try_lock(),
+            false => Some(self.socket.lock()),
+        };
+        let Some(mut socket) = socket else { return };
         let datagrams = std::mem::take(&mut self.waiting.lock().datagrams);
-        for datagram in datagrams.iter() {
-            if !socket.send(&self.target, datagram) {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
+        let mut progress = Instant::now();
+        for (n, datagram) in datagrams.iter().enumerate() {
+            let mut sent = socket.send(&self.target, datagram);
+            while sent == Sent::Full && progress.elapsed() < patience {
+                std::thread::sleep(RETRY);
+                sent = socket.send(&self.target, datagram);
+            }
+            match sent {
+                Sent::Yes => progress = Instant::now(),
+                Sent::Full if patience.is_zero() => {
+                    let mut waiting = self.waiting.lock();
+                    waiting.datagrams = datagrams.rest(n, &waiting.datagrams);
+                    return;
+                }
+                Sent::Full | Sent::Lost => {
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
     }
+}
+
+/// What became of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Yes,
+    /// The daemon has to read first.
+    Full,
+    Lost,
 }
 
 impl Target {
@@ -503,16 +547,16 @@ impl Target {
 }
 
 impl SocketState {
-    fn send(&mut self, target: &Target, datagram: &[u8]) -> bool {
+    fn send(&mut self, target: &Target, datagram: &[u8]) -> Sent {
         if self.socket.is_none() {
             if self.failed_at.is_some_and(|at| at.elapsed() < RECONNECT) {
-                return false;
+                return Sent::Lost;
             }
             match target.open() {
                 Ok(socket) => *self = SocketState { socket: Some(socket), failed_at: None },
                 Err(_) => {
                     self.failed_at = Some(Instant::now());
-                    return false;
+                    return Sent::Lost;
                 }
             }
         }
@@ -520,15 +564,14 @@ impl SocketState {
             Some(Socket::Local(socket)) => socket.send(datagram),
             // A refused datagram only says that nobody listened to the one before.
             Some(Socket::Udp(socket)) => socket.send(datagram).or_else(|_| socket.send(datagram)),
-            None => return false,
+            None => return Sent::Lost,
         };
         match sent {
-            Ok(_) => true,
-            Err(err) => {
-                if err.kind() != std::io::ErrorKind::WouldBlock {
-                    *self = SocketState { socket: None, failed_at: Some(Instant::now()) };
-                }
-                false
+            Ok(_) => Sent::Yes,
+            Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => Sent::Full,
+            Err(_) => {
+                *self = SocketState { socket: None, failed_at: Some(Instant::now()) };
+                Sent::Lost
             }
         }
     }
@@ -634,6 +677,24 @@ mod tests {
         logger.info("last");
         drop(logger);
         assert_eq!(next().unwrap(), "<134>s: last\0");
+    }
+
+    #[test]
+    fn a_daemon_that_is_slow_gets_every_line_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let conf = section(&format!("log_address = {}\n", path.display()));
+        let logger = Logger::from_section(&conf, "s", false).unwrap();
+        // More than a socket takes.
+        for n in 0..2000 {
+            logger.log(if n % 3 == 0 { Level::Error } else { Level::Info }, n);
+        }
+        let mut buffer = [0; 256];
+        for n in 0..2000 {
+            let length = daemon.recv(&mut buffer).unwrap();
+            assert!(buffer[..length].ends_with(format!("s: {n}\0").as_bytes()));
+        }
     }
 
     #[test]
