@@ -13,6 +13,8 @@ pub mod relinker;
 pub mod replicator;
 pub mod server;
 pub mod ssync;
+#[cfg(test)]
+mod testing;
 mod update;
 pub mod updater;
 

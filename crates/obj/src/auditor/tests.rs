@@ -8,7 +8,6 @@ use std::time::SystemTime;
 use common::config::SwiftConf;
 use common::{PolicyIndex, Timestamp};
 use parking_lot::Mutex;
-use ring::{Device, RingBuilder};
 use serde_json::{Value, json};
 use service::daemon::DaemonArgs;
 use service::http::{Request, Response, Server, ServerHandle, app_fn};
@@ -16,6 +15,7 @@ use service::logs::{Level, Lines, Logger};
 
 use super::*;
 use crate::diskfile::Metadata;
+use crate::testing::save_container_ring;
 
 const OLD: f64 = 1_700_000_000.0;
 
@@ -325,25 +325,7 @@ impl Containers {
     ) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut builder = RingBuilder::new(2, 3.0, 0).unwrap();
-        for zone in 0..3u32 {
-            let device = Device {
-                id: zone,
-                region: 1,
-                zone,
-                ip: "127.0.0.1".into(),
-                port,
-                replication_ip: "127.0.0.1".into(),
-                replication_port: port,
-                device: format!("c{zone}"),
-                weight: 1.0,
-                meta: String::new(),
-                extra: Default::default(),
-            };
-            builder.add_dev(device).unwrap();
-        }
-        builder.rebalance(1).unwrap();
-        builder.save_ring(&node.dir.path().join("container.ring.gz"), ring::FormatVersion::V1).unwrap();
+        save_container_ring(node.dir.path(), port);
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = asked.clone();
         let app = app_fn(move |req: Request| {

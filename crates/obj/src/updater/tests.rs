@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use common::pickle::Value as Pickle;
 use common::{Clock, HashConf, SwiftConf, pickle};
-use ring::{Device, RingBuilder};
 use service::disk_pool::DiskPools;
 use service::http::{Request, Response, Server, ServerHandle, app_fn};
 use service::logs::{Lines, Logger};
 
 use super::*;
+use crate::testing::save_container_ring;
 
 const NOW: u64 = 1_700_000_000;
 
@@ -29,25 +29,7 @@ impl Cluster {
         std::fs::create_dir_all(dir.path().join("node/sda1")).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut builder = RingBuilder::new(2, 3.0, 0).unwrap();
-        for zone in 0..3u32 {
-            let device = Device {
-                id: zone,
-                region: 1,
-                zone,
-                ip: "127.0.0.1".into(),
-                port,
-                replication_ip: "127.0.0.1".into(),
-                replication_port: port,
-                device: format!("c{zone}"),
-                weight: 1.0,
-                meta: String::new(),
-                extra: Default::default(),
-            };
-            builder.add_dev(device).unwrap();
-        }
-        builder.rebalance(1).unwrap();
-        builder.save_ring(&dir.path().join("container.ring.gz"), ring::FormatVersion::V1).unwrap();
+        save_container_ring(dir.path(), port);
         let seen: Arc<Mutex<Vec<String>>> = Arc::default();
         let answers: Arc<Mutex<HashMap<String, (u16, &'static str)>>> = Arc::default();
         let (log, told) = (seen.clone(), answers.clone());
