@@ -113,7 +113,7 @@ impl Driver {
                 writer.write(bytes::Bytes::copy_from_slice(chunk))?;
             }
             assert_eq!(writer.etag(), hex(&md5(&body)));
-            writer.put(metadata)?;
+            writer.put(metadata)?.commit()?;
         }
         Ok(json!(null))
     }
@@ -171,7 +171,7 @@ impl Driver {
 
     fn yield_hashes(&self, part: u32) -> Result<Value, DiskFileError> {
         let mut answer = Map::new();
-        for (hash, timestamps) in self.manager.yield_hashes("sda", part, None)? {
+        for (hash, timestamps) in self.manager.yield_hashes("sda", part, None, Want::default())? {
             let mut item = Map::new();
             item.insert("ts_data".into(), timestamps.data.internal().into());
             for (key, value) in [("ts_meta", timestamps.meta), ("ts_ctype", timestamps.ctype)] {

@@ -29,6 +29,7 @@ struct Info {
     timestamp: Timestamp,
     data_timestamp: Timestamp,
     durable_timestamp: Option<Timestamp>,
+    fragments: Vec<(Timestamp, Vec<u32>)>,
     content_length: u64,
 }
 
@@ -40,6 +41,7 @@ impl Info {
             timestamp: opened.timestamp(),
             data_timestamp: opened.data_timestamp(),
             durable_timestamp: opened.durable_timestamp(),
+            fragments: opened.fragments().to_vec(),
             content_length: opened.content_length(),
         }
     }
@@ -65,7 +67,8 @@ impl ObjectServer {
     ) -> Result<Response, Response> {
         let target = self.target(&req)?;
         let now = self.ensure_timestamp(&req.headers)?;
-        let (wants, head, method) = (Wants::expired(&req.headers), req.is_head(), req.method.clone());
+        let (wants, head, method) =
+            (Wants::expired(&req.headers).frag_prefs(&req.headers), req.is_head(), req.method.clone());
         let device = target.device.clone();
         let logger = target.logger.clone();
         let opened = self.ctx.disk_pools.run(&device, move || open(&target, wants, now, head)).await;
@@ -143,6 +146,9 @@ impl ObjectServer {
         if let Some(durable) = info.durable_timestamp {
             out.insert(X_BACKEND_DURABLE_TIMESTAMP, durable.internal());
         }
+        if !info.fragments.is_empty() {
+            out.insert(X_BACKEND_FRAGMENTS, fragments_header(&info.fragments));
+        }
         response
     }
 
@@ -187,6 +193,15 @@ fn open(target: &Target, wants: Wants, now: Timestamp, head: bool) -> Result<(In
         None => Ok((info.with_metadata(opened.into_metadata()), Content::Small(read.data.into()))),
         Some(reason) => Err(DiskFileError::Quarantined(reason)),
     }
+}
+
+/// The JSON of a dict of lists, as Python writes it.
+fn fragments_header(fragments: &[(Timestamp, Vec<u32>)]) -> String {
+    let set = |(timestamp, indexes): &(Timestamp, Vec<u32>)| {
+        let indexes: Vec<String> = indexes.iter().map(u32::to_string).collect();
+        format!("\"{}\": [{}]", timestamp.internal(), indexes.join(", "))
+    };
+    format!("{{{}}}", fragments.iter().map(set).collect::<Vec<_>>().join(", "))
 }
 
 /// Whether the metadata has one of the names for which a range is ignored.

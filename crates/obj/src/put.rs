@@ -5,7 +5,8 @@
 //! 3. Footers, if the client sends metadata after the body (a MIME document), and the ETag: 422 if it isn't the
 //!    body's.
 //! 4. The file is made durable and gets its name. A client that wants two phases is then asked, by a second 100
-//!    Continue, to commit; under replication that is only an answer, the object is there already.
+//!    Continue, to commit. That makes a fragment the object's state; under replication it is only an answer, the object
+//!    is there already. One that does not commit leaves the fragment as it is.
 //! 5. The container and the expirer's queue are told.
 //!
 //! A small body that nobody waits to be asked for is received first, and everything else is one job.
@@ -37,6 +38,8 @@ struct Put {
     target: Arc<Target>,
     timestamp: Timestamp,
     wants: Wants,
+    /// Whether a fragment is to become the object's state: SSYNC also brings such as are not durable where they come from.
+    commits: bool,
     if_none_match: Option<Match>,
     /// What the client says about the body's length.
     size: Option<u64>,
@@ -90,7 +93,8 @@ impl ObjectServer {
         let put = Put {
             target,
             timestamp,
-            wants: Wants::default().next_part_power(&req.headers),
+            wants: Wants::default().next_part_power(&req.headers).frag_index(&req.headers),
+            commits: !req.headers.get_bool(X_BACKEND_NO_COMMIT),
             if_none_match: req.headers.get(IF_NONE_MATCH).map(Match::parse),
             size: body_size(&req.headers)?,
         };
@@ -129,8 +133,8 @@ impl ObjectServer {
         }
         let wanted_etag = request_etag(&req.headers);
         let metadata = self.request_metadata(&req.headers, put.timestamp, data.len() as u64);
-        let (target, wants, timestamp) = (put.target.clone(), put.wants, put.timestamp);
-        let if_none_match = put.if_none_match.clone();
+        let (target, wants, timestamp) = (put.target.clone(), put.wants.clone(), put.timestamp);
+        let (if_none_match, commits) = (put.if_none_match.clone(), put.commits);
         let rate = self.rate(put);
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
@@ -142,7 +146,11 @@ impl ObjectServer {
             let etag = hex(&md5(&data));
             let mut took = began.elapsed();
             let written = with_etag(metadata, etag, &wanted_etag).and_then(|metadata| {
-                took += diskfile.put_small(&data, metadata.clone())?;
+                let (placed, writing) = diskfile.place_small(&data, metadata.clone())?;
+                took += writing;
+                if commits {
+                    placed.commit()?;
+                }
                 Ok((original, metadata))
             });
             rate.tell(took, data.len() as u64);
@@ -163,9 +171,13 @@ impl ObjectServer {
         let uploaded = writer.upload_size();
         let wanted_etag = request_etag(&req.headers);
         let metadata = self.request_metadata(&req.headers, put.timestamp, uploaded);
+        let commits = put.commits;
         let job = move || {
             let metadata = with_etag(metadata, writer.etag(), &wanted_etag)?;
-            writer.put(metadata.clone())?;
+            let placed = writer.put(metadata.clone())?;
+            if commits {
+                placed.commit()?;
+            }
             Ok((original, metadata))
         };
         self.run(put, job).await
@@ -202,23 +214,27 @@ impl ObjectServer {
         }
         let job = move || {
             let metadata = with_etag(metadata, writer.etag(), &wanted_etag)?;
-            writer.put(metadata.clone())?;
-            Ok((original, metadata))
+            let placed = writer.put(metadata.clone())?;
+            Ok((original, metadata, placed))
         };
-        let (original, metadata) = self.run(put, job).await?;
+        let (original, metadata, placed) = self.run(put, job).await?;
         stages.commit().await?;
+        if put.commits {
+            self.run(put, move || Ok(placed.commit()?)).await?;
+        }
         stages.drain().await?;
         Ok((original, metadata, footers))
     }
 
     async fn check(&self, put: &Put) -> Result<Original, Response> {
-        let (target, wants, timestamp) = (put.target.clone(), put.wants, put.timestamp);
+        let (target, wants, timestamp) = (put.target.clone(), put.wants.clone(), put.timestamp);
         let if_none_match = put.if_none_match.clone();
         self.run(put, move || check(&target.diskfile(&wants)?, timestamp, if_none_match.as_ref())).await
     }
 
     async fn open_writer(&self, put: &Put) -> Result<(Original, Option<Writer>), Response> {
-        let (target, wants, timestamp, size) = (put.target.clone(), put.wants, put.timestamp, put.size);
+        let (target, wants) = (put.target.clone(), put.wants.clone());
+        let (timestamp, size) = (put.timestamp, put.size);
         let if_none_match = put.if_none_match.clone();
         let job = move || {
             let diskfile = target.diskfile(&wants)?;

@@ -13,8 +13,7 @@
 //!
 //! Differences from Swift: a partition that is not a number is 400, where Swift would make a directory of that name; an
 //! object that turns out to be corrupt while it is read is 404 if it is small, and otherwise a response that ends
-//! before its last bytes, so that no reader takes it for whole. Fragments of erasure coding policies are not stored yet:
-//! their requests are answered 503.
+//! before its last bytes, so that no reader takes it for whole.
 
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -23,8 +22,9 @@ use common::config::{ConfigError, Section};
 use common::constraints::{check_utf8, request_timestamp};
 use common::expirer::ExpirerConfig;
 use common::headers::{
-    CONTENT_LENGTH, CONTENT_TYPE, RESERVED, X_BACKEND_NEXT_PART_POWER, X_BACKEND_OPEN_EXPIRED,
-    X_BACKEND_REPLICATION, X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_TIMESTAMP, X_TRANS_ID,
+    CONTENT_LENGTH, CONTENT_TYPE, RESERVED, X_BACKEND_FRAGMENT_PREFERENCES, X_BACKEND_NEXT_PART_POWER,
+    X_BACKEND_OPEN_EXPIRED, X_BACKEND_REPLICATION, X_BACKEND_SSYNC_FRAG_INDEX,
+    X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_TIMESTAMP, X_TRANS_ID,
 };
 use common::quote::quote_path;
 use common::{PolicyIndex, Suffix, Timestamp, pickle};
@@ -273,7 +273,7 @@ impl ObjectServer {
         let index = req.headers.get_str(X_BACKEND_STORAGE_POLICY_INDEX);
         let policy = self.ctx.swift_conf.policies.parse_header(index);
         let policy = policy.map_err(|e| Response::text(503, e.to_string()))?;
-        let manager = self.router.get(policy.index).filter(|_| !policy.is_erasure()).cloned();
+        let manager = self.router.get(policy.index).cloned();
         manager.ok_or_else(|| Response::text(503, format!("No policy with index {}", policy.index)))
     }
 
@@ -346,26 +346,39 @@ impl Target {
     pub fn diskfile(&self, wants: &Wants) -> Result<DiskFile, DiskFileError> {
         let Target { device, partition, account, container, obj, .. } = self;
         let diskfile = self.manager.diskfile(device, *partition, account, container, obj)?;
-        Ok(self.wanted(diskfile, wants))
+        self.wanted(diskfile, wants)
     }
 
     /// As [`Target::diskfile`], for who only wants to open it.
     pub fn diskfile_to_open(&self, wants: &Wants) -> Result<DiskFile, DiskFileError> {
         let Target { device, partition, account, container, obj, .. } = self;
         let diskfile = self.manager.diskfile_to_open(device, *partition, account, container, obj)?;
-        Ok(self.wanted(diskfile, wants))
+        self.wanted(diskfile, wants)
     }
 
-    fn wanted(&self, diskfile: DiskFile, wants: &Wants) -> DiskFile {
-        diskfile.logger(&self.logger).open_expired(wants.open_expired).next_part_power(wants.next_part_power)
+    fn wanted(&self, diskfile: DiskFile, wants: &Wants) -> Result<DiskFile, DiskFileError> {
+        let diskfile = diskfile
+            .logger(&self.logger)
+            .open_expired(wants.open_expired)
+            .next_part_power(wants.next_part_power);
+        if !self.manager.is_erasure() {
+            return Ok(diskfile);
+        }
+        let frag_index = wants.frag_index.as_deref().map(|text| self.manager.validate_fragment_index(text));
+        let frag_prefs = wants.frag_prefs.as_ref().map(|prefs| self.manager.validate_frag_prefs(prefs));
+        Ok(diskfile.frag_index(frag_index.transpose()?).frag_prefs(frag_prefs.transpose()?))
     }
 }
 
 /// How a request wants its diskfile.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Wants {
     pub open_expired: bool,
     pub next_part_power: Option<u32>,
+    /// EC: as in the header.
+    pub frag_index: Option<String>,
+    /// EC: as in the header, which is JSON.
+    pub frag_prefs: Option<serde_json::Value>,
 }
 
 impl Wants {
@@ -373,11 +386,23 @@ impl Wants {
     pub fn expired(headers: &Headers) -> Self {
         let open_expired =
             headers.get_bool(X_BACKEND_OPEN_EXPIRED) || headers.get_bool(X_BACKEND_REPLICATION);
-        Wants { open_expired, next_part_power: None }
+        Wants { open_expired, ..Wants::default() }
     }
 
     pub fn next_part_power(self, headers: &Headers) -> Self {
         Wants { next_part_power: headers.get_int(X_BACKEND_NEXT_PART_POWER), ..self }
+    }
+
+    /// SSYNC tells which fragment it brings: another one of the object is no reason to refuse it.
+    pub fn frag_index(self, headers: &Headers) -> Self {
+        Wants { frag_index: headers.get_str(X_BACKEND_SSYNC_FRAG_INDEX).map(str::to_owned), ..self }
+    }
+
+    /// What is no JSON is no preference.
+    pub fn frag_prefs(self, headers: &Headers) -> Self {
+        let prefs = headers.get(X_BACKEND_FRAGMENT_PREFERENCES);
+        let prefs = prefs.and_then(|prefs| serde_json::from_slice(prefs).ok());
+        Wants { frag_prefs: prefs.filter(|prefs: &serde_json::Value| !prefs.is_null()), ..self }
     }
 }
 

@@ -129,6 +129,12 @@ pub fn rename(old: &Path, new: &Path) -> io::Result<usize> {
     Ok(made)
 }
 
+/// Renames a file that is there, in directories that are there: nothing is made. Not durable by itself.
+pub fn rename_present(old: &Path, new: &Path) -> io::Result<()> {
+    fail::hit("fs.rename")?;
+    rename_once(old, new)
+}
+
 /// Renames a file or directory, but not over one that exists: that is an error of kind `AlreadyExists`.
 pub fn rename_noreplace(old: &Path, new: &Path) -> io::Result<()> {
     fail::hit("fs.rename")?;

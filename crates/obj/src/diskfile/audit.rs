@@ -127,6 +127,8 @@ impl DiskFileManager {
             logger: self.logger().clone(),
             open_expired: false,
             next_part_power: None,
+            frag_index: None,
+            frag_prefs: None,
         }
     }
 }

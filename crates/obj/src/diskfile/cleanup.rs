@@ -4,18 +4,20 @@
 //! file that supersedes it is on disk, or has been seen by a listing: the journal keeps the order.
 
 use std::ffi::CStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::Timestamp;
 use common::timestamp::UNITS_PER_SECOND;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, statat, unlinkat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
 use super::files::{FileInfo, OnDiskFiles, get_ondisk_files, is_rsync_tempfile};
 use super::listing::{Names, open_dir};
 use super::manager::DiskFileManager;
-use super::{DiskFileError, Want};
+use super::{DiskFile, DiskFileError, Want};
 
 /// What a hash dir holds after its cleanup.
 #[derive(Default)]
@@ -26,6 +28,33 @@ pub(super) struct Cleaned {
     pub removed: Vec<usize>,
 }
 
+impl DiskFile {
+    /// Cleans up the open hash dir, and the object's hash dir `other` in another partition. What goes wrong is logged.
+    pub(super) fn clean_up(&self, dir: BorrowedFd<'_>, other: Option<PathBuf>) {
+        let (manager, datadir) = (self.manager(), self.datadir());
+        let mut names = Names::default();
+        match manager.cleanup_listed(
+            dir,
+            &|| datadir.to_owned(),
+            &mut names,
+            manager.clock().now(),
+            Want::default(),
+        ) {
+            Ok(cleaned) if cleaned.removed.len() == names.len() => {
+                // Written too late: it was obsolete at once. Only an empty directory goes.
+                let _ = rustix::fs::rmdir(datadir);
+            }
+            Ok(_) => {}
+            Err(errno) => {
+                self.logger.error(format_args!("Problem cleaning up {}: {errno}", datadir.display()));
+            }
+        }
+        if let Some(other) = other {
+            self.clean_up_relinked(&other);
+        }
+    }
+}
+
 impl DiskFileManager {
     /// Cleans up the hash dir at `path`. A missing one is empty.
     pub(super) fn cleanup_ondisk_files(&self, path: &Path, names: &mut Names) -> Result<Cleaned, Errno> {
@@ -33,14 +62,16 @@ impl DiskFileManager {
             Err(Errno::NOENT) => return Ok(Cleaned::default()),
             result => result?,
         };
-        let cleaned = self.cleanup_dir(dir.as_fd(), path, names, self.clock().now())?;
+        let now = self.clock().now();
+        let cleaned = self.cleanup_listed(dir.as_fd(), &|| path.to_owned(), names, now, Want::default())?;
         if cleaned.removed.len() == names.len() {
             self.remove_empty(path, rustix::fs::rmdir(path));
         }
         Ok(cleaned)
     }
 
-    /// The same for the entry `name` of the open directory `parent`; leaves its listing in `names`.
+    /// The same for the entry `name` of the open directory `parent`; leaves its listing in `names`. What is wanted is
+    /// the object's state, and of no age to be removed.
     pub(super) fn cleanup_at(
         &self,
         parent: impl AsFd,
@@ -48,6 +79,7 @@ impl DiskFileManager {
         parent_path: &Path,
         names: &mut Names,
         now: Timestamp,
+        want: Want<'_>,
     ) -> Result<Cleaned, Errno> {
         names.clear();
         let dir = match open_dir(&parent, name) {
@@ -55,30 +87,20 @@ impl DiskFileManager {
             result => result?,
         };
         let path = || parent_path.join(String::from_utf8_lossy(name.to_bytes()).as_ref());
-        let cleaned = self.cleanup_listed(dir.as_fd(), &path, names, now)?;
+        let cleaned = self.cleanup_listed(dir.as_fd(), &path, names, now, want)?;
         if cleaned.removed.len() == names.len() {
             self.remove_empty(&path(), unlinkat(parent, name, AtFlags::REMOVEDIR));
         }
         Ok(cleaned)
     }
 
-    /// The same for an open hash dir, which is not removed if it gets empty.
-    pub(super) fn cleanup_dir(
-        &self,
-        dir: BorrowedFd<'_>,
-        path: &Path,
-        names: &mut Names,
-        now: Timestamp,
-    ) -> Result<Cleaned, Errno> {
-        self.cleanup_listed(dir, &|| path.to_owned(), names, now)
-    }
-
     fn cleanup_listed(
         &self,
         dir: BorrowedFd<'_>,
-        path: &dyn Fn() -> std::path::PathBuf,
+        path: &dyn Fn() -> PathBuf,
         names: &mut Names,
         now: Timestamp,
+        want: Want<'_>,
     ) -> Result<Cleaned, Errno> {
         match names.read(dir) {
             // Removed since it was opened, as empty hash dirs are; a writer makes its own again.
@@ -86,7 +108,7 @@ impl DiskFileManager {
             result => result?,
         }
         names.sort_descending();
-        let mut info = get_ondisk_files(names.iter(), self.scheme(), Want::default());
+        let mut info = get_ondisk_files(names.iter(), self.scheme(), want);
         self.log_unexpected(&info, names, path);
 
         let reclaimable = |timestamp: Timestamp| {
@@ -114,20 +136,10 @@ impl DiskFileManager {
 
     /// A fragment without its commit may be one of a PUT under way, however old its timestamp.
     fn is_older_than_commit_window(&self, dir: BorrowedFd<'_>, name: &CStr, now: Timestamp) -> bool {
-        let window = self.conf().commit_window.as_secs();
-        if window == 0 {
-            return true;
-        }
-        let Ok(stat) = statat(dir, name, AtFlags::empty()) else { return false };
-        (now.raw() / UNITS_PER_SECOND).saturating_sub(stat.st_mtime as u64) > window
+        is_file_older(dir, name, now, self.conf().commit_window)
     }
 
-    pub(super) fn log_unexpected(
-        &self,
-        info: &OnDiskFiles,
-        names: &Names,
-        path: &dyn Fn() -> std::path::PathBuf,
-    ) {
+    pub(super) fn log_unexpected(&self, info: &OnDiskFiles, names: &Names, path: &dyn Fn() -> PathBuf) {
         for &index in &info.unexpected {
             let file = path().join(names.lossy(index));
             if is_rsync_tempfile(names.get(index)) {
@@ -148,4 +160,13 @@ impl DiskFileManager {
             }
         }
     }
+}
+
+/// Whether a file was written longer ago than `age`, or no age is asked for. One that is gone is not.
+pub(super) fn is_file_older(dir: impl AsFd, name: impl Arg, now: Timestamp, age: Duration) -> bool {
+    if age.is_zero() {
+        return true;
+    }
+    let Ok(stat) = statat(dir, name, AtFlags::empty()) else { return false };
+    (now.raw() / UNITS_PER_SECOND).saturating_sub(stat.st_mtime as u64) > age.as_secs()
 }

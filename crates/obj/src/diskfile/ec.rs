@@ -4,7 +4,7 @@
 //! (a PUT that has not become durable leaves the older, durable one in place). Durable is what carries `#d` in its
 //! name, or has an old `.durable` file of its timestamp beside it. Swift: `ECDiskFileManager._process_ondisk_files`.
 //!
-//! This file holds the choice by names only; writing and committing fragments is not done here.
+//! This file holds the choice by names only; `fragment.rs` commits fragments.
 
 use super::files::{ByExt, FileInfo, OnDiskFiles, Want, split_off};
 use common::timestamp::Timestamp;

@@ -99,6 +99,13 @@ pub struct OnDiskFiles {
     pub chosen_frag_set: Option<usize>,
 }
 
+impl OnDiskFiles {
+    /// EC: of the newest durable fragments, as far as one was chosen.
+    pub fn durable_timestamp(&self) -> Option<Timestamp> {
+        self.durable_frag_set.map(|set| self.frag_sets[set][0].timestamp)
+    }
+}
+
 /// Files by extension, each list newest first.
 #[derive(Default)]
 pub(super) struct ByExt {

@@ -38,7 +38,7 @@ use super::listing::{Names, list_dir, open_dir};
 use super::locks::{LOCK_TIMEOUT, Lock};
 use super::manager::DiskFileManager;
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
-use super::{DiskFileError, quarantine};
+use super::{DiskFileError, Want, quarantine};
 
 const HASH_FILE: &str = "hashes.pkl";
 const INVALIDATIONS_FILE: &str = "hashes.invalid";
@@ -453,7 +453,8 @@ impl DiskFileManager {
         let mut files = Names::default();
         let mut any_files = false;
         for index in 0..hash_dirs.len() {
-            match self.cleanup_at(&dir, hash_dirs.c_str(index), suffix_dir, &mut files, now) {
+            match self.cleanup_at(&dir, hash_dirs.c_str(index), suffix_dir, &mut files, now, Want::default())
+            {
                 Ok(cleaned) => {
                     any_files |= cleaned.removed.len() < files.len();
                     hasher.update(&cleaned.info);

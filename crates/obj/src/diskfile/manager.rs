@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use service::logs::Logger;
 use service::statsd::Statsd;
 
-use super::files::{OnDiskFiles, Scheme};
+use super::files::{OnDiskFiles, Scheme, Want};
 use super::hashes::{SuffixHashes, invalidate_suffixes};
 use super::listing::{Names, open_dir};
 use super::locks::{LockGuard, lock_path};
@@ -236,6 +236,8 @@ impl DiskFileManager {
             logger: self.logger.clone(),
             open_expired: false,
             next_part_power: None,
+            frag_index: None,
+            frag_prefs: None,
         }
     }
 
@@ -333,11 +335,13 @@ impl DiskFileManager {
     }
 
     /// Every object and tombstone of a partition (of the given suffixes), with its timestamps; cleans up on the way.
+    /// Of EC objects those that have the wanted fragment.
     pub fn yield_hashes(
         self: &Arc<Self>,
         device: &str,
         partition: u32,
         suffixes: Option<&[Suffix]>,
+        want: Want<'static>,
     ) -> Result<HashesIter, DiskFileError> {
         let device_path = self.available(device)?;
         let partition_dir = self.partition_dir(&device_path, partition);
@@ -347,7 +351,16 @@ impl DiskFileManager {
         };
         suffixes.reverse();
         let (current, now, names) = (None, self.clock.now(), Names::default());
-        Ok(HashesIter { manager: self.clone(), device_path, partition_dir, suffixes, current, now, names })
+        Ok(HashesIter {
+            manager: self.clone(),
+            device_path,
+            partition_dir,
+            suffixes,
+            want,
+            current,
+            now,
+            names,
+        })
     }
 
     /// Names in a directory; none, and a log line, if it cannot be listed.
@@ -387,7 +400,7 @@ impl DiskFileManager {
         let list = |hash: ObjHash| {
             let place = format!("{}/{hash}\0", hash.suffix());
             let path = CStr::from_bytes_with_nul(place.as_bytes()).expect("a hash has no NUL");
-            match self.cleanup_at(&dir, path, &partition_dir, &mut names, now) {
+            match self.cleanup_at(&dir, path, &partition_dir, &mut names, now, Want::default()) {
                 Ok(cleaned) => Ok(Listed::of(&cleaned.info)),
                 Err(errno) => {
                     let path = partition_dir.join(place.trim_end_matches('\0'));
@@ -479,6 +492,7 @@ pub struct HashesIter {
     partition_dir: PathBuf,
     /// Still to come; the next one last.
     suffixes: Vec<Suffix>,
+    want: Want<'static>,
     current: Option<OpenSuffix>,
     now: Timestamp,
     /// Of the hash dir that is looked at.
@@ -516,18 +530,24 @@ impl HashesIter {
 
     fn examine(&mut self, current: &mut OpenSuffix, index: usize) -> Option<(ObjHash, TimestampSet)> {
         let name = current.hash_dirs.c_str(index);
-        let cleaned =
-            match self.manager.cleanup_at(&current.dir, name, &current.path, &mut self.names, self.now) {
-                Ok(cleaned) => cleaned,
-                Err(errno) => {
-                    // Its neighbours are still of use: Swift gives up on the partition here.
-                    let path = current.path.join(OsStr::from_bytes(current.hash_dirs.get(index)));
-                    if let Err(err) = self.manager.quarantine_unlistable(&path, errno) {
-                        self.manager.logger.error(err);
-                    }
-                    return None;
+        let cleaned = match self.manager.cleanup_at(
+            &current.dir,
+            name,
+            &current.path,
+            &mut self.names,
+            self.now,
+            self.want,
+        ) {
+            Ok(cleaned) => cleaned,
+            Err(errno) => {
+                // Its neighbours are still of use: Swift gives up on the partition here.
+                let path = current.path.join(OsStr::from_bytes(current.hash_dirs.get(index)));
+                if let Err(err) = self.manager.quarantine_unlistable(&path, errno) {
+                    self.manager.logger.error(err);
                 }
-            };
+                return None;
+            }
+        };
         current.found_files |= cleaned.removed.len() < self.names.len();
         let listed = Listed::of(&cleaned.info)?;
         let hash = ObjHash::parse(std::str::from_utf8(current.hash_dirs.get(index)).ok()?)?;

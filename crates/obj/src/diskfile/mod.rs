@@ -17,7 +17,8 @@
 //! All calls block; services run them in a device's pool. [`DiskFile::open`], [`DiskFile::put_small`] and
 //! [`OpenDiskFile::read_small`] do all of a small request, so that it takes one hop to the pool.
 //!
-//! Erasure coding: names are understood (`ec.rs`) and hashed; fragments cannot be written yet.
+//! Of an EC policy each device holds fragments (`ec.rs`, `fragment.rs`): what they are of, only the proxy and the
+//! reconstructor know.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ mod audit;
 mod cleanup;
 mod ec;
 mod files;
+mod fragment;
 mod hashes;
 mod listing;
 mod locks;
@@ -46,6 +48,7 @@ pub use audit::{AuditWalk, Audited, AuditorType, ObjectAudit, SoundObject, parse
 pub use files::{
     Ext, FileInfo, FragPref, OnDiskFiles, Scheme, Want, get_ondisk_files, make_on_disk_filename,
 };
+pub use fragment::{Placed, make_fragment_filename};
 pub use hashes::{SuffixHash, SuffixHashes};
 pub use locks::LockGuard;
 pub use manager::{DiskFileConf, DiskFileManager, DiskFileRouter, HashesIter, Listed, TimestampSet};
@@ -115,6 +118,8 @@ pub struct DiskFile {
     logger: Logger,
     open_expired: bool,
     next_part_power: Option<u32>,
+    frag_index: Option<u32>,
+    frag_prefs: Option<Arc<[FragPref]>>,
 }
 
 struct Place {
@@ -158,6 +163,22 @@ impl DiskFile {
         self
     }
 
+    /// EC: opens no other fragment, and is the one that is written if the metadata tell none.
+    pub fn frag_index(mut self, frag_index: Option<u32>) -> Self {
+        self.frag_index = frag_index;
+        self
+    }
+
+    /// EC: which fragments to open. Any preferences, even none, open such as are not durable.
+    pub fn frag_prefs(mut self, frag_prefs: Option<Arc<[FragPref]>>) -> Self {
+        self.frag_prefs = frag_prefs;
+        self
+    }
+
+    fn want(&self) -> Want<'_> {
+        Want { frag_index: self.frag_index, frag_prefs: self.frag_prefs.as_deref() }
+    }
+
     pub fn manager(&self) -> &Arc<DiskFileManager> {
         &self.place.manager
     }
@@ -191,14 +212,14 @@ impl DiskFile {
 
     /// Replaces the metadata (POST): writes a `.meta` file. The name is added.
     pub fn write_metadata(&self, metadata: Metadata) -> Result<(), DiskFileError> {
-        Writer::open(self, None, Ext::Meta)?.put(metadata)
+        Writer::open(self, None, Ext::Meta)?.put(metadata)?.commit()
     }
 
     /// Writes a tombstone; removes what is older.
     pub fn delete(&self, timestamp: Timestamp) -> Result<(), DiskFileError> {
         let mut metadata = Metadata::new();
         metadata.insert("X-Timestamp", timestamp.internal());
-        Writer::open(self, None, Ext::Tombstone)?.put(metadata)
+        Writer::open(self, None, Ext::Tombstone)?.put(metadata)?.commit()
     }
 
     /// Starts a PUT. `size` if known: the space is reserved.
@@ -207,15 +228,21 @@ impl DiskFile {
     }
 
     /// A whole PUT of a small object, whose ETag and length are in `metadata` already.
-    pub fn put_small(&self, data: &[u8], metadata: Metadata) -> Result<Duration, DiskFileError> {
+    pub fn put_small(&self, data: &[u8], metadata: Metadata) -> Result<(), DiskFileError> {
+        self.place_small(data, metadata)?.0.commit()
+    }
+
+    /// The same without the commit of a fragment. Also tells how long writing took.
+    pub fn place_small(&self, data: &[u8], metadata: Metadata) -> Result<(Placed, Duration), DiskFileError> {
         let mut writer = Writer::open(self, Some(data.len() as u64), Ext::Data)?.without_etag();
         let began = Instant::now();
         writer.append(data)?;
         let took = began.elapsed();
-        writer.put(metadata)?;
-        Ok(took)
+        Ok((writer.put(metadata)?, took))
     }
 }
 
+#[cfg(test)]
+mod fragment_tests;
 #[cfg(test)]
 mod tests;

@@ -11,14 +11,16 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use common::headers::{ServerType, is_sys_meta};
+use common::headers::{
+    CONTENT_LENGTH, ServerType, X_OBJECT_SYSMETA_EC_ETAG, X_OBJECT_SYSMETA_EC_FRAG_INDEX, is_sys_meta,
+};
 use common::timestamp::UNITS_PER_SECOND;
 use common::{ObjHash, Timestamp};
 use rustix::fd::AsFd;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
-use super::files::{OnDiskFiles, Want, get_ondisk_files};
+use super::files::{OnDiskFiles, Scheme, get_ondisk_files};
 use super::listing::{Names, open_dir};
 use super::metadata::{MetadataError, read_metadata};
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
@@ -35,6 +37,8 @@ pub struct OpenDiskFile {
     /// The two above as one, if there is a meta file.
     merged: Option<Metadata>,
     content_length: u64,
+    durable_timestamp: Option<Timestamp>,
+    fragments: Vec<(Timestamp, Vec<u32>)>,
 }
 
 /// A whole small object, and whether its MD5 is its ETag.
@@ -65,7 +69,7 @@ impl DiskFile {
             Err(errno) => return Err(self.quarantine_unlisted(errno)),
         };
         names.sort_descending();
-        let files = get_ondisk_files(names.iter(), self.manager().scheme(), Want::default());
+        let files = get_ondisk_files(names.iter(), self.manager().scheme(), self.want());
         self.manager().log_unexpected(&files, &names, &|| self.datadir().to_owned());
         let hash_dir = HashDir { diskfile: self, dir, names, modernize };
         match files.data {
@@ -185,7 +189,10 @@ impl HashDir<'_> {
             metafile,
             merged,
             content_length: 0,
+            durable_timestamp: None,
+            fragments: Vec::new(),
         };
+        opened.tell_fragments(files);
         opened.verify_name()?;
         opened.verify_not_expired(now)?;
         opened.content_length = opened.verify_size()?;
@@ -245,6 +252,19 @@ fn parse_int(value: &[u8]) -> Option<i64> {
 impl OpenDiskFile {
     fn quarantine(&self, reason: String) -> DiskFileError {
         self.diskfile.quarantine(&self.data_file, reason)
+    }
+
+    fn tell_fragments(&mut self, files: &OnDiskFiles) {
+        if self.diskfile.manager().scheme() == Scheme::Replication {
+            self.durable_timestamp = timestamp_of(&self.datafile);
+            return;
+        }
+        self.durable_timestamp = files.durable_timestamp();
+        let told = files
+            .frag_sets
+            .iter()
+            .map(|set| (set[0].timestamp, set.iter().filter_map(|info| info.frag_index).collect()));
+        self.fragments = told.collect();
     }
 
     /// The name in the metadata must be the one asked for; if only the hash was, it must have that hash.
@@ -358,7 +378,18 @@ impl OpenDiskFile {
 
     /// Of the newest durable data file: always [`OpenDiskFile::data_timestamp`] under replication.
     pub fn durable_timestamp(&self) -> Option<Timestamp> {
-        timestamp_of(&self.datafile)
+        self.durable_timestamp
+    }
+
+    /// EC: the indexes of all fragments that are here, by timestamp, newest first.
+    pub fn fragments(&self) -> &[(Timestamp, Vec<u32>)] {
+        &self.fragments
+    }
+
+    /// EC: whether the metadata tell what a reader of fragments must know.
+    pub fn validate_metadata(&self) -> bool {
+        let needed = [CONTENT_LENGTH, X_OBJECT_SYSMETA_EC_FRAG_INDEX, X_OBJECT_SYSMETA_EC_ETAG];
+        needed.iter().all(|name| self.datafile.get(*name).is_some_and(|value| !value.is_empty()))
     }
 
     pub fn content_type(&self) -> Option<&[u8]> {

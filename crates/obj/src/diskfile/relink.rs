@@ -24,11 +24,7 @@ impl DiskFile {
     /// other partition, to be cleaned up; `None` if the partition power is not being increased. A link that fails is
     /// logged: the relinker will make it.
     pub(super) fn relink(&self, target: &Path) -> Option<PathBuf> {
-        let next_part_power = self.next_part_power?;
-        let next_dir = self.datadir_in(next_part_power);
-        if next_dir == self.datadir() {
-            return Some(self.datadir_in(next_part_power.checked_sub(1)?));
-        }
+        let Some(next_dir) = self.next_datadir() else { return self.other_datadir() };
         let new_target = next_dir.join(target.file_name()?);
         let (from, to) = (target.display(), new_target.display());
         self.logger.debug(format_args!("Relinking {from} to {to} due to next_part_power set"));
@@ -36,6 +32,33 @@ impl DiskFile {
             self.logger.error(format_args!("Relinking {from} to {to} failed: {err}"));
         }
         Some(next_dir)
+    }
+
+    /// The hash dir in the partition to be, if it is another one.
+    pub(super) fn next_datadir(&self) -> Option<PathBuf> {
+        Some(self.datadir_in(self.next_part_power?)).filter(|next_dir| next_dir != self.datadir())
+    }
+
+    /// The hash dir in the partition to be or, if this is that, in the one that was.
+    fn other_datadir(&self) -> Option<PathBuf> {
+        let previous = || Some(self.datadir_in(self.next_part_power?.checked_sub(1)?));
+        self.next_datadir().or_else(previous)
+    }
+
+    /// Gives a committed fragment its name in the next partition too, where [`DiskFile::relink`] has put it under
+    /// `uncommitted`. Returns what `relink` does.
+    pub(super) fn relink_committed(&self, uncommitted: &Path, target: &Path) -> Option<PathBuf> {
+        let other_dir = self.relink(target);
+        if let Some(next_dir) = self.next_datadir()
+            && let Some(old) = uncommitted.file_name()
+        {
+            // One that stays is of the same timestamp, and goes when that is superseded.
+            let old = next_dir.join(old);
+            if let Err(err) = fs::remove_file(&old) {
+                self.logger.error(format_args!("Renaming new path {} failed: {err}", old.display()));
+            }
+        }
+        other_dir
     }
 
     fn datadir_in(&self, part_power: u32) -> PathBuf {

@@ -15,13 +15,13 @@ use service::statsd::Statsd;
 use super::*;
 use rustix::io::Errno;
 
-struct Disk {
-    manager: Arc<DiskFileManager>,
+pub(super) struct Disk {
+    pub(super) manager: Arc<DiskFileManager>,
     lines: Lines,
     dir: tempfile::TempDir,
 }
 
-const NOW: u64 = 1_000_000;
+pub(super) const NOW: u64 = 1_000_000;
 
 fn disk() -> Disk {
     disk_with(DiskFileConf::default())
@@ -29,23 +29,28 @@ fn disk() -> Disk {
 
 /// A device `sda` with policy 0, at [`NOW`].
 fn disk_with(conf: DiskFileConf) -> Disk {
+    disk_of(conf, "")
+}
+
+/// The same with policy 0 as swift.conf describes it.
+pub(super) fn disk_of(conf: DiskFileConf, policy: &str) -> Disk {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("sda")).unwrap();
     let conf = DiskFileConf { devices: dir.path().into(), mount_check: false, ..conf };
-    let swift_conf = b"[swift-hash]\nswift_hash_path_suffix = endcap\n";
-    let swift_conf = SwiftConf::parse(swift_conf, "swift.conf", "/".as_ref()).unwrap();
+    let swift_conf = format!("[swift-hash]\nswift_hash_path_suffix = endcap\n{policy}");
+    let swift_conf = SwiftConf::parse(swift_conf.as_bytes(), "swift.conf", "/".as_ref()).unwrap();
     let (logger, lines) = Logger::memory();
     let clock = Clock::manual(at(NOW));
     let router = DiskFileRouter::new(&conf, &swift_conf, &clock, &logger, &Statsd::disabled());
     Disk { manager: router.get(common::policy::PolicyIndex(0)).unwrap().clone(), lines, dir }
 }
 
-fn at(secs: u64) -> Timestamp {
+pub(super) fn at(secs: u64) -> Timestamp {
     Timestamp::from_raw(secs * 100_000)
 }
 
 impl Disk {
-    fn object(&self, name: &str) -> DiskFile {
+    pub(super) fn object(&self, name: &str) -> DiskFile {
         self.manager.diskfile("sda", 7, "a", "c", name).unwrap()
     }
 
@@ -53,23 +58,23 @@ impl Disk {
         self.object(name).put_small(body, metadata(secs, body)).unwrap();
     }
 
-    fn device(&self) -> PathBuf {
+    pub(super) fn device(&self) -> PathBuf {
         self.dir.path().join("sda")
     }
 
-    fn partition(&self) -> PathBuf {
+    pub(super) fn partition(&self) -> PathBuf {
         self.device().join("objects/7")
     }
 
-    fn hashes(&self) -> SuffixHashes {
+    pub(super) fn hashes(&self) -> SuffixHashes {
         self.manager.get_hashes("sda", 7, &[], false).unwrap().unwrap()
     }
 
-    fn files(&self, name: &str) -> Vec<String> {
+    pub(super) fn files(&self, name: &str) -> Vec<String> {
         names(self.object(name).datadir())
     }
 
-    fn quarantined(&self) -> Vec<String> {
+    pub(super) fn quarantined(&self) -> Vec<String> {
         names(&self.device().join("quarantined/objects"))
     }
 
@@ -78,7 +83,7 @@ impl Disk {
     }
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub(super) fn names(dir: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -86,7 +91,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn metadata(secs: u64, body: &[u8]) -> Metadata {
+pub(super) fn metadata(secs: u64, body: &[u8]) -> Metadata {
     Metadata::from_iter([
         ("X-Timestamp", at(secs).internal()),
         ("Content-Type", format!("put/{secs}")),
@@ -218,7 +223,7 @@ fn streamed_and_small_puts_leave_the_same_file() {
     let mut writer = disk.object("big").writer(Some(body.len() as u64)).unwrap();
     body.chunks(4097).for_each(|chunk| writer.write(Bytes::copy_from_slice(chunk)).unwrap());
     assert_eq!((writer.upload_size(), writer.etag()), (200_000, hex(&md5(&body))));
-    writer.put(metadata(10, &body)).unwrap();
+    writer.put(metadata(10, &body)).unwrap().commit().unwrap();
     for name in ["small", "big"] {
         assert_eq!(disk.files(name), ["0000000010.00000.data"]);
         let mut reader = disk.object(name).open(None).unwrap().reader(ReaderOptions::default());
@@ -270,7 +275,7 @@ fn hash_dirs_removed_under_a_writer_are_made_again() {
     let mut writer = disk.object("o").writer(None).unwrap();
     writer.write(Bytes::from_static(b"body")).unwrap();
     fs::remove_dir_all(disk.device().join("objects")).unwrap();
-    writer.put(metadata(10, b"body")).unwrap();
+    writer.put(metadata(10, b"body")).unwrap().commit().unwrap();
     assert_eq!(disk.object("o").open(None).unwrap().read_small().unwrap().data, b"body");
     assert_eq!(disk.hashes().len(), 1);
 }
@@ -355,7 +360,7 @@ fn metadata_of_a_post_stays_without_data_until_reclaim() {
     assert!(matches!(disk.object("o").open(None), Err(DiskFileError::NotExist)));
     assert_eq!(disk.files("o").len(), 1);
     disk.manager.clock().advance(disk.manager.conf().reclaim_age + std::time::Duration::from_secs(1));
-    assert_eq!(disk.manager.yield_hashes("sda", 7, None).unwrap().count(), 0);
+    assert_eq!(disk.manager.yield_hashes("sda", 7, None, Want::default()).unwrap().count(), 0);
     assert!(disk.files("o").is_empty());
 }
 
@@ -558,7 +563,7 @@ fn concurrent_writers_and_rehashes_lose_nothing() {
     anew.sort_by_key(|(suffix, _)| *suffix);
     incremental.sort_by_key(|(suffix, _)| *suffix);
     assert_eq!(incremental, anew);
-    assert_eq!(disk.manager.yield_hashes("sda", 7, None).unwrap().count(), 33);
+    assert_eq!(disk.manager.yield_hashes("sda", 7, None, Want::default()).unwrap().count(), 33);
     assert_eq!(disk.lines.at_least(Level::Warning), Vec::<String>::new());
 }
 
@@ -571,7 +576,7 @@ fn yield_hashes_tells_all_timestamps_and_skips_junk() {
     let junk = disk.object("o").place.suffix_dir().join("junk");
     fs::write(&junk, "").unwrap();
     fs::create_dir_all(disk.partition().join("fff")).unwrap();
-    let found: BTreeMap<_, _> = disk.manager.yield_hashes("sda", 7, None).unwrap().collect();
+    let found: BTreeMap<_, _> = disk.manager.yield_hashes("sda", 7, None, Want::default()).unwrap().collect();
     assert_eq!(found.len(), 2);
     let object = found[&disk.object("o").hash()];
     assert_eq!((object.data, object.meta, object.ctype), (at(10), Some(at(12)), Some(at(11))));
@@ -581,7 +586,7 @@ fn yield_hashes_tells_all_timestamps_and_skips_junk() {
     // The empty suffix was invalidated, and is removed by the rehash.
     disk.hashes();
     assert!(!disk.partition().join("fff").exists());
-    assert_eq!(disk.manager.yield_hashes("sda", 7, Some(&[])).unwrap().count(), 0);
+    assert_eq!(disk.manager.yield_hashes("sda", 7, Some(&[]), Want::default()).unwrap().count(), 0);
 }
 
 #[test]

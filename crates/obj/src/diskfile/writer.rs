@@ -10,6 +10,8 @@
 //! | sync the hash dir, and the parent of each directory made | the new version: only now the request may succeed |
 //! | unlink what it supersedes | obsolete files, which every listing ignores and every cleanup removes |
 //!
+//! A fragment of an EC policy is not what readers see before its commit (`fragment.rs`), which does the last step.
+//!
 //! Swift syncs no parents of new directories and hashes.invalid neither. Where the file system has no O_TMPFILE, the
 //! file is made in `tmp[-N]` and renamed; a crash leaves it there.
 
@@ -28,8 +30,9 @@ use rustix::fs::CWD;
 use rustix::io::Errno;
 
 use super::files::{Ext, make_on_disk_filename};
+use super::fragment::{Placed, make_fragment_filename};
 use super::hashes::Invalidation;
-use super::listing::{Names, open_dir};
+use super::listing::open_dir;
 use super::metadata::write_metadata;
 use super::{DiskFile, DiskFileError, Metadata, SMALL_OBJECT};
 
@@ -137,34 +140,43 @@ impl Writer {
     }
 
     /// Makes the file durable and visible under the name that the metadata's `X-Timestamp` says (for a POST, its
-    /// `Content-Type-Timestamp` too), and removes what it supersedes. `name` is added to the metadata.
-    pub fn put(mut self, mut metadata: Metadata) -> Result<(), DiskFileError> {
-        let filename = self.filename(&metadata)?;
+    /// `Content-Type-Timestamp` too), and removes what it supersedes, but for a fragment: there that is left to
+    /// [`Placed::commit`]. `name` is added to the metadata.
+    pub fn put(mut self, mut metadata: Metadata) -> Result<Placed, DiskFileError> {
+        let (timestamp, ctype) = self.timestamps(&metadata)?;
+        let frag_index = self.diskfile.fragment_to_write(self.ext, &mut metadata)?;
+        let filename = match frag_index {
+            Some(index) => make_fragment_filename(timestamp, index, false),
+            None => make_on_disk_filename(timestamp, self.ext, ctype),
+        };
         if let Some(name) = self.diskfile.name() {
             metadata.insert("name", name);
         }
         let datadir = self.diskfile.datadir().to_owned();
         let target = datadir.join(filename);
-        let dirs_created = self.finalize(&metadata, &target)?;
-        self.sync_dirs_and_clean_up(&datadir, &target, dirs_created)
+        let (dirs_created, invalidation) = self.finalize(&metadata, &target)?;
+        self.sync_dirs_and_clean_up(&datadir, &target, dirs_created, frag_index.is_none())?;
+        Ok(match frag_index {
+            Some(index) => Placed::fragment(self.diskfile, timestamp, index, invalidation),
+            None => Placed::whole(self.diskfile),
+        })
     }
 
-    /// Makes a fragment durable. Under replication, [`Writer::put`] has done all.
-    pub fn commit(&mut self, _timestamp: Timestamp) -> Result<(), DiskFileError> {
-        Ok(())
-    }
-
-    fn filename(&self, metadata: &Metadata) -> Result<String, DiskFileError> {
+    /// Of the write, and of its content-type.
+    fn timestamps(&self, metadata: &Metadata) -> Result<(Timestamp, Option<Timestamp>), DiskFileError> {
         let timestamp = |name| metadata.get_str(name).map(Timestamp::parse);
         let bad =
             || DiskFileError::io("bad timestamp in metadata for", self.diskfile.datadir(), Errno::INVAL);
         let Some(Ok(put)) = timestamp("X-Timestamp") else { return Err(bad()) };
-        let ctype = timestamp("Content-Type-Timestamp").transpose().map_err(|_| bad())?;
-        Ok(make_on_disk_filename(put, self.ext, ctype))
+        Ok((put, timestamp("Content-Type-Timestamp").transpose().map_err(|_| bad())?))
     }
 
     /// Returns how many directories were made, from the hash dir upwards.
-    fn finalize(&mut self, metadata: &Metadata, target: &Path) -> Result<usize, DiskFileError> {
+    fn finalize(
+        &mut self,
+        metadata: &Metadata,
+        target: &Path,
+    ) -> Result<(usize, Invalidation), DiskFileError> {
         let place = self.diskfile.place.clone();
         let file = self.file.file();
         write_metadata(file, metadata).map_err(|err| match Errno::from_io_error(&err) {
@@ -172,19 +184,17 @@ impl Writer {
             _ => self.failed("cannot write metadata in", err),
         })?;
         let suffix = place.hash.suffix();
-        let invalidation = Invalidation::begin(place.partition_dir(), &place.device_path, &[suffix])?;
+        let mut invalidation = Invalidation::begin(place.partition_dir(), &place.device_path, &[suffix])?;
         fs::fsync(file).map_err(|err| self.failed("cannot sync a file in", err))?;
         // A page of a small object costs less to keep than to read again.
         if self.upload_size > SMALL_OBJECT {
             fs::drop_cache(file, 0, self.upload_size);
         }
-        let mut dirs_created = 0;
-        invalidation.publish(|| {
+        let dirs_created = invalidation.publish_one(|| {
             let linked = fail::hit("put.before_link").and_then(|()| self.file.link(target));
-            dirs_created = linked.map_err(|err| DiskFileError::write("cannot link", target, err))?;
-            Ok(())
+            linked.map_err(|err| DiskFileError::write("cannot link", target, err))
         })?;
-        Ok(dirs_created)
+        Ok((dirs_created, invalidation))
     }
 
     fn sync_dirs_and_clean_up(
@@ -192,6 +202,7 @@ impl Writer {
         datadir: &Path,
         target: &Path,
         dirs_created: usize,
+        clean_up: bool,
     ) -> Result<(), DiskFileError> {
         let dir = match open_dir(CWD, datadir) {
             Ok(dir) => dir,
@@ -206,22 +217,9 @@ impl Writer {
             parents.map_err(|err| self.failed("cannot sync parents of", err))?;
         }
         fail::hit("put.before_cleanup").map_err(|err| self.failed("cannot clean up", err))?;
-        let relinked_from = self.diskfile.relink(target);
-        let manager = self.diskfile.manager();
-        let mut names = Names::default();
-        match manager.cleanup_dir(dir.as_fd(), datadir, &mut names, manager.clock().now()) {
-            Ok(cleaned) if cleaned.removed.len() == names.len() => {
-                // Written too late: it was obsolete at once. Only an empty directory goes.
-                let _ = rustix::fs::rmdir(datadir);
-            }
-            Ok(_) => {}
-            Err(errno) => {
-                let datadir = datadir.display();
-                self.diskfile.logger.error(format_args!("Problem cleaning up {datadir}: {errno}"));
-            }
-        }
-        if let Some(other_dir) = relinked_from {
-            self.diskfile.clean_up_relinked(&other_dir);
+        let relinked = self.diskfile.relink(target);
+        if clean_up {
+            self.diskfile.clean_up(dir.as_fd(), relinked);
         }
         Ok(())
     }

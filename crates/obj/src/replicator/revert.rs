@@ -22,7 +22,7 @@ use service::logs::Logger;
 use super::job::{Job, node_key};
 use super::stats::NodeKey;
 use super::{Pass, Replicator, SyncMethod};
-use crate::diskfile::{DiskFileError, DiskFileManager, LockGuard, TimestampSet};
+use crate::diskfile::{DiskFileError, DiskFileManager, LockGuard, TimestampSet, Want};
 use crate::ssync::sender::{InSync, node_to_string};
 
 /// Swift: how long a revert waits for a session that receives the same partition.
@@ -157,7 +157,8 @@ impl Replicator {
         }
         let (manager, device, partition) = (job.manager.clone(), job.device.clone(), job.partition);
         let suffixes = suffixes.to_vec();
-        let list = move || Ok(manager.yield_hashes(&device, partition, Some(&suffixes))?.collect());
+        let list =
+            move || Ok(manager.yield_hashes(&device, partition, Some(&suffixes), Want::default())?.collect());
         self.ctx.disk_pools.run(&job.device, list).await.map(Some)
     }
 
@@ -193,7 +194,7 @@ fn remove_in_sync(
         // The names were listed first: a file that comes after that is not among them, and one that came before shows in the
         // state that is compared now.
         let states: HashMap<ObjHash, TimestampSet> =
-            manager.yield_hashes(device, partition, Some(&[suffix]))?.collect();
+            manager.yield_hashes(device, partition, Some(&[suffix]), Want::default())?.collect();
         for (hash_dir, files) in listed {
             let hash = hash_dir.file_name().and_then(|name| ObjHash::parse(name.to_str()?));
             let state = hash.and_then(|hash| states.get(&hash));

@@ -32,7 +32,8 @@ use super::protocol::{
     python_repr, python_repr_bytes, subrequest_head, subrequest_path,
 };
 use crate::diskfile::{
-    DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT, TimestampSet,
+    DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT,
+    TimestampSet, Want,
 };
 
 /// Wanted objects that are read from the disk before they are sent.
@@ -212,7 +213,8 @@ impl Sender<'_> {
     async fn list(&self, suffixes: &[Suffix]) -> Result<Vec<(ObjHash, TimestampSet)>, DiskFileError> {
         let (manager, device, partition) = (self.manager.clone(), self.device.to_string(), self.partition);
         let suffixes = suffixes.to_vec();
-        let list = move || Ok(manager.yield_hashes(&device, partition, Some(&suffixes))?.collect());
+        let list =
+            move || Ok(manager.yield_hashes(&device, partition, Some(&suffixes), Want::default())?.collect());
         self.ctx.disk_pools.run(self.device, list).await
     }
 

@@ -1,0 +1,214 @@
+//! Fragments of EC policies on disk: their names, their commit, and their removal once they are where they belong.
+//!
+//! [`Writer::put`](super::Writer::put) leaves a fragment that no reader is shown, as `TIMESTAMP#FRAG.data`: enough other
+//! nodes may never get theirs. Once enough have, the commit makes it the object's state:
+//!
+//! | step | a crash just after it leaves |
+//! |---|---|
+//! | see to it that hashes.invalid still names the suffix, on disk | the fragment without its commit |
+//! | rename to `TIMESTAMP#FRAG#d.data` | one name or the other |
+//! | sync the hash dir | the new version: only now the request may succeed |
+//! | unlink what it supersedes | obsolete files, which every listing ignores and every cleanup removes |
+//!
+//! Swift does not name the suffix in hashes.invalid again, so that a rehash between a PUT and its commit keeps a hash
+//! without the commit. Which of several fragments is the object's state is told in `ec.rs`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::Timestamp;
+use common::fs::{self, fail};
+use common::headers::X_OBJECT_SYSMETA_EC_FRAG_INDEX;
+use rustix::fd::AsFd;
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use serde_json::Value;
+
+use super::cleanup::is_file_older;
+use super::files::{Ext, Scheme, get_ondisk_files, make_on_disk_filename};
+use super::hashes::{Invalidation, invalidate_suffixes_unsynced};
+use super::listing::{Names, open_dir};
+use super::{DiskFile, DiskFileError, DiskFileManager, FragPref, Metadata};
+
+/// The name of a fragment.
+pub fn make_fragment_filename(timestamp: Timestamp, frag_index: u32, durable: bool) -> String {
+    format!("{}#{frag_index}{}.data", timestamp.internal(), if durable { "#d" } else { "" })
+}
+
+impl DiskFileManager {
+    pub fn is_erasure(&self) -> bool {
+        self.scheme() != Scheme::Replication
+    }
+
+    /// A fragment index as a header or metadata tell it.
+    pub fn validate_fragment_index(&self, text: &str) -> Result<u32, DiskFileError> {
+        let index = common::config::parse_int::<u32>(text);
+        let known = |index: &u32| match self.scheme() {
+            Scheme::Replication => true,
+            Scheme::Erasure { fragments } => *index < fragments,
+        };
+        index.filter(known).ok_or_else(|| DiskFileError::io("bad fragment index", text, Errno::INVAL))
+    }
+
+    /// Fragment preferences, `[{"timestamp": TIMESTAMP, "exclude": [FRAG, ...]}, ...]`.
+    pub fn validate_frag_prefs(&self, prefs: &Value) -> Result<Arc<[FragPref]>, DiskFileError> {
+        let bad = || DiskFileError::io("bad fragment preferences", prefs.to_string(), Errno::INVAL);
+        let text = |value: &Value| match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        };
+        let pref = |pref: &Value| {
+            let timestamp = Timestamp::parse(&text(pref.get("timestamp")?)?).ok()?;
+            let index = |index: &Value| common::config::parse_int::<u32>(&text(index)?);
+            let exclude = pref.get("exclude")?.as_array()?.iter().map(index).collect::<Option<_>>()?;
+            Some(FragPref { timestamp, exclude })
+        };
+        prefs.as_array().ok_or_else(bad)?.iter().map(|value| pref(value).ok_or_else(bad)).collect()
+    }
+}
+
+/// A file that has its name. A fragment is still to be committed.
+#[must_use = "a fragment is not the object's state before its commit"]
+pub struct Placed {
+    diskfile: DiskFile,
+    fragment: Option<(Timestamp, u32, Invalidation)>,
+}
+
+impl Placed {
+    pub(super) fn whole(diskfile: DiskFile) -> Self {
+        Placed { diskfile, fragment: None }
+    }
+
+    pub(super) fn fragment(
+        diskfile: DiskFile,
+        timestamp: Timestamp,
+        index: u32,
+        invalidation: Invalidation,
+    ) -> Self {
+        Placed { diskfile, fragment: Some((timestamp, index, invalidation)) }
+    }
+
+    /// Makes a fragment the object's state. Of a replication policy it is that already.
+    pub fn commit(self) -> Result<(), DiskFileError> {
+        match self.fragment {
+            Some((timestamp, index, mut invalidation)) => {
+                self.diskfile.commit_fragment(timestamp, index, &mut invalidation)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl DiskFile {
+    /// The index of the fragment that is about to be written, which the metadata tells; none of what is no fragment.
+    pub(super) fn fragment_to_write(
+        &self,
+        ext: Ext,
+        metadata: &mut Metadata,
+    ) -> Result<Option<u32>, DiskFileError> {
+        if ext != Ext::Data || self.manager().scheme() == Scheme::Replication {
+            return Ok(None);
+        }
+        let index = match (metadata.get_str(X_OBJECT_SYSMETA_EC_FRAG_INDEX), self.frag_index) {
+            (Some(text), _) => self.manager().validate_fragment_index(text)?,
+            (None, Some(index)) => index,
+            (None, None) => {
+                return Err(DiskFileError::io("no fragment index for", self.datadir(), Errno::INVAL));
+            }
+        };
+        if !metadata.contains(X_OBJECT_SYSMETA_EC_FRAG_INDEX) {
+            metadata.insert(X_OBJECT_SYSMETA_EC_FRAG_INDEX, index.to_string());
+        }
+        Ok(Some(index))
+    }
+
+    /// Commits a fragment that a PUT of long ago has left.
+    pub fn commit(&self, timestamp: Timestamp, frag_index: u32) -> Result<(), DiskFileError> {
+        let place = &self.place;
+        let suffix = place.hash.suffix();
+        let mut invalidation = Invalidation::begin(place.partition_dir(), &place.device_path, &[suffix])?;
+        self.commit_fragment(timestamp, frag_index, &mut invalidation)
+    }
+
+    fn commit_fragment(
+        &self,
+        timestamp: Timestamp,
+        frag_index: u32,
+        invalidation: &mut Invalidation,
+    ) -> Result<(), DiskFileError> {
+        let datadir = self.datadir();
+        let uncommitted = datadir.join(make_fragment_filename(timestamp, frag_index, false));
+        let target = datadir.join(make_fragment_filename(timestamp, frag_index, true));
+        let failed = |err| DiskFileError::write("Problem making data file durable", &target, err);
+        let renamed = invalidation.publish_one(|| {
+            fail::hit("commit.before_rename")
+                .and_then(|()| fs::rename_present(&uncommitted, &target))
+                .map_err(failed)
+        });
+        match renamed {
+            Err(DiskFileError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound && self.is_superseded(timestamp) =>
+            {
+                return Ok(());
+            }
+            renamed => renamed?,
+        }
+        let dir = match open_dir(CWD, datadir) {
+            Ok(dir) => dir,
+            // Somebody wrote a newer version, and it is gone too: we "succeeded" before that.
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(DiskFileError::io("cannot open", datadir, errno)),
+        };
+        fail::hit("commit.before_sync_dir").and_then(|()| fs::fsync(&dir)).map_err(failed)?;
+        fail::hit("commit.before_cleanup").map_err(failed)?;
+        let relinked = self.relink_committed(&uncommitted, &target);
+        self.clean_up(dir.as_fd(), relinked);
+        Ok(())
+    }
+
+    /// Whether a fragment is gone because something as new or newer is durable.
+    fn is_superseded(&self, timestamp: Timestamp) -> bool {
+        let mut names = Names::default();
+        if open_dir(CWD, self.datadir()).and_then(|dir| names.read(dir)).is_err() {
+            return false;
+        }
+        names.sort_descending();
+        let files = get_ondisk_files(names.iter(), self.manager().scheme(), self.want());
+        files.tombstone.is_some_and(|tombstone| tombstone.timestamp > timestamp)
+            || files.durable_timestamp().is_some_and(|durable| durable >= timestamp)
+    }
+
+    /// Removes what has been reverted to where it belongs: the tombstone of `timestamp` or the fragment, and the meta
+    /// file. A fragment without a commit stays until it is older than `nondurable_purge_delay`: its PUT may go on.
+    ///
+    /// A crash brings the files back, to be reverted again; the suffix is marked afterwards, which is no worse.
+    pub fn purge(
+        &self,
+        timestamp: Timestamp,
+        frag_index: Option<u32>,
+        nondurable_purge_delay: Duration,
+        meta_timestamp: Option<Timestamp>,
+    ) -> Result<(), DiskFileError> {
+        let datadir = self.datadir();
+        let remove = |name: String| {
+            let path = datadir.join(name);
+            fs::remove_file(&path).map_err(|err| DiskFileError::io("cannot remove", path, err))
+        };
+        remove(make_on_disk_filename(timestamp, Ext::Tombstone, None))?;
+        if let Some(meta) = meta_timestamp {
+            remove(make_on_disk_filename(meta, Ext::Meta, None))?;
+        }
+        if let Some(index) = frag_index {
+            let uncommitted = make_fragment_filename(timestamp, index, false);
+            let now = self.manager().clock().now();
+            if is_file_older(CWD, datadir.join(&uncommitted), now, nondurable_purge_delay) {
+                remove(uncommitted)?;
+            }
+            remove(make_fragment_filename(timestamp, index, true))?;
+            fs::remove_empty_dir(datadir).map_err(|err| DiskFileError::io("cannot remove", datadir, err))?;
+        }
+        let place = &self.place;
+        invalidate_suffixes_unsynced(place.partition_dir(), &place.device_path, &[place.hash.suffix()])
+    }
+}
