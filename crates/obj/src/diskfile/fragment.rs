@@ -19,6 +19,8 @@ use std::time::Duration;
 use common::Timestamp;
 use common::fs::{self, fail};
 use common::headers::X_OBJECT_SYSMETA_EC_FRAG_INDEX;
+use ec::HEADER_LEN;
+use ec::fragment::Header;
 use rustix::fd::AsFd;
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -29,6 +31,59 @@ use super::files::{Ext, Scheme, get_ondisk_files, make_on_disk_filename};
 use super::hashes::{Invalidation, invalidate_suffixes_unsynced};
 use super::listing::{Names, open_dir};
 use super::{DiskFile, DiskFileError, DiskFileManager, FragPref, Metadata};
+
+/// Looks at the headers of the fragments in an archive that is read from its start, each of a segment. Their payloads
+/// have no checksums: only the ETag of the whole archive tells of those.
+pub(super) struct HeaderCheck {
+    fragment_len: usize,
+    /// How much of the archive has been seen.
+    seen: u64,
+    header: [u8; HEADER_LEN],
+}
+
+/// Where in an archive a fragment begins that is none.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct BadFragment(u64);
+
+impl BadFragment {
+    pub fn reason(&self) -> String {
+        format!("Invalid EC metadata at offset {:#x}", self.0)
+    }
+}
+
+impl HeaderCheck {
+    pub fn new(fragment_len: usize) -> Self {
+        HeaderCheck { fragment_len, seen: 0, header: [0; HEADER_LEN] }
+    }
+
+    pub fn update(&mut self, mut data: &[u8]) -> Result<(), BadFragment> {
+        while !data.is_empty() {
+            let at = (self.seen % self.fragment_len as u64) as usize;
+            let taken = match at {
+                0..HEADER_LEN => {
+                    let taken = data.len().min(HEADER_LEN - at);
+                    self.header[at..at + taken].copy_from_slice(&data[..taken]);
+                    if at + taken == HEADER_LEN && Header::parse(&self.header).is_err() {
+                        return Err(BadFragment(self.seen - at as u64));
+                    }
+                    taken
+                }
+                _ => data.len().min(self.fragment_len - at),
+            };
+            self.seen += taken as u64;
+            data = &data[taken..];
+        }
+        Ok(())
+    }
+
+    /// At the end of the archive: the last fragment must have a whole header too.
+    pub fn finish(&self) -> Result<(), BadFragment> {
+        match self.seen % self.fragment_len as u64 {
+            begun if (1..HEADER_LEN as u64).contains(&begun) => Err(BadFragment(self.seen - begun)),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// The name of a fragment.
 pub fn make_fragment_filename(timestamp: Timestamp, frag_index: u32, durable: bool) -> String {

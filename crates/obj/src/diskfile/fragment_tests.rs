@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use common::digest::{hex, md5};
 use rustix::io::Errno;
 
@@ -12,6 +13,8 @@ use super::*;
 
 const POLICY: &str = "[storage-policy:0]\nname = ec\ndefault = yes\npolicy_type = erasure_coding\n\
                       ec_type = isa_l_rs_cauchy\nec_num_data_fragments = 4\nec_num_parity_fragments = 2\n";
+
+const SEGMENT: usize = 1 << 20;
 
 fn disk() -> Disk {
     disk_of(DiskFileConf::default(), POLICY)
@@ -172,7 +175,8 @@ fn hashes_tell_a_commit_whenever_it_comes() {
     assert_eq!(disk.hashes().get(suffix), Some(&durable));
     // The files of an old writer are the same state.
     let dir = disk.object("o").datadir().to_owned();
-    fs::rename(dir.join("0000000010.00000#1#d.data"), dir.join("0000000010.00000#1.data")).unwrap();
+    common::fs::rename_present(&dir.join("0000000010.00000#1#d.data"), &dir.join("0000000010.00000#1.data"))
+        .unwrap();
     fs::write(dir.join("0000000010.00000.durable"), "").unwrap();
     fs::remove_file(disk.partition().join("hashes.pkl")).unwrap();
     assert_eq!(disk.hashes().get(suffix), Some(&durable));
@@ -245,4 +249,75 @@ fn commits_follow_into_the_next_partition() {
     placed.commit().unwrap();
     assert_eq!(files(old), ["0000000010.00000#1#d.data"]);
     assert_eq!(files(new), files(old));
+}
+
+/// An archive of fragment 1 of an object of `length` bytes.
+fn archive(disk: &Disk, length: usize) -> Vec<u8> {
+    let codec = disk.manager.codec().unwrap();
+    let body: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+    let fragment = |segment: &[u8]| codec.encode(&Bytes::copy_from_slice(segment))[1].to_bytes();
+    body.chunks(SEGMENT).flat_map(fragment).collect()
+}
+
+#[test]
+fn archives_with_bad_fragments_go_to_quarantine_before_they_are_handed_out() {
+    // Of 21 KiB in 1 MiB segments, and of two whole segments and a bit.
+    for (length, damaged) in
+        [(21 * 1024, 0), (2 * SEGMENT + 5, 0), (2 * SEGMENT + 5, 1), (2 * SEGMENT + 5, 2)]
+    {
+        let disk = disk();
+        let mut archive = archive(&disk, length);
+        let offset = damaged * disk.manager.fragment_len().unwrap();
+        let read = |disk: &Disk| {
+            let opened = disk.object("o").open(None).unwrap();
+            let length = opened.content_length();
+            if length <= SMALL_OBJECT {
+                return opened.read_small().unwrap().quarantined.map_or(Ok(length), Err);
+            }
+            let mut reader = opened.reader(ReaderOptions::default());
+            let mut offset = 0;
+            while offset < length {
+                match reader.read(offset, 50_000) {
+                    Ok(data) => offset += data.len() as u64,
+                    Err(DiskFileError::Quarantined(reason)) => return Err(reason),
+                    Err(err) => panic!("{err}"),
+                }
+            }
+            reader.close().map_or(Ok(offset), Err)
+        };
+        disk.place(10, 1, &archive).commit().unwrap();
+        assert_eq!(read(&disk), Ok(archive.len() as u64));
+        // In the checksum of the header; the ETag is that of the damaged archive.
+        archive[offset + 70] ^= 1;
+        disk.place(11, 1, &archive).commit().unwrap();
+        assert_eq!(read(&disk), Err(format!("Invalid EC metadata at offset {offset:#x}")));
+        assert_eq!(disk.quarantined().len(), 1);
+        assert!(matches!(disk.opened(None, None), Err(DiskFileError::NotExist)));
+    }
+}
+
+#[test]
+fn an_archive_that_ends_in_a_header_is_bad() {
+    let disk = disk();
+    let whole = archive(&disk, SEGMENT);
+    for (length, bad) in [(whole.len(), false), (whole.len() + 79, true), (79, true), (0, false)] {
+        let archive = &[whole.as_slice(), whole.as_slice()].concat()[..length];
+        disk.place(10, 1, archive).commit().unwrap();
+        let opened = disk.object("o").open(None).unwrap();
+        let mut reader = opened.reader(ReaderOptions::default());
+        reader.read(0, length + 1).unwrap();
+        assert_eq!(reader.close().is_some(), bad, "{length}");
+    }
+}
+
+#[test]
+fn ranges_of_an_archive_are_not_checked() {
+    let disk = disk();
+    let mut archive = archive(&disk, SEGMENT + 5);
+    let second = disk.manager.fragment_len().unwrap();
+    archive[second] ^= 1;
+    disk.place(10, 1, &archive).commit().unwrap();
+    let mut reader = disk.object("o").open(None).unwrap().reader(ReaderOptions::default());
+    assert_eq!(reader.read(second as u64, 100).unwrap(), archive[second..second + 82]);
+    assert_eq!(reader.close(), None);
 }

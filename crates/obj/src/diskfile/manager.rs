@@ -12,6 +12,7 @@ use common::config::{ConfigError, FallocateReserve, Section, SwiftConf};
 use common::pickle::{self, Value};
 use common::policy::{PolicyIndex, PolicyKind, StoragePolicy, data_dir};
 use common::{Clock, HashConf, ObjHash, Suffix, Timestamp, fs};
+use ec::Codec;
 use rustix::fd::OwnedFd;
 use rustix::fs::{CWD, stat};
 use rustix::io::Errno;
@@ -67,6 +68,8 @@ pub struct DiskFileManager {
     conf: DiskFileConf,
     policy: PolicyIndex,
     scheme: Scheme,
+    /// Of an EC policy, and how long a fragment of a whole segment is.
+    codec: Option<(Codec, usize)>,
     hash_conf: HashConf,
     clock: Clock,
     logger: Logger,
@@ -116,8 +119,27 @@ impl DiskFileManager {
         statsd: Statsd,
     ) -> Arc<Self> {
         let scheme = scheme_of(&policy.kind);
+        let codec = match &policy.kind {
+            PolicyKind::Replication => None,
+            PolicyKind::Erasure { segment_size, .. } => Codec::of(&policy.kind)
+                .map(|codec| (codec.clone(), codec.fragment_len(*segment_size as usize)))
+                .inspect_err(|err| {
+                    logger.error(format_args!("Fragments of {} are not checked: {err}", policy.name))
+                })
+                .ok(),
+        };
         let use_linkat = AtomicBool::new(true);
-        Arc::new(Self { conf, policy: policy.index, scheme, hash_conf, clock, logger, statsd, use_linkat })
+        Arc::new(Self {
+            conf,
+            policy: policy.index,
+            scheme,
+            codec,
+            hash_conf,
+            clock,
+            logger,
+            statsd,
+            use_linkat,
+        })
     }
 
     pub fn conf(&self) -> &DiskFileConf {
@@ -130,6 +152,16 @@ impl DiskFileManager {
 
     pub(super) fn scheme(&self) -> Scheme {
         self.scheme
+    }
+
+    /// The code of an EC policy.
+    pub fn codec(&self) -> Option<&Codec> {
+        self.codec.as_ref().map(|(codec, _)| codec)
+    }
+
+    /// The length of a fragment of a whole segment. Swift: `fragment_size`.
+    pub fn fragment_len(&self) -> Option<usize> {
+        self.codec.as_ref().map(|(_, length)| *length)
     }
 
     pub fn hash_conf(&self) -> &HashConf {

@@ -21,6 +21,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
 use super::files::{OnDiskFiles, Scheme, get_ondisk_files};
+use super::fragment::HeaderCheck;
 use super::listing::{Names, open_dir};
 use super::metadata::{MetadataError, read_metadata};
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
@@ -433,7 +434,14 @@ impl OpenDiskFile {
             }
         }
         data.truncate(length);
-        let verdict = self.verdict(length as u64, Some(common::digest::hex(&common::digest::md5(&data))));
+        let bad_fragment = self.diskfile.manager().fragment_len().and_then(|fragment_len| {
+            let mut headers = HeaderCheck::new(fragment_len);
+            headers.update(&data).and_then(|()| headers.finish()).err()
+        });
+        let verdict = match bad_fragment {
+            Some(bad) => Some(bad.reason()),
+            None => self.verdict(length as u64, Some(common::digest::hex(&common::digest::md5(&data)))),
+        };
         let quarantined = match verdict {
             None => None,
             Some(reason) => match self.quarantine(reason) {

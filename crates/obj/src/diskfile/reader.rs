@@ -2,13 +2,15 @@
 //!
 //! A reader that is read without gaps from offset 0 to the end computes the MD5 on the way; when it is closed, an
 //! object whose length or MD5 is not that of its metadata goes to quarantine. Ranges are not checked. The bytes have
-//! been handed out by then, as Swift does: the length of the response was promised with its head.
+//! been handed out by then, as Swift does: the length of the response was promised with its head. The headers of an
+//! archive's fragments are looked at before the bytes are handed out.
 
 use bytes::Bytes;
 use common::digest::Md5Stream;
 use common::fs::drop_cache;
 use rustix::io::Errno;
 
+use super::fragment::HeaderCheck;
 use super::{DiskFileError, OpenDiskFile, SMALL_OBJECT};
 
 /// Data that has been read is dropped from the page cache in steps of this size.
@@ -34,6 +36,8 @@ pub struct Reader {
     keep_cache: bool,
     /// Running MD5 while reading has gone without gaps from the start.
     md5: Option<Md5Stream>,
+    /// Of an EC policy, while reading has gone without gaps from the start.
+    headers: Option<HeaderCheck>,
     /// End of what has been read from the start without gaps; `None` once there was a gap.
     contiguous: Option<u64>,
     dropped_cache: u64,
@@ -51,7 +55,17 @@ impl Reader {
         };
         let reached_end = opened.content_length() == 0;
         let md5 = options.verify_etag.then(Md5Stream::new);
-        Reader { opened, keep_cache, md5, contiguous: Some(0), dropped_cache: 0, reached_end, closed: false }
+        let headers = opened.diskfile.manager().fragment_len().map(HeaderCheck::new);
+        Reader {
+            opened,
+            keep_cache,
+            md5,
+            headers,
+            contiguous: Some(0),
+            dropped_cache: 0,
+            reached_end,
+            closed: false,
+        }
     }
 
     pub fn opened(&self) -> &OpenDiskFile {
@@ -90,11 +104,11 @@ impl Reader {
         }
         data.truncate(length);
         let data = Bytes::from(data);
-        self.account_for(offset, &data, length < wanted);
+        self.account_for(offset, &data, length < wanted)?;
         Ok(data)
     }
 
-    fn account_for(&mut self, offset: u64, data: &Bytes, file_ended: bool) {
+    fn account_for(&mut self, offset: u64, data: &Bytes, file_ended: bool) -> Result<(), DiskFileError> {
         let end = offset + data.len() as u64;
         match self.contiguous {
             Some(contiguous) if contiguous == offset => {
@@ -102,6 +116,10 @@ impl Reader {
                     md5.update(data.clone());
                 }
                 self.contiguous = Some(end);
+                if let Some(Err(bad)) = self.headers.as_mut().map(|headers| headers.update(data)) {
+                    self.closed = true;
+                    return Err(self.opened.diskfile.quarantine(&self.opened.data_file, bad.reason()));
+                }
             }
             _ => self.contiguous = None,
         }
@@ -113,6 +131,7 @@ impl Reader {
             drop_cache(&self.opened.file, from, end - from);
             self.dropped_cache = end;
         }
+        Ok(())
     }
 
     /// Ends reading. The reason if the object has been found corrupt and quarantined.
@@ -128,7 +147,8 @@ impl Reader {
         }
         let bytes_read = self.contiguous.filter(|_| self.reached_end)?;
         let md5 = self.md5.take().map(|md5| md5.hexdigest());
-        let reason = self.opened.verdict(bytes_read, md5)?;
+        let cut = || self.headers.as_ref()?.finish().err().map(|bad| bad.reason());
+        let reason = self.opened.verdict(bytes_read, md5).or_else(cut)?;
         match self.opened.diskfile.quarantine(&self.opened.data_file, reason) {
             DiskFileError::Quarantined(reason) => Some(reason),
             err => {
