@@ -20,8 +20,8 @@
 //! `synchronous = EXTRA`, which is stricter than Swift: without the sync of the directory a power loss could bring the rollback
 //! journal back to life.
 //!
-//! Not here: what only database replication uses (sync points, row ranges, reclaim) and `db_preallocation`, which would have to
-//! open the file beside SQLite (see `connections`).
+//! Not here: what only database replication uses (sync points, row ranges, reclaim: `replication`) and `db_preallocation`, which would
+//! have to open the file beside SQLite (see `connections`).
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -105,6 +105,8 @@ pub struct Options {
     pub stale_reads_ok: bool,
     /// Never merge pending rows: this is the retiring database of a container that is being sharded.
     pub skip_commits: bool,
+    /// Leave a corrupt file where it is: it is not in a directory of its own.
+    pub never_quarantine: bool,
 }
 
 impl Default for Options {
@@ -114,11 +116,17 @@ impl Default for Options {
             pending_timeout: PENDING_TIMEOUT,
             stale_reads_ok: false,
             skip_commits: false,
+            never_quarantine: false,
         }
     }
 }
 
 impl Options {
+    /// For a file that rsync has brought into `tmp`.
+    pub fn received() -> Self {
+        Self { never_quarantine: true, ..Self::default() }
+    }
+
     /// For GET and HEAD, which rather answer with old statistics than wait.
     pub fn reading() -> Self {
         Self { pending_timeout: Duration::from_millis(100), stale_reads_ok: true, ..Self::default() }
@@ -131,11 +139,15 @@ pub trait Kind {
     const DB_TYPE: &'static str;
     /// `container` or `object`: the table of rows.
     const DB_CONTAINS_TYPE: &'static str;
+    /// The column of a deleted row that says since when it may be forgotten.
+    const DB_RECLAIM_TIMESTAMP: &'static str;
     /// Metadata (lower case) that outlives the deletion of the database.
     const DELETE_META_WHITELIST: &'static [&'static str];
     type Record: Clone;
     fn to_pickle(record: &Self::Record) -> Value;
     fn from_pickle(entry: Value) -> Option<Self::Record>;
+    /// A row of a JSON body: an object with the names of the columns.
+    fn from_json(item: &serde_json::Value) -> Option<Self::Record>;
     /// Merge rows; runs inside a transaction.
     fn merge(sqlite: &Connection, records: Vec<Self::Record>) -> rusqlite::Result<()>;
     /// Bring an old schema up to what `merge` needs, if `error` says that it lacks it. Runs outside a transaction.
@@ -152,8 +164,10 @@ pub struct DatabaseBroker<K: Kind> {
     kind: std::marker::PhantomData<K>,
 }
 
+/// When a commit is on disk.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Synced {
+pub enum Synced {
+    /// As in Swift: but for the deletion of the journal.
     Normal,
     Extra,
 }
@@ -203,7 +217,15 @@ impl<K: Kind> DatabaseBroker<K> {
 
     /// Run `f` in a transaction whose commit survives a loss of power.
     pub fn write<T>(&mut self, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        let result = in_transaction(&self.connect()?.sqlite, Synced::Extra, f);
+        self.transaction(Synced::Extra, f)
+    }
+
+    pub fn transaction<T>(
+        &mut self,
+        sync: Synced,
+        f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let result = in_transaction(&self.connect()?.sqlite, sync, f);
         result.map_err(|error| self.fail(error))
     }
 
@@ -217,6 +239,20 @@ impl<K: Kind> DatabaseBroker<K> {
             })?);
         }
         Ok(self.connection.as_ref().expect("connected above"))
+    }
+
+    /// Sync the file, whoever wrote it, and close it.
+    pub fn sync(&mut self) -> Result<()> {
+        self.close();
+        let failed = |error| BrokerError::Io(self.db_file.clone(), error);
+        // No connection to the file is left, so closing this descriptor drops nobody's lock.
+        File::open(&self.db_file).and_then(fs::fsync).map_err(failed)
+    }
+
+    /// Close the connection instead of keeping it: the file is about to get another name, or to go.
+    pub fn close(&mut self) {
+        self.connection = None;
+        self.shared.connections.close(&self.db_file);
     }
 
     /// Give the connection back for the next broker.
@@ -247,6 +283,9 @@ impl<K: Kind> DatabaseBroker<K> {
     /// Move the database's directory to `quarantined/` on its device; the result says so.
     pub fn quarantine(&mut self, reason: &str) -> BrokerError {
         self.connection = None;
+        if self.options.never_quarantine {
+            return BrokerError::Quarantined(format!("{}: {reason}", self.db_file.display()));
+        }
         let db_dir = self.db_dir().to_owned();
         let name = db_dir.file_name().unwrap_or_default();
         let place = self.device_path().join("quarantined").join(format!("{}s", K::DB_TYPE));
@@ -281,6 +320,10 @@ impl<K: Kind> DatabaseBroker<K> {
             return Err(BrokerError::NotExist(self.db_file.clone()));
         }
         let _lock = self.lock()?;
+        // A replicator may have removed this copy while we waited: then nobody would ever read the entry.
+        if !self.exists() {
+            return Err(BrokerError::NotExist(self.db_file.clone()));
+        }
         let mut pending = OpenOptions::new()
             .append(true)
             .create(true)
@@ -315,17 +358,28 @@ impl<K: Kind> DatabaseBroker<K> {
 
     /// Merge rows at once, past the pending file.
     pub fn merge_items(&mut self, records: Vec<K::Record>) -> Result<()> {
+        self.merge_items_and(records, |_| Ok(()))
+    }
+
+    /// The same, with `more` in the same transaction.
+    pub fn merge_items_and(
+        &mut self,
+        records: Vec<K::Record>,
+        more: impl FnOnce(&Connection) -> rusqlite::Result<()>,
+    ) -> Result<()> {
         let sqlite = &self.connect()?.sqlite;
-        let result = migrate_if_old::<K>(sqlite)
-            .and_then(|()| in_transaction(sqlite, Synced::Normal, |sqlite| K::merge(sqlite, records)));
+        let merge = |sqlite: &Connection| K::merge(sqlite, records).and_then(|()| more(sqlite));
+        let result = migrate_if_old::<K>(sqlite).and_then(|()| in_transaction(sqlite, Synced::Normal, merge));
         result.map_err(|error| self.fail(error))
     }
 
-    fn has_pending(&self) -> bool {
+    /// Whether rows wait in the pending file.
+    pub fn has_pending(&self) -> bool {
         std::fs::metadata(&self.pending_file).is_ok_and(|pending| pending.len() > 0)
     }
 
-    fn lock(&self) -> Result<fs::PathLock> {
+    /// The lock of who appends to the pending file, merges it, or replaces the database.
+    pub fn lock(&self) -> Result<fs::PathLock> {
         fs::lock_path(self.db_dir(), self.options.pending_timeout, None).map_err(|error| match error {
             LockError::Timeout(_, path) => BrokerError::LockTimeout(path),
             LockError::Io(error) => BrokerError::Io(self.db_dir().to_owned(), error),
@@ -333,7 +387,7 @@ impl<K: Kind> DatabaseBroker<K> {
     }
 
     /// Merge the pending rows and `extra`, then empty the file. The lock is held.
-    fn merge_pending(&mut self, extra: Option<K::Record>) -> Result<()> {
+    pub fn merge_pending(&mut self, extra: Option<K::Record>) -> Result<()> {
         let mut file = match OpenOptions::new().read(true).write(true).open(&self.pending_file) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -389,7 +443,8 @@ impl<K: Kind> DatabaseBroker<K> {
     ) -> Result<()> {
         let failed = |error| BrokerError::Sqlite(temporary.to_owned(), error);
         let sqlite = connections::create(temporary).map_err(failed)?;
-        let id = self.new_db_id(&sqlite).map_err(failed)?;
+        let device = connections::device_name(self.device_path()).to_string_lossy();
+        let id = new_db_id(&sqlite, &device).map_err(failed)?;
         let filled = sqlite.execute_batch("BEGIN").and_then(|()| {
             sqlite.execute_batch(SYNC_TABLES)?;
             tables(&sqlite, &id)?;
@@ -413,23 +468,20 @@ impl<K: Kind> DatabaseBroker<K> {
         fs::rename_durable(temporary, &self.db_file).map_err(failed)
     }
 
-    fn new_db_id(&self, sqlite: &Connection) -> rusqlite::Result<String> {
-        let random: Vec<u8> = sqlite.query_row("SELECT randomblob(16)", [], |row| row.get(0))?;
-        let device = connections::device_name(self.device_path()).to_string_lossy();
-        Ok(format!("{}-{device}", uuid4(&random)))
-    }
-
     // --- the stat table ---
 
-    pub fn metadata(&mut self) -> Result<Metadata> {
+    /// The column as it stands.
+    pub fn raw_metadata(&mut self) -> Result<String> {
         let sql = format!("SELECT metadata FROM {}_stat", K::DB_TYPE);
         let column = self.read(|sqlite| match metadata_column(sqlite, &sql) {
             Err(error) if is_missing(&error, "no such column: metadata") => Ok(Some(String::new())),
             other => other,
         })?;
-        let Some(column) = column else {
-            return Err(self.quarantine(&format!("missing row in {}_stat table", K::DB_TYPE)));
-        };
+        column.ok_or_else(|| self.quarantine(&format!("missing row in {}_stat table", K::DB_TYPE)))
+    }
+
+    pub fn metadata(&mut self) -> Result<Metadata> {
+        let column = self.raw_metadata()?;
         Metadata::parse(&column).ok_or_else(|| {
             let what = std::io::Error::new(
                 std::io::ErrorKind::InvalidData,
@@ -612,6 +664,12 @@ fn temporary_file(dir: &Path) -> std::io::Result<PathBuf> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// An id that no other database has: a UUID and the device's name.
+pub fn new_db_id(sqlite: &Connection, device: &str) -> rusqlite::Result<String> {
+    let random: Vec<u8> = sqlite.query_row("SELECT randomblob(16)", [], |row| row.get(0))?;
+    Ok(format!("{}-{device}", uuid4(&random)))
 }
 
 /// The text form of a random UUID (version 4) made of 16 random bytes.

@@ -88,6 +88,15 @@ impl Connections {
         drop(surplus); // closes outside the lock
     }
 
+    /// Close the idle connections to one file.
+    pub fn close(&self, path: &Path) {
+        let mut idle = self.idle.lock();
+        let (closing, staying) = idle.drain(..).partition::<Vec<_>, _>(|entry| entry.connection.path == path);
+        *idle = staying;
+        drop(idle);
+        drop(closing); // outside the lock
+    }
+
     /// Close all idle connections.
     pub fn close_all(&self) {
         let closing = std::mem::take(&mut *self.idle.lock());

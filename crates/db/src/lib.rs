@@ -2,8 +2,9 @@
 //!
 //! `broker` is what both kinds of database share, `connections` how they are opened; `account` and `container` hold a broker and a
 //! server each, and `container` the container-updater. `listing` walks names for both, `listing_formats` and `json` write them.
+//! `replication` keeps the replicas of a database alike.
 //!
-//! Not here yet: database replication, auditing, the account reaper, the sharder, container sync, the reconciler.
+//! Not here yet: auditing, the account reaper, the sharder, container sync, the reconciler.
 
 pub mod account;
 pub mod broker;
@@ -14,6 +15,7 @@ mod json;
 pub mod listing;
 mod listing_formats;
 pub mod metadata;
+pub mod replication;
 mod server;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 //! An item is replaced only by a later timestamp (compared as strings, both in internal form); an empty value stands for a removed
 //! item until the replicator reclaims it. The order of items is kept, because responses list headers in it.
 
+use common::timestamp::Timestamp;
 use indexmap::IndexMap;
 use serde_json::Value;
 
@@ -42,9 +43,7 @@ impl Metadata {
     pub fn dump(&self) -> String {
         let mut out = vec![b'{'];
         for (index, (name, item)) in self.0.iter().enumerate() {
-            if index > 0 {
-                out.extend_from_slice(b", ");
-            }
+            json::separate(&mut out, index);
             json::write_str(&mut out, name);
             out.extend_from_slice(b": [");
             json::write_str(&mut out, &item.value);
@@ -58,6 +57,14 @@ impl Metadata {
 
     pub fn set(&mut self, name: String, value: String, timestamp: String) {
         self.0.insert(name, Item { value, timestamp });
+    }
+
+    /// Forget removed items from before `age`; whether there were any.
+    pub fn reclaim(&mut self, age: Timestamp) -> bool {
+        let before = self.0.len();
+        let is_old = |item: &Item| Timestamp::parse(&item.timestamp).is_ok_and(|since| since < age);
+        self.0.retain(|_, item| !(item.value.is_empty() && is_old(item)));
+        self.0.len() < before
     }
 
     pub fn get(&self, name: &str) -> Option<&Item> {
@@ -173,6 +180,15 @@ mod tests {
         assert!(stored.is_changed_by(&updates));
         stored.merge(&updates);
         assert_eq!(stored, metadata(&[("A", "old", "2"), ("B", "new", "3"), ("C", "new", "1")]));
+    }
+
+    #[test]
+    fn only_old_removed_items_are_forgotten() {
+        let mut stored =
+            metadata(&[("A", "", "0000000001.00000"), ("B", "", "0000000003.00000"), ("C", "c", "1")]);
+        assert!(stored.reclaim(Timestamp::from_secs_f64(2.0)));
+        assert_eq!(stored, metadata(&[("B", "", "0000000003.00000"), ("C", "c", "1")]));
+        assert!(!stored.reclaim(Timestamp::from_secs_f64(2.0)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use common::config::{ConfigError, FallocateReserve, Section, parse_int};
 use common::constraints::request_timestamp;
 use common::headers::{self, RESERVED, ServerType, is_true_value};
@@ -15,12 +16,13 @@ use common::quote::quote_path;
 use common::timestamp::Timestamp;
 use common::{Policies, PolicyIndex, SwiftConf};
 use service::Context;
-use service::http::{Headers, Request, Response};
+use service::http::{Headers, Method, Request, Response};
 
 use crate::broker::{BrokerError, Shared};
 use crate::connections::IDLE_LIMIT;
 use crate::listing::Query;
 use crate::metadata::{Metadata, MetadataLimits};
+use crate::replication::rpc;
 
 pub type Answer<T> = Result<T, Response>;
 
@@ -132,6 +134,14 @@ fn validate_name(name: &str, what: &str) -> Answer<()> {
         return Err(html_answer(400, format!("Invalid reserved-namespace {what}")));
     }
     Ok(())
+}
+
+/// The body of a REPLICATE request; nothing of any other.
+pub async fn replicate_body(req: &mut Request) -> Answer<Bytes> {
+    if req.method != Method::Replicate {
+        return Ok(Bytes::new());
+    }
+    req.body.collect(rpc::MAX_BODY).await.map_err(|error| text_answer(400, error.to_string()))
 }
 
 // --- headers and parameters ---
@@ -320,7 +330,6 @@ impl Databases {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use service::http::Method;
 
     fn request(path: &str) -> Request {
         Request::new(Method::Get, path)

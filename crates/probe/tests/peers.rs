@@ -37,6 +37,12 @@ fn account_and_container_servers_answer_as_swifts_and_updaters_tell_the_same() -
     Ok(())
 }
 
+#[test]
+fn account_and_container_servers_replicate_as_swifts() -> Result<()> {
+    println!("{}", success(script("db_replicate.py")?.arg(example("db_server")?))?);
+    Ok(())
+}
+
 /// An object server with a device of its own below `dir`, on the swift.conf of `dir`.
 fn object_server(peer: Peer, dir: &Path, port: u16, options: &str) -> Result<Process> {
     let devices = dir.join(peer.name());

@@ -26,6 +26,7 @@ pub struct Account;
 impl Kind for Account {
     const DB_TYPE: &'static str = "account";
     const DB_CONTAINS_TYPE: &'static str = "container";
+    const DB_RECLAIM_TIMESTAMP: &'static str = "delete_timestamp";
     const DELETE_META_WHITELIST: &'static [&'static str] = &[];
     type Record = ContainerRecord;
 
@@ -35,6 +36,10 @@ impl Kind for Account {
 
     fn from_pickle(entry: Value) -> Option<ContainerRecord> {
         ContainerRecord::from_pickle(entry)
+    }
+
+    fn from_json(item: &serde_json::Value) -> Option<ContainerRecord> {
+        ContainerRecord::from_json(item)
     }
 
     fn merge(sqlite: &Connection, records: Vec<ContainerRecord>) -> rusqlite::Result<()> {
@@ -66,6 +71,14 @@ pub enum Count {
 }
 
 impl Count {
+    fn from_json(value: &serde_json::Value) -> Option<Self> {
+        match value {
+            serde_json::Value::Null => Some(Self::Unknown),
+            serde_json::Value::String(text) => Some(Self::Text(text.clone())),
+            other => other.as_i64().map(Self::Number),
+        }
+    }
+
     fn to_pickle(&self) -> Value {
         match self {
             Self::Unknown => Value::None,
@@ -122,6 +135,23 @@ impl ContainerRecord {
             deleted,
             storage_policy_index,
         }
+    }
+
+    /// A row as another replica sends it.
+    fn from_json(item: &serde_json::Value) -> Option<Self> {
+        let text = |name: &str| item.get(name)?.as_str().map(str::to_owned);
+        let count = |name: &str| Count::from_json(item.get(name)?);
+        let record = Self {
+            name: text("name")?,
+            put_timestamp: text("put_timestamp")?,
+            delete_timestamp: text("delete_timestamp")?,
+            object_count: count("object_count")?,
+            bytes_used: count("bytes_used")?,
+            deleted: item.get("deleted")?.as_i64()? != 0,
+            storage_policy_index: count("storage_policy_index").unwrap_or(Count::Number(0)),
+        };
+        Timestamp::parse(&record.put_timestamp).and(Timestamp::parse(&record.delete_timestamp)).ok()?;
+        Some(record)
     }
 
     fn to_pickle(&self) -> Value {
@@ -345,6 +375,11 @@ fn merge(sqlite: &Connection, mut record: ContainerRecord) -> rusqlite::Result<(
             record.storage_policy_index.to_policy(),
         ])?;
     Ok(())
+}
+
+/// Whether the stat table says that the account is deleted, without what is pending.
+pub(super) fn is_deleted(sqlite: &Connection) -> rusqlite::Result<bool> {
+    Ok(query_info(sqlite)?.is_deleted())
 }
 
 fn query_info(sqlite: &Connection) -> rusqlite::Result<AccountInfo> {

@@ -2,5 +2,6 @@
 
 pub mod broker;
 mod listing;
+mod replicated;
 mod schema;
 pub mod server;

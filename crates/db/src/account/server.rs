@@ -1,9 +1,7 @@
 //! The account server (swift/account/server.py).
 //!
 //! A request is one job in the pool of its device. The row of a container, which container servers and updaters PUT here, is an append
-//! to the pending file after a look whether the account is deleted.
-//!
-//! Not here yet: database replication (REPLICATE, which is refused with 501).
+//! to the pending file after a look whether the account is deleted. REPLICATE is `replication::rpc`'s.
 
 use std::sync::Arc;
 
@@ -19,9 +17,10 @@ use super::broker::{AccountBroker, AccountInfo, ContainerRecord, Count, DATADIR}
 use super::listing::ContainerListing;
 use crate::broker::{BrokerError, Options};
 use crate::listing_formats::{ListingType, listing_response};
+use crate::replication::rpc;
 use crate::server::{
     Answer, Databases, Devices, Target, broker_failure, db_path, has_invalid_metadata, html_answer,
-    listing_query, metadata_limits, metadata_of, normal, options, valid_timestamp,
+    listing_query, metadata_limits, metadata_of, normal, options, replicate_body, valid_timestamp,
 };
 
 const ALLOWED: [&str; 6] = ["DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT"];
@@ -53,25 +52,32 @@ impl App for AccountServer {
 }
 
 impl Server {
-    async fn respond(self: Arc<Self>, req: Request) -> Response {
+    async fn respond(self: Arc<Self>, mut req: Request) -> Response {
         if !req.path_is_utf8 {
             return html_answer(412, "Invalid UTF8");
         }
         match &req.method {
             Method::Options => return options("account-server", &ALLOWED),
-            Method::Replicate if self.replication_server => return Response::error(501),
+            Method::Replicate if self.replication_server => {}
             Method::Get | Method::Head | Method::Put | Method::Post | Method::Delete => {}
             _ => return Response::error(405),
         }
+        let body = match replicate_body(&mut req).await {
+            Ok(body) => body,
+            Err(refused) => return refused,
+        };
         let drive = req.path.split('/').nth(1).unwrap_or_default().to_owned();
         let server = self.clone();
-        let job = move || server.handle(&req).unwrap_or_else(|refused| refused);
+        let job = move || server.handle(&req, &body).unwrap_or_else(|refused| refused);
         let response = self.ctx.disk_pools.run(&drive, job).await;
         self.databases.close_idle_later();
         response
     }
 
-    fn handle(&self, req: &Request) -> Answer<Response> {
+    fn handle(&self, req: &Request, body: &[u8]) -> Answer<Response> {
+        if req.method == Method::Replicate {
+            return rpc::answer::<AccountBroker>(&self.ctx, &self.databases.shared, &self.devices, req, body);
+        }
         let most = if req.method == Method::Put { 4 } else { 3 };
         let target = Target::of(req, 3, most, false)?;
         target.validate_reserved(&self.ctx.swift_conf.constraints.auto_create_account_prefix)?;

@@ -30,6 +30,7 @@ pub struct Container;
 impl Kind for Container {
     const DB_TYPE: &'static str = "container";
     const DB_CONTAINS_TYPE: &'static str = "object";
+    const DB_RECLAIM_TIMESTAMP: &'static str = "created_at";
     const DELETE_META_WHITELIST: &'static [&'static str] = &[
         "x-container-sysmeta-shard-quoted-root",
         "x-container-sysmeta-shard-root",
@@ -43,6 +44,10 @@ impl Kind for Container {
 
     fn from_pickle(entry: Value) -> Option<ObjectRecord> {
         ObjectRecord::from_pickle(entry)
+    }
+
+    fn from_json(item: &serde_json::Value) -> Option<ObjectRecord> {
+        ObjectRecord::from_json(item)
     }
 
     fn merge(sqlite: &Connection, records: Vec<ObjectRecord>) -> rusqlite::Result<()> {
@@ -71,6 +76,8 @@ pub struct ContainerInfo {
     pub reported_bytes_used: i64,
     pub hash: String,
     pub id: String,
+    pub x_container_sync_point1: i64,
+    pub x_container_sync_point2: i64,
     pub storage_policy_index: i64,
     pub db_state: DbState,
 }
@@ -117,6 +124,14 @@ impl ContainerBroker {
         let base_file = without_epoch(db_file);
         let db = DatabaseBroker::new(shared, base_file.clone(), &base_file, options.clone());
         Self { db, base_file, files: Vec::new(), shared: shared.clone(), options }
+    }
+
+    /// Of this very file, whatever else is in its directory.
+    pub fn of_file(shared: &Arc<Shared>, file: &Path) -> Self {
+        let options = Options::received();
+        let db = DatabaseBroker::new(shared, file.to_owned(), file, options.clone());
+        let (base_file, files) = (file.to_owned(), vec![file.to_owned()]);
+        Self { db, base_file, files, shared: shared.clone(), options }
     }
 
     /// Whether the container has a database here.
@@ -300,6 +315,28 @@ impl ContainerBroker {
         })
     }
 
+    /// Whether its own shard range says that its objects go to other containers, and there are such.
+    pub fn sharding_initiated(&mut self) -> Result<bool> {
+        let path = self.path()?;
+        let cleaving = self.own_shard_range(&path)?.is_some_and(|own| own.is_cleaving());
+        Ok(cleaving && self.has_other_shard_ranges(&path)?)
+    }
+
+    /// Whether sharding has begun, or is to begin, and is not done.
+    pub fn sharding_required(&mut self) -> Result<bool> {
+        self.find_files()?;
+        let path = self.path()?;
+        Ok(match self.db_state(&path)? {
+            DbState::Sharding => true,
+            DbState::Unsharded => self.sharding_initiated()?,
+            _ => false,
+        })
+    }
+
+    pub fn has_other_shard_ranges(&mut self, path: &str) -> Result<bool> {
+        self.db.read(|sqlite| shards::has_others(sqlite, path))
+    }
+
     /// The broker of the older of two database files. What is pending belongs to the newer.
     fn retiring_broker(&self) -> Option<ContainerBroker> {
         let file = self.files.len().checked_sub(2).and_then(|at| self.files.get(at))?;
@@ -355,7 +392,7 @@ impl ContainerBroker {
         Ok(())
     }
 
-    fn db_state(&mut self, path: &str) -> Result<DbState> {
+    pub fn db_state(&mut self, path: &str) -> Result<DbState> {
         if self.files.len() > 1 {
             return Ok(DbState::Sharding);
         }
@@ -365,7 +402,7 @@ impl ContainerBroker {
         if own.and_then(|own| own.epoch) != Some(epoch) {
             return Ok(DbState::Unsharded);
         }
-        let others = self.db.read(|sqlite| shards::has_others(sqlite, path))?;
+        let others = self.has_other_shard_ranges(path)?;
         Ok(if others { DbState::Sharded } else { DbState::Collapsed })
     }
 
@@ -374,7 +411,8 @@ impl ContainerBroker {
     }
 
     /// `account/container`, as the database has it.
-    fn path(&mut self) -> Result<String> {
+    pub fn path(&mut self) -> Result<String> {
+        self.find_files()?;
         self.db.read(|sqlite| {
             sqlite
                 .prepare_cached("SELECT account || '/' || container FROM container_stat")?
@@ -382,7 +420,8 @@ impl ContainerBroker {
         })
     }
 
-    fn migrate_if_old(&mut self) -> Result<()> {
+    /// Bring the schema up to storage policies, before something of theirs is written.
+    pub(super) fn migrate_if_old(&mut self) -> Result<()> {
         self.find_files()?;
         self.db.read(|sqlite| {
             match sqlite.prepare_cached("SELECT storage_policy_index FROM container_stat LIMIT 0") {
@@ -440,12 +479,20 @@ fn query_policy_stats(sqlite: &Connection, what: &str) -> rusqlite::Result<Vec<(
 }
 
 fn query_info(sqlite: &Connection, policy_column: &str) -> rusqlite::Result<ContainerInfo> {
-    let sql = format!(
-        "SELECT account, container, created_at, put_timestamp, delete_timestamp, status, status_changed_at, \
-         object_count, bytes_used, reported_put_timestamp, reported_delete_timestamp, reported_object_count, \
-         reported_bytes_used, hash, id, {policy_column} FROM container_stat"
-    );
-    sqlite.prepare_cached(&sql)?.query_row([], |row| {
+    let sql = |sync_columns: &str| {
+        format!(
+            "SELECT account, container, created_at, put_timestamp, delete_timestamp, status, status_changed_at, \
+             object_count, bytes_used, reported_put_timestamp, reported_delete_timestamp, reported_object_count, \
+             reported_bytes_used, hash, id, {policy_column}, {sync_columns} FROM container_stat"
+        )
+    };
+    let statement = match sqlite.prepare_cached(&sql("x_container_sync_point1, x_container_sync_point2")) {
+        Err(error) if is_missing(&error, "no such column: x_container_sync_point") => {
+            sqlite.prepare_cached(&sql("-1, -1"))
+        }
+        other => other,
+    };
+    statement?.query_row([], |row| {
         let text = |index| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(index)?.unwrap_or_default());
         let count = |index| Ok::<_, rusqlite::Error>(lenient_int(row, index)?.unwrap_or(0));
         Ok(ContainerInfo {
@@ -465,6 +512,8 @@ fn query_info(sqlite: &Connection, policy_column: &str) -> rusqlite::Result<Cont
             hash: text(13)?,
             id: text(14)?,
             storage_policy_index: count(15)?,
+            x_container_sync_point1: count(16)?,
+            x_container_sync_point2: count(17)?,
             db_state: DbState::Unsharded,
         })
     })

@@ -3,9 +3,12 @@
 mod account_update;
 pub mod broker;
 mod listing;
+mod policy_conflict;
+mod replicated;
 pub mod rows;
 mod schema;
 pub mod server;
+mod shard_range;
 mod shards;
 mod sync_to;
 pub mod updater;

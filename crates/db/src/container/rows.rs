@@ -93,7 +93,7 @@ impl ObjectRecord {
         list.as_array()?.iter().map(Self::from_json).collect()
     }
 
-    fn from_json(item: &serde_json::Value) -> Option<Self> {
+    pub fn from_json(item: &serde_json::Value) -> Option<Self> {
         let text = |key: &str| item.get(key)?.as_str().map(str::to_owned);
         let number = |key: &str| match item.get(key)? {
             serde_json::Value::String(digits) => digits.trim().parse().ok(),

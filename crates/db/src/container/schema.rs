@@ -119,7 +119,7 @@ const CONTAINER_STAT: &str = "
     END;
 ";
 
-const SHARD_RANGE: &str = "
+pub const SHARD_RANGE: &str = "
     CREATE TABLE shard_range (
         ROWID INTEGER PRIMARY KEY AUTOINCREMENT,
         name TEXT,

@@ -4,14 +4,12 @@
 //! container goes on afterwards, to tell the account servers that the proxy named. An object row's PUT or DELETE appends to the
 //! pending file and opens no database.
 //!
-//! Not here yet: database replication (REPLICATE, which is refused with 501) and sharding (records of type `shard`, refused with
-//! 501; no redirects of rows to shards). A sharded container made by Swift is served as far as its statistics go; its listing is
+//! REPLICATE is `replication::rpc`'s. Not here yet: sharding (records of type `shard`, refused with 501; no redirects of rows to shards). A sharded container made by Swift is served as far as its statistics go; its listing is
 //! refused with 501 when the proxy asks for shards.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use common::PolicyIndex;
 use common::config::{ConfigError, Section};
 use common::headers::{self as names, ServerType, is_true_value};
@@ -28,10 +26,11 @@ use super::sync_to::SyncTo;
 use crate::broker::{BrokerError, Options};
 use crate::listing_formats::{ListingType, listing_response};
 use crate::metadata::Metadata;
+use crate::replication::rpc;
 use crate::server::{
     Answer, Databases, Devices, Target, broker_failure, db_path, header_is_true, html_answer, internal,
-    listing_query, metadata_limits, metadata_of, normal, options, policy_index, text_answer, time_step,
-    valid_timestamp,
+    listing_query, metadata_limits, metadata_of, normal, options, policy_index, replicate_body, text_answer,
+    time_step, valid_timestamp,
 };
 
 const ALLOWED: [&str; 7] = ["DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT", "UPDATE"];
@@ -107,7 +106,7 @@ impl Server {
         }
         match &req.method {
             Method::Options => return options("container-server", &ALLOWED),
-            Method::Replicate if self.replication_server => return Response::error(501),
+            Method::Replicate if self.replication_server => {}
             Method::Get | Method::Head | Method::Put | Method::Post | Method::Delete | Method::Update => {}
             _ => return Response::error(405),
         }
@@ -116,7 +115,10 @@ impl Server {
                 Ok(body) => body,
                 Err(error) => return text_answer(400, error.to_string()),
             },
-            _ => Bytes::new(),
+            _ => match replicate_body(&mut req).await {
+                Ok(body) => body,
+                Err(refused) => return refused,
+            },
         };
         let drive = req.path.split('/').nth(1).unwrap_or_default().to_owned();
         let server = self.clone();
@@ -134,6 +136,11 @@ impl Server {
 
     /// The whole request as far as it concerns the disk.
     fn handle(&self, req: &Request, body: &[u8]) -> Answer<Outcome> {
+        if req.method == Method::Replicate {
+            let shared = &self.databases.shared;
+            let answered = rpc::answer::<ContainerBroker>(&self.ctx, shared, &self.devices, req, body);
+            return answered.map(Outcome::Done);
+        }
         let whole_path = !matches!(req.method, Method::Post | Method::Update);
         let target = if whole_path { Target::of(req, 4, 5, true)? } else { Target::of(req, 4, 4, false)? };
         target.validate_reserved(&self.ctx.swift_conf.constraints.auto_create_account_prefix)?;

@@ -47,7 +47,6 @@ async fn an_object_row_does_not_open_the_database() {
 async fn what_is_not_served_yet_is_refused() {
     let node = Node::new();
     for app in [node.account_server(), node.container_server()] {
-        assert_eq!(app.call(request(Method::Replicate, "/sda/1/hash", 1)).await.status.0, 501);
         assert_eq!(app.call(request(Method::Ssync, "/sda/1/a/c", 1)).await.status.0, 405);
     }
     let app = node.container_server();

@@ -1,0 +1,84 @@
+//! What replication does to an account's database.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::timestamp::Timestamp;
+use serde_json::json;
+
+use super::broker::{self, Account, AccountBroker, AccountInfo, DATADIR};
+use crate::broker::{DatabaseBroker, Options, Result, Shared};
+use crate::replication::{Replicated, ReplicationInfo, Timestamps};
+
+impl Replicated for AccountBroker {
+    type Kind = Account;
+    const DATADIR: &'static str = DATADIR;
+
+    fn open(shared: &Arc<Shared>, db_file: &Path, options: Options) -> Self {
+        Self::new(shared, db_file.to_owned(), options)
+    }
+
+    fn of_file(shared: &Arc<Shared>, file: &Path) -> Self {
+        Self::new(shared, file.to_owned(), Options::received())
+    }
+
+    fn db(&mut self) -> &mut DatabaseBroker<Account> {
+        &mut self.db
+    }
+
+    fn exists(&mut self) -> Result<bool> {
+        Ok(self.db.exists())
+    }
+
+    fn replication_info(&mut self) -> Result<ReplicationInfo> {
+        let info = self.info()?;
+        let (metadata, max_row) = (self.db.raw_metadata()?, self.db.max_row()?);
+        Ok(replication_info(info, metadata, max_row))
+    }
+
+    fn merge_timestamps(&mut self, theirs: &Timestamps) -> Result<()> {
+        let now = self.db.shared.clock.now().normal();
+        self.db.merge_timestamps(theirs, &now, broker::is_deleted)
+    }
+
+    fn is_reclaimable(&mut self, info: &ReplicationInfo, age: &str) -> Result<bool> {
+        let at = |text: &str| Timestamp::parse(text).unwrap_or_default();
+        let Timestamps { put_timestamp, delete_timestamp, .. } = &info.timestamps;
+        Ok(info.count == 0 && at(age) > at(delete_timestamp) && at(delete_timestamp) > at(put_timestamp))
+    }
+}
+
+fn replication_info(info: AccountInfo, metadata: String, max_row: i64) -> ReplicationInfo {
+    let json = json!({
+        "account": info.account,
+        "created_at": info.created_at,
+        "put_timestamp": info.put_timestamp,
+        "delete_timestamp": info.delete_timestamp,
+        "status_changed_at": info.status_changed_at,
+        "object_count": info.object_count,
+        "bytes_used": info.bytes_used,
+        "hash": info.hash,
+        "id": info.id,
+        "count": info.container_count,
+        "metadata": metadata,
+        "max_row": max_row,
+    });
+    ReplicationInfo {
+        account: info.account,
+        container: None,
+        timestamps: Timestamps {
+            created_at: info.created_at,
+            put_timestamp: info.put_timestamp,
+            delete_timestamp: info.delete_timestamp,
+        },
+        status_changed_at: info.status_changed_at,
+        count: info.container_count,
+        hash: info.hash,
+        id: info.id,
+        metadata,
+        max_row,
+        storage_policy_index: None,
+        is_reported: true,
+        json,
+    }
+}

@@ -1,0 +1,102 @@
+//! Which of two replicas of a container has the right storage policy (swift/container/reconciler.py `cmp_policy_info`).
+//!
+//! Two proxies that create a container at once may give it two policies. The replica that was created first is right; but one that was
+//! deleted and created anew is righter than one that was not, and of two of those the one that knows the latest deletion. Objects
+//! that are in the other policy by then are moved by the container-reconciler.
+
+use std::cmp::Ordering;
+
+/// What a replica knows of itself; timestamps in internal form, which compare as text.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PolicyInfo<'a> {
+    pub storage_policy_index: i64,
+    pub put_timestamp: &'a str,
+    pub delete_timestamp: &'a str,
+    pub status_changed_at: &'a str,
+    pub count: i64,
+}
+
+impl PolicyInfo<'_> {
+    fn is_deleted(&self) -> bool {
+        self.delete_timestamp > self.put_timestamp && self.count == 0
+    }
+
+    fn is_recreated(&self) -> bool {
+        self.put_timestamp > self.delete_timestamp
+            && common::Timestamp::parse(self.delete_timestamp).is_ok_and(|at| !at.is_zero())
+    }
+}
+
+/// Whether the policy of `theirs` is to be used in place of ours.
+pub fn is_theirs_right(ours: &PolicyInfo<'_>, theirs: &PolicyInfo<'_>) -> bool {
+    ours.storage_policy_index != theirs.storage_policy_index && compare(ours, theirs) == Ordering::Greater
+}
+
+/// `Greater` if `theirs` is the better one.
+fn compare(ours: &PolicyInfo<'_>, theirs: &PolicyInfo<'_>) -> Ordering {
+    match (ours.is_deleted(), theirs.is_deleted()) {
+        (false, true) => return Ordering::Less,
+        (true, false) => return Ordering::Greater,
+        (true, true) => return theirs.status_changed_at.cmp(ours.status_changed_at),
+        (false, false) => {}
+    }
+    match (ours.is_recreated(), theirs.is_recreated()) {
+        (false, true) => return Ordering::Greater,
+        (true, false) => return Ordering::Less,
+        (true, true) => {
+            let latest_delete = ours.delete_timestamp.max(theirs.delete_timestamp);
+            if ours.put_timestamp < latest_delete {
+                return Ordering::Greater;
+            }
+            if theirs.put_timestamp < latest_delete {
+                return Ordering::Less;
+            }
+        }
+        (false, false) => {}
+    }
+    ours.status_changed_at.cmp(theirs.status_changed_at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info<'a>(put: &'a str, delete: &'a str, changed: &'a str, count: i64) -> PolicyInfo<'a> {
+        PolicyInfo {
+            put_timestamp: put,
+            delete_timestamp: delete,
+            status_changed_at: changed,
+            count,
+            ..PolicyInfo::default()
+        }
+    }
+
+    /// What `cmp_policy_info` of 2.38.3 says to the same.
+    #[test]
+    fn replicas_are_preferred_as_swift_prefers_them() {
+        let created_first = info("1", "0", "1", 0);
+        let created_later = info("2", "0", "2", 0);
+        let deleted = info("1", "3", "3", 0);
+        let deleted_with_rows = info("1", "3", "1", 5);
+        let recreated = info("5", "3", "5", 0);
+        let recreated_again = info("9", "8", "9", 0);
+        for (ours, theirs, expected) in [
+            (created_first, created_later, Ordering::Less),
+            (created_later, created_first, Ordering::Greater),
+            (created_first, created_first, Ordering::Equal),
+            (deleted, created_later, Ordering::Greater),
+            (created_later, deleted, Ordering::Less),
+            (deleted, info("1", "4", "4", 0), Ordering::Greater),
+            (deleted_with_rows, created_later, Ordering::Less),
+            (created_first, recreated, Ordering::Greater),
+            (recreated, created_first, Ordering::Less),
+            (recreated, recreated_again, Ordering::Greater),
+            (recreated_again, recreated, Ordering::Less),
+        ] {
+            assert_eq!(compare(&ours, &theirs), expected, "{ours:?} {theirs:?}");
+        }
+        let other = PolicyInfo { storage_policy_index: 1, ..created_first };
+        assert!(is_theirs_right(&created_later, &other));
+        assert!(!is_theirs_right(&created_later, &created_first));
+    }
+}

@@ -1,0 +1,221 @@
+//! Replication of databases (swift/common/db_replicator.py, swift/container/replicator.py).
+//!
+//! Every database has an id, and every row a ROWID that only grows: a changed row is deleted and inserted anew. A database is in sync
+//! with another when the other has taken all rows up to its highest ROWID; how far that went is kept in two tables, by the id of
+//! the other database:
+//!
+//! ```text
+//! incoming_sync    how far I have taken the other's rows: what the other has said itself
+//! outgoing_sync    how far the other has taken mine
+//! ```
+//!
+//! A replicator asks `sync` of each primary of a database, with its own highest row, hash, timestamps and metadata; the other merges
+//! the latter and answers with its own. If neither sync point nor hash say that both are equal, rows are sent in chunks
+//! (`merge_items`, then `merge_syncs`: "usync"); a database that is missing is sent as a file by rsync (`complete_rsync`), and one that
+//! lacks more than half as well, to be merged there (`rsync_then_merge`).
+//!
+//! `rpc` answers these requests in the servers, `replicator` makes them in the daemons, `sync_points` is what both do to a
+//! database.
+
+pub mod rpc;
+mod sync_points;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::broker::{DatabaseBroker, Kind, Options, Result, Shared};
+pub use sync_points::{Items, SyncPoint, Syncs, max_row};
+
+/// A broker whose database is replicated.
+pub trait Replicated: Sized + Send + 'static {
+    type Kind: Kind;
+    /// The directory of a device that has such databases.
+    const DATADIR: &'static str;
+
+    fn open(shared: &Arc<Shared>, db_file: &Path, options: Options) -> Self;
+
+    /// Of exactly this file, whatever lies beside it: one that rsync has brought.
+    fn of_file(shared: &Arc<Shared>, file: &Path) -> Self;
+
+    fn db(&mut self) -> &mut DatabaseBroker<Self::Kind>;
+
+    /// Whether there is a database, under whatever name.
+    fn exists(&mut self) -> Result<bool>;
+
+    /// What replicas tell each other about a database; merges what is pending.
+    fn replication_info(&mut self) -> Result<ReplicationInfo>;
+
+    /// Take the earliest creation and the latest of the other timestamps.
+    fn merge_timestamps(&mut self, theirs: &Timestamps) -> Result<()>;
+
+    /// Whether nobody needs the database any more: empty, and deleted before `age`, a timestamp in normal form.
+    fn is_reclaimable(&mut self, info: &ReplicationInfo, age: &str) -> Result<bool>;
+
+    /// What reclaiming deletes besides rows, sync points and metadata. `age` is in normal form.
+    fn reclaim_more(&mut self, _age: &str) -> Result<()> {
+        Ok(())
+    }
+
+    /// Take the other's storage policy, if it is the better one. Says whether it was.
+    fn take_policy(&mut self, _ours: &ReplicationInfo, _theirs: &RemoteInfo) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Forget what the id of another database was told.
+    fn new_id_resets(_sqlite: &rusqlite::Connection) -> rusqlite::Result<()> {
+        Ok(())
+    }
+
+    /// Whether the rows are on their way to other databases, and must not be replicated as they are.
+    fn sharding_initiated(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// All shard ranges as JSON; `None` where there is no such thing.
+    fn shard_range_data(&mut self) -> Result<Option<Value>> {
+        Ok(None)
+    }
+
+    /// Merge shard ranges that `source` has sent. False where there is no such thing, or it is not a list of shard ranges.
+    fn merge_shard_range_data(&mut self, _shards: &Value, _source: &str) -> Result<bool> {
+        Ok(false)
+    }
+}
+
+/// The timestamps that replicas merge, in internal form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Timestamps {
+    pub created_at: String,
+    pub put_timestamp: String,
+    pub delete_timestamp: String,
+}
+
+impl Timestamps {
+    pub fn from_json(info: &Value) -> Option<Self> {
+        let text = |name: &str| info.get(name)?.as_str().map(str::to_owned);
+        Some(Self {
+            created_at: text("created_at")?,
+            put_timestamp: text("put_timestamp")?,
+            delete_timestamp: text("delete_timestamp")?,
+        })
+    }
+}
+
+/// A database as it presents itself to its replicas. `json` is what Swift calls its replication info, in the order of Swift's keys.
+#[derive(Clone, Debug)]
+pub struct ReplicationInfo {
+    pub account: String,
+    pub container: Option<String>,
+    pub timestamps: Timestamps,
+    pub status_changed_at: String,
+    pub count: i64,
+    pub hash: String,
+    pub id: String,
+    pub metadata: String,
+    pub max_row: i64,
+    /// Of a container.
+    pub storage_policy_index: Option<i64>,
+    /// Whether all that would be told to the account has been told. True for an account.
+    pub is_reported: bool,
+    pub json: Value,
+}
+
+impl ReplicationInfo {
+    /// The words of a `sync` request.
+    pub fn sync_args(&self, with_policy: bool) -> Value {
+        let Timestamps { created_at, put_timestamp, delete_timestamp } = &self.timestamps;
+        let mut args = vec![
+            json!("sync"),
+            json!(self.max_row),
+            json!(self.hash),
+            json!(self.id),
+            json!(created_at),
+            json!(put_timestamp),
+            json!(delete_timestamp),
+            json!(self.metadata),
+        ];
+        if let (true, Some(policy)) = (with_policy, self.storage_policy_index) {
+            args.extend([json!(self.status_changed_at), json!(self.count), json!(policy)]);
+        }
+        Value::Array(args)
+    }
+}
+
+/// A replica elsewhere, as its `sync` request or the answer to ours tells it.
+#[derive(Clone, Debug, Default)]
+pub struct RemoteInfo {
+    /// Of a request: the highest row there. Of an answer: how far it has taken our rows.
+    pub point: i64,
+    pub hash: String,
+    pub id: String,
+    pub timestamps: Timestamps,
+    /// As it came: the text of a JSON object.
+    pub metadata: String,
+    /// Of an answer.
+    pub max_row: i64,
+    /// Of an answer: -1 without shard ranges, `None` from servers that know nothing of them.
+    pub shard_max_row: Option<i64>,
+    pub policy: Option<RemotePolicy>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct RemotePolicy {
+    pub status_changed_at: String,
+    pub count: i64,
+    pub storage_policy_index: i64,
+}
+
+impl RemoteInfo {
+    /// The words after `sync` of a request.
+    pub fn from_sync_args(args: &[Value]) -> Option<Self> {
+        let text = |at: usize| args.get(at)?.as_str().map(str::to_owned);
+        let policy = if args.len() > 9 {
+            Some(RemotePolicy {
+                status_changed_at: text(7)?,
+                count: args[8].as_i64()?,
+                storage_policy_index: args[9].as_i64()?,
+            })
+        } else {
+            None
+        };
+        Some(Self {
+            point: args.first()?.as_i64()?,
+            hash: text(1)?,
+            id: text(2)?,
+            timestamps: Timestamps {
+                created_at: text(3)?,
+                put_timestamp: text(4)?,
+                delete_timestamp: text(5)?,
+            },
+            metadata: args.get(6)?.as_str().unwrap_or_default().to_owned(),
+            policy,
+            ..Self::default()
+        })
+    }
+
+    /// The body of an answer.
+    pub fn from_answer(body: &[u8]) -> Option<Self> {
+        let info: Value = serde_json::from_slice(body).ok()?;
+        let text = |name: &str| info.get(name)?.as_str().map(str::to_owned);
+        let number = |name: &str| info.get(name)?.as_i64();
+        let policy = number("storage_policy_index").and_then(|storage_policy_index| {
+            Some(RemotePolicy {
+                status_changed_at: text("status_changed_at")?,
+                count: number("count").or(number("object_count")).unwrap_or(0),
+                storage_policy_index,
+            })
+        });
+        Some(Self {
+            point: number("point")?,
+            hash: text("hash")?,
+            id: text("id")?,
+            timestamps: Timestamps::from_json(&info)?,
+            metadata: text("metadata").unwrap_or_default(),
+            max_row: number("max_row")?,
+            shard_max_row: number("shard_max_row"),
+            policy,
+        })
+    }
+}
