@@ -54,6 +54,24 @@ fn fragments_are_pyeclibs() {
 }
 
 #[test]
+fn payloads_are_jerasures() {
+    use md5::{Digest, Md5};
+    let golden = include_str!("golden/jerasure.txt");
+    for line in golden.lines() {
+        let [ec_type, ndata, nparity, len, digest] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("not a code, a length and a digest: {line}");
+        };
+        let number = |text: &str| text.parse::<usize>().expect("a number");
+        let codec = Codec::new(ec_type, number(ndata), number(nparity)).expect("a code");
+        let mut md5 = Md5::new();
+        codec.encode(&segment(number(len))).iter().for_each(|f| md5.update(&f.payload));
+        let found: String = md5.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(found, digest, "{line}");
+    }
+    assert_eq!(golden.lines().count(), 80);
+}
+
+#[test]
 fn any_loss_up_to_the_parity_is_made_good() {
     for (ec_type, ndata, nparity) in CODES {
         let codec = Codec::new(ec_type, *ndata, *nparity).expect("a code");

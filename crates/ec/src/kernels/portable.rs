@@ -9,16 +9,16 @@ pub enum Tables {
 }
 
 impl Tables {
-    pub fn new(field: Field, elements: &[u16]) -> Tables {
+    pub fn new(field: Field, elements: impl Iterator<Item = u16>) -> Tables {
         let multiple = |element: u16, byte: usize, shift: u32| field.mul(element, (byte as u16) << shift);
         match field {
             Field::Gf16 => {
                 let table = |e, shift| std::array::from_fn(|byte| multiple(e, byte, shift));
-                Tables::Words(elements.iter().map(|e| [table(*e, 0), table(*e, 8)]).collect())
+                Tables::Words(elements.map(|e| [table(e, 0), table(e, 8)]).collect())
             }
             Field::Gf4 | Field::Gf8 => {
                 let table = |e| std::array::from_fn(|byte| multiple(e, byte, 0) as u8);
-                Tables::Bytes(elements.iter().map(|e| table(*e)).collect())
+                Tables::Bytes(elements.map(table).collect())
             }
         }
     }
