@@ -16,16 +16,16 @@ def losses(count, most):
         yield from itertools.combinations(range(count), n)
 
 
+segments = [bytes((i * 167 + (i >> 8) * 13 + 5) % 256 for i in range(int(length))) for length in sys.argv[1].split(',')]
 for code in sys.argv[2:]:
     ec_type, ndata, nparity = code.split(':')
     ndata, nparity = int(ndata), int(nparity)
     driver = ECDriver(ec_type=ec_type, k=ndata, m=nparity)
     promised = int(ec_type[-1]) - 1 if ec_type.startswith('flat_xor') else nparity
-    for length in map(int, sys.argv[1].split(',')):
-        segment = bytes((i * 167 + (i >> 8) * 13 + 5) % 256 for i in range(length))
+    for segment in segments:
         fragments = driver.encode(segment)
-        print(ec_type, ndata, nparity, length, hashlib.md5(b''.join(fragments)).hexdigest())
-        if ndata + nparity > 7 or length > 5000:
+        print(ec_type, ndata, nparity, len(segment), hashlib.md5(b''.join(fragments)).hexdigest())
+        if ndata + nparity > 7 or len(segment) > 5000:
             continue
         for lost in losses(ndata + nparity, promised):
             left = [f for i, f in enumerate(fragments) if i not in lost]
