@@ -12,6 +12,7 @@ pub mod pickle;
 pub mod policy;
 pub mod quote;
 pub mod recon;
+pub mod repr;
 pub mod timestamp;
 pub mod wsgi;
 

@@ -13,12 +13,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::config::{ConfigError, Section};
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::context::Context;
 use crate::http::BoxFuture;
+use crate::logs::Logger;
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -120,6 +122,24 @@ async fn pass(daemon: &dyn Daemon, ctx: &Context, progress: &Progress, mode: Mod
     ctx.metrics
         .gauge("swift_daemon_last_pass_milliseconds", "How long the last pass took.", &labels)
         .set(took);
+}
+
+/// The option `interval` of a replicator, which was called `run_pause`.
+pub fn replicator_interval(section: &Section, logger: &Logger, name: &str) -> Result<Duration, ConfigError> {
+    let Some(run_pause) = section.get("run_pause") else { return section.secs("interval", 30.0) };
+    let run_pause = run_pause.parse::<f64>().ok().and_then(|secs| Duration::try_from_secs_f64(secs).ok());
+    if section.get("interval").is_some() {
+        logger.warning(format_args!(
+            "Option {name}/run_pause is deprecated and {name}/interval is already configured. You can safely remove \
+             run_pause; it is now ignored and will be removed in a future version."
+        ));
+        return section.secs("interval", 30.0);
+    }
+    logger.warning(format_args!(
+        "Option {name}/run_pause is deprecated and will be removed in a future version. Update your configuration to use \
+         option {name}/interval."
+    ));
+    run_pause.ok_or_else(|| section.error("run_pause", "expected a number of seconds"))
 }
 
 /// What a panic said.

@@ -22,6 +22,7 @@ pub mod pipeline;
 pub mod priority;
 pub mod recon;
 pub mod rng;
+pub mod rsync;
 pub mod server;
 pub mod signals;
 pub mod statsd;

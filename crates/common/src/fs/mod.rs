@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FallocateFlags, OFlags};
 use rustix::io::Errno;
@@ -362,6 +363,19 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// Removes the files of a directory whose names end so and which were last written before `oldest`, since the epoch: what those
+/// have left who died. Best effort: what cannot be removed is left for the next time.
+pub fn remove_older_than(dir: &Path, oldest: Duration, suffix: &str) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let modified = entry.metadata().ok().and_then(|meta| meta.modified().ok());
+        let age = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        let is_one = entry.file_name().as_encoded_bytes().ends_with(suffix.as_bytes());
+        if is_one && age.is_some_and(|modified| modified < oldest) {
+            let _ = remove_file(&entry.path());
+        }
     }
 }
 

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use common::policy::data_dir;
 use ring::{Device, Node, Ring, is_local_device};
@@ -177,15 +176,6 @@ fn job(
 
 /// Removes what writers that died have left, once it is older than reclaim_age.
 fn sweep_tmp(tmp: &Path, manager: &DiskFileManager) {
-    let now = Duration::try_from_secs_f64(manager.clock().unix_secs()).unwrap_or_default();
-    let oldest = now.saturating_sub(manager.conf().reclaim_age);
-    let Ok(entries) = std::fs::read_dir(tmp) else { return };
-    for entry in entries.flatten() {
-        let modified = entry.metadata().ok().and_then(|meta| meta.modified().ok());
-        let age = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-        if age.is_some_and(|modified| modified < oldest) {
-            // Left for the next pass if it cannot be removed.
-            let _ = common::fs::remove_file(&entry.path());
-        }
-    }
+    let now = manager.clock().since_epoch();
+    common::fs::remove_older_than(tmp, now.saturating_sub(manager.conf().reclaim_age), "");
 }

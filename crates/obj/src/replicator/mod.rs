@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use ring::{Device, Ring, whataremyips};
 use serde_json::{Map, Value, json};
 use service::context::Context;
-use service::daemon::{Daemon, Mode, Progress};
+use service::daemon::{Daemon, Mode, Progress, replicator_interval};
 use service::http::BoxFuture;
 use service::logs::Logger;
 use service::recon;
@@ -103,7 +103,7 @@ impl ReplicatorConf {
             concurrency: section.positive_int::<usize>("concurrency", 1)?,
             // Less than none is none.
             workers: usize::try_from(section.int::<i64>("replicator_workers", 0)?).unwrap_or(0),
-            interval: interval(section, ctx)?,
+            interval: replicator_interval(section, &ctx.logger, NAME)?,
             stats_interval: section.secs("stats_interval", 300.0)?,
             ring_check_interval: section.secs("ring_check_interval", 15.0)?,
             handoffs_first: section.bool("handoffs_first", false)?,
@@ -124,23 +124,6 @@ impl ReplicatorConf {
         }
         Ok(conf)
     }
-}
-
-fn interval(section: &Section, ctx: &Context) -> Result<Duration, ConfigError> {
-    let Some(run_pause) = section.get("run_pause") else { return section.secs("interval", 30.0) };
-    let run_pause = run_pause.parse::<f64>().ok().and_then(|secs| Duration::try_from_secs_f64(secs).ok());
-    if section.get("interval").is_some() {
-        ctx.logger.warning(
-            "Option object-replicator/run_pause is deprecated and object-replicator/interval is already configured. You \
-             can safely remove run_pause; it is now ignored and will be removed in a future version.",
-        );
-        return section.secs("interval", 30.0);
-    }
-    ctx.logger.warning(
-        "Option object-replicator/run_pause is deprecated and will be removed in a future version. Update your \
-         configuration to use option object-replicator/interval.",
-    );
-    run_pause.ok_or_else(|| section.error("run_pause", "expected a number of seconds"))
 }
 
 /// The daemon of a configuration file.

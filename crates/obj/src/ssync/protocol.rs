@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use common::hash::ObjHash;
 use common::quote::{quote, unquote};
+pub use common::repr::{python_repr, python_repr_bytes};
 use common::timestamp::Timestamp;
 
 pub const MISSING_CHECK_START: &str = ":MISSING_CHECK: START";
@@ -221,46 +222,6 @@ pub fn error_line(status: u16, reason: &str) -> String {
     format!(":ERROR: {status} {reason}\n")
 }
 
-/// Python's repr of a `str`.
-pub fn python_repr(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut out = String::from(quote);
-    for ch in text.chars() {
-        match ch {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            ch if ch == quote => out.extend(['\\', ch]),
-            ch if (ch as u32) < 0x20 || (0x7f..0xa0).contains(&(ch as u32)) => {
-                out.push_str(&format!("\\x{:02x}", ch as u32));
-            }
-            ch => out.push(ch),
-        }
-    }
-    out.push(quote);
-    out
-}
-
-/// Python's repr of `bytes`.
-pub fn python_repr_bytes(bytes: &[u8]) -> String {
-    let quote = if bytes.contains(&b'\'') && !bytes.contains(&b'"') { b'"' } else { b'\'' };
-    let mut out = format!("b{}", quote as char);
-    for &byte in bytes {
-        match byte {
-            b'\\' => out.push_str("\\\\"),
-            b'\n' => out.push_str("\\n"),
-            b'\r' => out.push_str("\\r"),
-            b'\t' => out.push_str("\\t"),
-            byte if byte == quote => out.extend(['\\', byte as char]),
-            0x20..=0x7e => out.push(byte as char),
-            byte => out.push_str(&format!("\\x{byte:02x}")),
-        }
-    }
-    out.push(quote as char);
-    out
-}
-
 /// The part of a line that goes into a message.
 const MAX_QUOTED: usize = 1024;
 
@@ -417,10 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn reprs_are_pythons() {
-        assert_eq!(python_repr("it's"), r#""it's""#);
-        assert_eq!(python_repr("a'b\"c\\\n\x01é"), "'a\\'b\"c\\\\\\n\\x01é'");
-        assert_eq!(python_repr_bytes(b"<html>it's\xff\r\n"), "b\"<html>it's\\xff\\r\\n\"");
+    fn an_error_has_pythons_repr_of_its_reason() {
         assert_eq!(error_line(0, &python_repr("why")), ":ERROR: 0 'why'\n");
     }
 
