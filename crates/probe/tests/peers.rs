@@ -45,7 +45,10 @@ fn account_and_container_servers_replicate_as_swifts() -> Result<()> {
 
 /// An object server with a device of its own below `dir`, on the swift.conf of `dir`.
 fn object_server(peer: Peer, dir: &Path, port: u16, options: &str) -> Result<Process> {
-    let devices = dir.join(peer.name());
+    object_server_on(peer, dir, &dir.join(peer.name()), port, options)
+}
+
+fn object_server_on(peer: Peer, dir: &Path, devices: &Path, port: u16, options: &str) -> Result<Process> {
     std::fs::create_dir_all(devices.join("sda1"))?;
     let conf = dir.join(format!("{}.conf", peer.name()));
     std::fs::write(
@@ -65,13 +68,15 @@ fn object_server(peer: Peer, dir: &Path, port: u16, options: &str) -> Result<Pro
     Ok(process)
 }
 
-/// A folder with a swift.conf of two policies.
+/// A folder with a swift.conf of two replication policies and an EC one.
 fn swift_dir() -> Result<tempfile::TempDir> {
     let dir = tempfile::tempdir()?;
     std::fs::write(
         dir.path().join("swift.conf"),
         "[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n\
-         [storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n",
+         [storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n\
+         [storage-policy:2]\nname = ec\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n\
+         ec_num_data_fragments = 4\nec_num_parity_fragments = 2\n",
     )?;
     Ok(dir)
 }
@@ -102,6 +107,27 @@ fn object_servers_answer_alike_and_leave_the_same_objects() -> Result<()> {
     let options = "statsd_label_mode = graphite\nstatsd_user_label_rack = r1\n\
                    slow_delete_log_threshold_seconds = 0\n";
     compare_object_servers(&[], options)
+}
+
+#[test]
+fn object_servers_answer_alike_about_fragments_and_leave_the_same() -> Result<()> {
+    compare_object_servers(&["--ec"], "commit_window = 0\n")
+}
+
+#[test]
+fn fragments_that_one_implementation_writes_are_served_and_hashed_alike_by_both() -> Result<()> {
+    let dir = swift_dir()?;
+    let dir = dir.path();
+    let ports = peer::free_ports(2)?;
+    let devices = dir.join("devices");
+    let mut check = script("ec_disk.py")?;
+    let mut servers = Vec::new();
+    for (peer, port) in [Peer::Python, Peer::Martlet].into_iter().zip(ports) {
+        servers.push(object_server_on(peer, dir, &devices, port, "")?);
+        check.arg(format!("127.0.0.1:{port}"));
+    }
+    println!("{}", success(check.arg(devices))?);
+    Ok(())
 }
 
 #[test]
