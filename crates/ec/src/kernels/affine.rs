@@ -84,40 +84,44 @@ struct Words512;
 
 impl Multiply for Words512 {
     type Coefficient = Word;
-    /// The bytes sorted, and with their halves exchanged.
-    type Source = [__m512i; 2];
-    type Sum = __m512i;
-    const STEP: usize = 64;
+    /// Of two vectors the bytes sorted, and with their halves exchanged.
+    type Source = [[__m512i; 2]; 2];
+    type Sum = [__m512i; 2];
+    const STEP: usize = 128;
     const ROWS: usize = 6;
 
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> [__m512i; 2] {
+    unsafe fn load(from: *const u8) -> [[__m512i; 2]; 2] {
         unsafe {
             let sort = _mm512_broadcast_i32x4(_mm_loadu_si128(SORT.as_ptr().cast()));
-            let sorted = _mm512_shuffle_epi8(_mm512_loadu_si512(from.cast()), sort);
-            [sorted, _mm512_shuffle_epi32::<0x4e>(sorted)]
+            let x = _mm512_shuffle_epi8(_mm512_loadu_si512(from.cast()), sort);
+            let y = _mm512_shuffle_epi8(_mm512_loadu_si512(from.add(64).cast()), sort);
+            [[x, _mm512_shuffle_epi32::<0x4e>(x)], [y, _mm512_shuffle_epi32::<0x4e>(y)]]
         }
     }
     #[inline(always)]
-    unsafe fn zero() -> __m512i {
-        unsafe { _mm512_setzero_si512() }
+    unsafe fn zero() -> [__m512i; 2] {
+        unsafe { [_mm512_setzero_si512(); 2] }
     }
     #[inline(always)]
-    unsafe fn add(sum: __m512i, by: &Word, [x, exchanged]: [__m512i; 2]) -> __m512i {
+    unsafe fn add([a, b]: [__m512i; 2], by: &Word, [[x, x2], [y, y2]]: [[__m512i; 2]; 2]) -> [__m512i; 2] {
         unsafe {
             let straight = _mm512_broadcast_i32x4(_mm_loadu_si128(by.as_ptr().cast()));
             let across = _mm512_broadcast_i32x4(_mm_loadu_si128(by[2..].as_ptr().cast()));
             let x = _mm512_gf2p8affine_epi64_epi8::<0>(x, straight);
-            let y = _mm512_gf2p8affine_epi64_epi8::<0>(exchanged, across);
+            let x2 = _mm512_gf2p8affine_epi64_epi8::<0>(x2, across);
+            let y = _mm512_gf2p8affine_epi64_epi8::<0>(y, straight);
+            let y2 = _mm512_gf2p8affine_epi64_epi8::<0>(y2, across);
             // The truth table of a sum of three.
-            _mm512_ternarylogic_epi64::<0x96>(sum, x, y)
+            [_mm512_ternarylogic_epi64::<0x96>(a, x, x2), _mm512_ternarylogic_epi64::<0x96>(b, y, y2)]
         }
     }
     #[inline(always)]
-    unsafe fn store(sum: __m512i, to: *mut u8) {
+    unsafe fn store([a, b]: [__m512i; 2], to: *mut u8) {
         unsafe {
             let unsort = _mm512_broadcast_i32x4(_mm_loadu_si128(UNSORT.as_ptr().cast()));
-            _mm512_storeu_si512(to.cast(), _mm512_shuffle_epi8(sum, unsort));
+            _mm512_storeu_si512(to.cast(), _mm512_shuffle_epi8(a, unsort));
+            _mm512_storeu_si512(to.add(64).cast(), _mm512_shuffle_epi8(b, unsort));
         }
     }
 }
@@ -161,7 +165,7 @@ struct Words256;
 
 impl Multiply for Words256 {
     type Coefficient = Word;
-    /// As in [`Words512`].
+    /// The bytes sorted, and with their halves exchanged.
     type Source = [__m256i; 2];
     type Sum = __m256i;
     const STEP: usize = 32;

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+mod codes;
 mod ssync;
 
 const SMALL: usize = 4096;
@@ -34,7 +35,7 @@ const FREED: Duration = Duration::from_secs(65);
 #[derive(Parser, Clone)]
 struct Cli {
     /// What to measure
-    #[arg(value_delimiter = ',', default_value = "object,proxy,ssync,idle")]
+    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ssync,idle")]
     tables: Vec<String>,
     /// Seconds of load for a cell
     #[arg(long, default_value_t = 2.0)]
@@ -67,11 +68,12 @@ fn main() -> Result<()> {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let dir = dir.canonicalize().with_context(|| format!("cannot resolve {}", dir.display()))?;
         match table.as_str() {
+            "ec" => codes::table(cli.alone)?,
             "object" => runtime.block_on(object_table(&cli, &dir))?,
             "proxy" => runtime.block_on(proxy_table(&cli, &dir))?,
             "ssync" => ssync::table(&peers(&cli), &dir)?,
             "idle" => idle_table(&cli, &dir)?,
-            other => bail!("{other}: expected object, proxy, ssync or idle"),
+            other => bail!("{other}: expected ec, object, proxy, ssync or idle"),
         }
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
