@@ -118,7 +118,7 @@ impl ObjectServer {
         let (found, told) = self.run_delete(&target, job).await?;
         if !told {
             let old = stored_delete_at(&found.metadata);
-            self.delete_at_updates(&target, &origin, None, old, 0).await;
+            self.delete_at_updates(&target, &origin, None, old, 0).await?;
             steps.record("delete_at_update");
             let (found, steps) = (found.clone(), steps.clone());
             self.run_delete(&target, move || found.delete(timestamp, &steps)).await?;
@@ -126,7 +126,7 @@ impl ObjectServer {
         if found.timestamp < timestamp {
             let mut update = Headers::new();
             update.insert(X_TIMESTAMP, timestamp.internal());
-            self.container_update(Method::Delete, &target, &origin, update).await;
+            self.container_update(Method::Delete, &target, &origin, update).await?;
             steps.record("container_update");
         }
         let content_type = from_stored(found.metadata.get(CONTENT_TYPE).unwrap_or_default());

@@ -71,12 +71,12 @@ impl ObjectServer {
         let (plan, written) = self.run_post(&target, job).await?;
         if !written {
             let (old, new) = plan.queue.unwrap_or_default();
-            self.delete_at_updates(&target, &origin, Some(&plan.datafile), old, new).await;
+            self.delete_at_updates(&target, &origin, Some(&plan.datafile), old, new).await?;
             let (diskfile, metadata) = (plan.diskfile.clone(), plan.metadata.clone());
             self.run_post(&target, move || Ok(diskfile.write_metadata(metadata)?)).await?;
         }
         let content_type = plan.told_content_type();
-        self.container_update(Method::Put, &target, &origin, plan.container_headers(&content_type)).await;
+        self.container_update(Method::Put, &target, &origin, plan.container_headers(&content_type)).await?;
         let mut response = Response::error(202).with_header(X_BACKEND_CONTENT_TYPE, &content_type);
         for (name, value) in plan.original.iter() {
             if std::str::from_utf8(name).is_ok_and(|name| is_sys_meta(ServerType::Object, name)) {

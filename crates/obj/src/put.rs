@@ -110,7 +110,7 @@ impl ObjectServer {
             let (original, metadata) = self.put_large(&put, req).await?;
             (original, metadata, Footers::default())
         };
-        self.tell_containers(&put.target, &origin, &original, &metadata, &footers).await;
+        self.tell_containers(&put.target, &origin, &original, &metadata, &footers).await?;
         let etag = metadata.get(ETAG).unwrap_or_default();
         Ok(Response::error(201).with_header(ETAG, [b"\"", etag, b"\""].concat()))
     }
@@ -371,16 +371,16 @@ impl ObjectServer {
         original: &Original,
         metadata: &Metadata,
         footers: &Footers,
-    ) {
+    ) -> Result<(), Response> {
         let delete_at = delete_at_of(&origin.headers);
-        self.delete_at_updates(target, origin, Some(metadata), original.delete_at, delete_at).await;
+        self.delete_at_updates(target, origin, Some(metadata), original.delete_at, delete_at).await?;
         let mut update = Headers::new();
         update.insert("X-Size", metadata.get(CONTENT_LENGTH).unwrap_or_default());
         update.insert("X-Content-Type", origin.headers.get(CONTENT_TYPE).unwrap_or_default());
         update.insert(X_TIMESTAMP, origin.timestamp.internal());
         update.insert("X-Etag", metadata.get(ETAG).unwrap_or_default());
         apply_overrides(&mut update, origin.headers.iter(), footers.iter());
-        self.container_update(Method::Put, target, origin, update).await;
+        self.container_update(Method::Put, target, origin, update).await
     }
 }
 

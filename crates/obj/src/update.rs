@@ -110,14 +110,15 @@ pub(crate) fn apply_overrides<'a>(
 }
 
 impl ObjectServer {
-    /// Tells the container servers, and waits for them for a while.
+    /// Tells the container servers, and waits for them for a while. An error if one has neither been told nor is to be told
+    /// by the object-updater: the listing would never show what the client was promised.
     pub async fn container_update(
         self: &Arc<Self>,
         op: Method,
         target: &Arc<Target>,
         origin: &Origin,
         mut headers: Headers,
-    ) {
+    ) -> Result<(), Response> {
         let (hosts, devices) = (origin.text(X_CONTAINER_HOST), origin.text(X_CONTAINER_DEVICE));
         let list = |text: &str| text.split(',').map(|item| item.trim().to_owned()).collect::<Vec<_>>();
         let (host_list, device_list) = (list(hosts), list(devices));
@@ -126,11 +127,11 @@ impl ObjectServer {
                 "ERROR Container update failed: different numbers of hosts and devices in request: \
                  \"{hosts}\" vs \"{devices}\""
             ));
-            return;
+            return Ok(());
         }
         let partition = origin.text(X_CONTAINER_PARTITION);
         if partition.is_empty() {
-            return;
+            return Ok(());
         }
         let container_path = self.container_path(target, origin);
         headers.insert(X_TRANS_ID, origin.trans_id());
@@ -154,12 +155,14 @@ impl ObjectServer {
         });
         let tasks: Vec<_> = tasks.collect();
         let (count, limit) = (tasks.len(), self.options.container_update_timeout);
-        if tokio::time::timeout(limit, join_all(tasks)).await.is_err() {
+        let Ok(told) = tokio::time::timeout(limit, join_all(tasks)).await else {
             let limit = limit.as_secs_f64();
             target
                 .logger
                 .debug(format_args!("Container update timeout ({limit:.4}s) waiting for {count} updates"));
-        }
+            return Ok(());
+        };
+        told.into_iter().try_for_each(|told| told.unwrap_or_else(|_| Err(Response::error(500))))
     }
 
     /// The shard that the proxy says the update goes to, instead of the root container.
@@ -181,11 +184,11 @@ impl ObjectServer {
         Some(path)
     }
 
-    async fn send_or_save(self: Arc<Self>, update: Update, target: Arc<Target>) {
+    async fn send_or_save(self: Arc<Self>, update: Update, target: Arc<Target>) -> Result<(), Response> {
         let mut container_path = update.container_path.clone();
         if let Some(node) = &update.node {
             match self.send(&update, node, &target).await {
-                Sent::Done => return,
+                Sent::Done => return Ok(()),
                 Sent::Failed => {}
                 Sent::Redirected(path) => {
                     target.logger.debug(format_args!("Update to {} redirected to {path}", update.path()));
@@ -193,7 +196,7 @@ impl ObjectServer {
                 }
             }
         }
-        self.save(update, container_path, target).await;
+        self.save(update, container_path, target).await
     }
 
     async fn send(&self, update: &Update, node: &ContainerNode, target: &Target) -> Sent {
@@ -249,7 +252,12 @@ impl ObjectServer {
     }
 
     /// Leaves the update for the object-updater.
-    async fn save(&self, update: Update, container_path: Option<String>, target: Arc<Target>) {
+    async fn save(
+        &self,
+        update: Update,
+        container_path: Option<String>,
+        target: Arc<Target>,
+    ) -> Result<(), Response> {
         let data = update.to_pickle(container_path);
         let timestamp =
             ["X-Meta-Timestamp", X_TIMESTAMP].iter().find_map(|name| update.headers.get_str(name));
@@ -261,9 +269,10 @@ impl ObjectServer {
             manager.pickle_async_update(device, &account, &container, &obj, &data, timestamp)
         };
         let device = &target.device;
-        if let Err(e) = self.ctx.disk_pools.run(device, save).await {
+        self.ctx.disk_pools.run(device, save).await.map_err(|e| {
             target.logger.error(format_args!("ERROR saving container update on {device}: {e}"));
-        }
+            Response::error(500)
+        })
     }
 
     /// Puts the object into the expirer's queue for its new time and takes it out for its old one.
@@ -274,18 +283,19 @@ impl ObjectServer {
         metadata: Option<&Metadata>,
         old: u64,
         new: u64,
-    ) {
+    ) -> Result<(), Response> {
         if new != 0 {
             let length = metadata.and_then(|m| m.get_str(CONTENT_LENGTH)).unwrap_or("0").to_owned();
             let timestamp = metadata.and_then(|m| m.get(X_TIMESTAMP)).unwrap_or_default();
             let mut extra = Headers::new();
             extra.insert("X-Content-Type", format!("{DELETE_TYPE};swift_expirer_bytes={length}"));
             extra.insert("X-Content-Type-Timestamp", timestamp);
-            self.delete_at_update(Method::Put, new, target, origin, extra).await;
+            self.delete_at_update(Method::Put, new, target, origin, extra).await?;
         }
         if old != 0 && old != new {
-            self.delete_at_update(Method::Delete, old, target, origin, Headers::new()).await;
+            self.delete_at_update(Method::Delete, old, target, origin, Headers::new()).await?;
         }
+        Ok(())
     }
 
     async fn delete_at_update(
@@ -295,9 +305,9 @@ impl ObjectServer {
         target: &Arc<Target>,
         origin: &Origin,
         extra: Headers,
-    ) {
+    ) -> Result<(), Response> {
         if origin.headers.get_bool(X_BACKEND_REPLICATION) {
-            return;
+            return Ok(());
         }
         let Target { account, container, obj, .. } = &**target;
         let expirer = &self.options.expirer;
@@ -314,11 +324,11 @@ impl ObjectServer {
         if op == Method::Delete {
             let clean = origin.headers.get_str(X_BACKEND_CLEAN_EXPIRING_OBJECT_QUEUE);
             if clean.is_some_and(|value| !is_true_value(value)) {
-                return;
+                return Ok(());
             }
         } else {
             // Without the header enough other object servers do it.
-            let Some(hosts) = origin.headers.get_str(X_DELETE_AT_HOST) else { return };
+            let Some(hosts) = origin.headers.get_str(X_DELETE_AT_HOST) else { return Ok(()) };
             if let Some(named) = named_queue(target, origin, &queue) {
                 queue = named;
             }
@@ -353,8 +363,9 @@ impl ObjectServer {
                 container_path: None,
                 db_state: None,
             };
-            self.clone().send_or_save(update, target.clone()).await;
+            self.clone().send_or_save(update, target.clone()).await?;
         }
+        Ok(())
     }
 }
 
