@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::fs::{remove_empty_dir, remove_file};
+use common::fs::{fsync_dir, remove_empty_dir, remove_file};
 use common::hash::{ObjHash, Suffix};
 use service::logs::Logger;
 
@@ -188,6 +188,8 @@ fn remove_in_sync(
     logger: &Logger,
 ) -> Result<bool, DiskFileError> {
     let mut removed = 0;
+    // Before anything goes: a node that is stopped now and has the partition back later must not take itself for in sync.
+    manager.get_hashes(device, partition, suffixes, true)?;
     for &suffix in suffixes {
         let suffix_dir = path.join(suffix.to_string());
         let listed = list_hash_dirs(&suffix_dir);
@@ -216,9 +218,8 @@ fn remove_in_sync(
     if gone {
         logger.info(format_args!("Removing partition: {}", path.display()));
     } else {
-        for &suffix in suffixes {
-            manager.invalidate_hash(device, partition, suffix)?;
-        }
+        // Somebody may have hashed it meanwhile.
+        manager.get_hashes(device, partition, suffixes, true)?;
         logger.info(format_args!("Removing {removed} objects"));
     }
     Ok(gone)
@@ -276,6 +277,12 @@ fn remove_partition(manager: &DiskFileManager, path: &Path) -> Result<bool, Disk
         } else {
             return Ok(false);
         }
+    }
+    // A crash must not leave hashes without what tells that they are stale.
+    let hashes = path.join("hashes.pkl");
+    if files.contains(&hashes) {
+        remove_files(&[hashes])?;
+        fsync_dir(path).map_err(|err| io_error("cannot sync", path, err))?;
     }
     remove_files(&files)?;
     remove_dir(path)
