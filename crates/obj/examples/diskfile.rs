@@ -13,8 +13,6 @@
 //! {"cmd": "choose", "files": [...], "fragments": 6, "frag_index": 1, "frag_prefs": [["1.0", [0]]]}
 //! ```
 //!
-//! With `MARTLET_FAIL_POINT` in the environment it dies or fails at that point of a write.
-//!
 //! An answer is `{"ok": ...}` or `{"error": NAME, "ts": ...}` with the names of Swift's exceptions.
 
 use std::io::{BufRead, Write};
@@ -34,7 +32,6 @@ use service::logs::Logger;
 use service::statsd::Statsd;
 
 fn main() {
-    common::fs::fail::arm_from_env().expect("a fail point");
     let args: Vec<String> = std::env::args().collect();
     let [_, devices, part_power, rest @ ..] = args.as_slice() else {
         panic!("DEVICES PART_POWER [reclaim_age]")

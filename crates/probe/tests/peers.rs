@@ -25,6 +25,16 @@ fn diskfiles_of_both_implementations_agree_on_each_others_files() -> Result<()> 
     Ok(())
 }
 
+/// Ours is killed, or fails, at each fail point of PUT, POST, DELETE, SSYNC, hashing and quarantine.
+#[test]
+fn what_a_stopped_object_server_leaves_is_whole_for_both_implementations() -> Result<()> {
+    // Many small disks, of which the program keeps account by itself what is synced.
+    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
+    println!("{}", success(std::process::Command::new(example("kills")?).arg(dir.path()))?);
+    println!("{}", success(script("kills.py")?.arg(dir.path()))?);
+    Ok(())
+}
+
 #[test]
 fn brokers_of_both_implementations_agree_on_each_others_databases() -> Result<()> {
     println!("{}", success(script("db_brokers.py")?.arg(example("broker_peer")?).args(["1", "3"]))?);

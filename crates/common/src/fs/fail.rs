@@ -3,7 +3,7 @@
 //! A point is named after the step that it stands before: `fs.link`, `put.before_commit`. It costs one relaxed load
 //! while nothing is armed. Armed from a test (`arm` for the whole process, `arm_thread` for the calling thread), or from
 //! the environment: `MARTLET_FAIL_POINT=put.before_link=kill,fs.fsync=err:ENOSPC@3` kills at the first and fails the
-//! third `fs.fsync`; `sleep:MS` delays.
+//! third `fs.fsync`; `sleep:MS` delays. Which points a process passes, `MARTLET_FAIL_JOURNAL` tells (`journal.rs`).
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
+
+use super::journal;
 
 /// What happens at an armed point.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ struct Armed {
     after: usize,
 }
 
-/// Points armed anywhere, in the process or in a thread.
+/// Points armed anywhere, in the process or in a thread; and one for a journal.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 fn process_points() -> &'static Mutex<HashMap<String, Armed>> {
@@ -89,8 +91,13 @@ fn insert(name: &str, armed: Armed) {
     }
 }
 
-/// Arms the points that `MARTLET_FAIL_POINT` names; called once when a program starts.
+/// Arms the points that `MARTLET_FAIL_POINT` names, and keeps the journal that `MARTLET_FAIL_JOURNAL` asks for; called once
+/// when a program starts.
 pub fn arm_from_env() -> Result<(), String> {
+    if let Ok(folder) = std::env::var("MARTLET_FAIL_JOURNAL") {
+        journal::keep(folder.as_ref()).map_err(|err| format!("MARTLET_FAIL_JOURNAL: {folder}: {err}"))?;
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
     match std::env::var("MARTLET_FAIL_POINT") {
         Ok(spec) => arm_from_spec(&spec),
         Err(_) => Ok(()),
@@ -140,6 +147,7 @@ pub fn hit(name: &'static str) -> io::Result<()> {
 
 #[cold]
 fn hit_armed(name: &str) -> io::Result<()> {
+    journal::passed(name)?;
     let pass = |armed: Option<&mut Armed>| -> Option<Action> {
         let armed = armed?;
         if armed.after > 0 {

@@ -11,6 +11,7 @@
 
 pub mod fail;
 mod group_sync;
+mod journal;
 mod lock;
 mod xattr;
 
@@ -42,12 +43,14 @@ pub fn mkdirs_count(path: &Path) -> io::Result<usize> {
 
 /// The same, but neither `root` nor anything above it is made: a device that is not mounted must not be filled.
 pub fn mkdirs_below(root: &Path, path: &Path) -> io::Result<usize> {
+    fail::hit("fs.mkdir")?;
     match DirBuilder::new().mode(0o777).create(path) {
         Ok(()) => Ok(1),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(0),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty() && *p != root).ok_or(e)?;
             let above = mkdirs_below(root, parent)?;
+            fail::hit("fs.mkdir")?;
             match DirBuilder::new().mode(0o777).create(path) {
                 Ok(()) => Ok(above + 1),
                 // Somebody else was faster; the names of what we made above still have to become durable.
@@ -73,7 +76,7 @@ pub fn mkdirs(path: &Path) -> io::Result<()> {
 pub fn fsync_dir(path: &Path) -> io::Result<()> {
     fail::hit("fs.fsync_dir")?;
     let dir = OpenOptions::new().read(true).custom_flags(OFlags::DIRECTORY.bits() as i32).open(path)?;
-    group_sync::fsync(&dir)
+    journal::synced(&dir, || group_sync::fsync(&dir))
 }
 
 /// `fsync_dir` of a directory and of as many of its parents as were made for it.
@@ -93,18 +96,18 @@ pub fn fsync_dirs(leaf: &Path, dirs_created: usize) -> io::Result<()> {
 /// Makes a file's data and metadata durable.
 pub fn fsync(file: impl AsFd) -> io::Result<()> {
     fail::hit("fs.fsync")?;
-    Ok(rustix::fs::fsync(file)?)
+    journal::synced(&file, || Ok(rustix::fs::fsync(&file)?))
 }
 
 pub fn fdatasync(file: impl AsFd) -> io::Result<()> {
     fail::hit("fs.fdatasync")?;
-    Ok(rustix::fs::fdatasync(file)?)
+    journal::synced(&file, || Ok(rustix::fs::fdatasync(&file)?))
 }
 
 /// [`fdatasync`] of a file that many threads append to: one sync serves all who wait for it.
 pub fn fdatasync_shared(file: impl AsFd) -> io::Result<()> {
     fail::hit("fs.fdatasync")?;
-    group_sync::fdatasync(file)
+    journal::synced(&file, || group_sync::fdatasync(&file))
 }
 
 /// Makes everything durable that has been done so far to the file system that `path` is on.
@@ -171,6 +174,7 @@ pub fn write_file_durable(path: &Path, contents: &[u8]) -> io::Result<()> {
 pub fn write_file_via(path: &Path, tmp_dir: &Path, contents: &[u8], durable: bool) -> io::Result<()> {
     let (mut file, tmp) = mkstemp(tmp_dir, file_name(path))?;
     let written = (|| {
+        fail::hit("fs.write_file")?;
         io::Write::write_all(&mut file, contents)?;
         if durable {
             fsync(&file)?;
@@ -189,7 +193,9 @@ pub fn write_file_via(path: &Path, tmp_dir: &Path, contents: &[u8], durable: boo
 /// The same with a temporary file of that very name, which takes the place of one that a crash has left: for files of
 /// which only one process writes.
 pub fn write_file_as(path: &Path, tmp: &Path, contents: &[u8]) -> io::Result<()> {
+    fail::hit("fs.create")?;
     let mut file = File::create(tmp)?;
+    fail::hit("fs.write_file")?;
     io::Write::write_all(&mut file, contents)?;
     fsync(&file)?;
     rename_durable(tmp, path)
@@ -197,6 +203,7 @@ pub fn write_file_as(path: &Path, tmp: &Path, contents: &[u8]) -> io::Result<()>
 
 /// A new file of a unique name in `dir`, which is made if it is missing.
 fn mkstemp(dir: &Path, hint: &str) -> io::Result<(File, PathBuf)> {
+    fail::hit("fs.create")?;
     static NEXT: AtomicU64 = AtomicU64::new(0);
     loop {
         let unique = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -315,6 +322,7 @@ impl Drop for TmpFile {
 }
 
 fn open_tmpfile(dir: &Path) -> Result<File, Errno> {
+    fail::hit("fs.open_tmpfile").map_err(|err| Errno::from_io_error(&err).unwrap_or(Errno::IO))?;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     rustix::fs::open(dir, flags, rustix::fs::Mode::from_raw_mode(0o644)).map(File::from)
 }
@@ -340,7 +348,8 @@ fn link_fd(file: &File, target: &Path) -> io::Result<()> {
             Err(Errno::EXIST) => continue,
             other => other?,
         }
-        return rename_once(&tmp, target).inspect_err(|_| {
+        let renamed = fail::hit("fs.replace").and_then(|()| rename_once(&tmp, target));
+        return renamed.inspect_err(|_| {
             // Best effort: the error that is reported is the first one.
             let _ = std::fs::remove_file(&tmp);
         });
@@ -381,6 +390,7 @@ pub fn remove_older_than(dir: &Path, oldest: Duration, suffix: &str) {
 
 /// Removes an empty directory; true if it was there and empty.
 pub fn remove_empty_dir(path: &Path) -> io::Result<bool> {
+    fail::hit("fs.remove_dir")?;
     match std::fs::remove_dir(path) {
         Ok(()) => Ok(true),
         Err(e) => match Errno::from_io_error(&e) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::Timestamp;
+use common::fs::{fail, remove_empty_dir};
 use common::timestamp::UNITS_PER_SECOND;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, statat, unlinkat};
@@ -42,7 +43,7 @@ impl DiskFile {
         ) {
             Ok(cleaned) if cleaned.removed.len() == names.len() => {
                 // Written too late: it was obsolete at once. Only an empty directory goes.
-                let _ = rustix::fs::rmdir(datadir);
+                let _ = remove_empty_dir(datadir);
             }
             Ok(_) => {}
             Err(errno) => {
@@ -65,7 +66,7 @@ impl DiskFileManager {
         let now = self.clock().now();
         let cleaned = self.cleanup_listed(dir.as_fd(), &|| path.to_owned(), names, now, Want::default())?;
         if cleaned.removed.len() == names.len() {
-            self.remove_empty(path, rustix::fs::rmdir(path));
+            self.remove_empty(path, || rustix::fs::rmdir(path));
         }
         Ok(cleaned)
     }
@@ -89,7 +90,7 @@ impl DiskFileManager {
         let path = || parent_path.join(String::from_utf8_lossy(name.to_bytes()).as_ref());
         let cleaned = self.cleanup_listed(dir.as_fd(), &path, names, now, want)?;
         if cleaned.removed.len() == names.len() {
-            self.remove_empty(&path(), unlinkat(parent, name, AtFlags::REMOVEDIR));
+            self.remove_empty(&path(), || unlinkat(parent, name, AtFlags::REMOVEDIR));
         }
         Ok(cleaned)
     }
@@ -117,7 +118,8 @@ impl DiskFileManager {
         let mut removed = Vec::new();
         let mut remove = |file: &FileInfo| {
             // Whoever removed it before us is welcome; whoever keeps us from it, the next cleanup tells.
-            let _ = unlinkat(dir, names.c_str(file.index), AtFlags::empty());
+            let _ = fail::hit("cleanup.unlink")
+                .map(|()| unlinkat(dir, names.c_str(file.index), AtFlags::empty()));
             removed.push(file.index);
         };
         if let Some(tombstone) = info.tombstone.filter(|file| reclaimable(file.timestamp)) {
@@ -151,8 +153,11 @@ impl DiskFileManager {
         }
     }
 
-    fn remove_empty(&self, path: &Path, result: Result<(), Errno>) {
-        match result {
+    fn remove_empty(&self, path: &Path, rmdir: impl FnOnce() -> Result<(), Errno>) {
+        if fail::hit("cleanup.rmdir").is_err() {
+            return;
+        }
+        match rmdir() {
             Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => {}
             Err(errno) => {
                 let err = DiskFileError::io("Error cleaning up empty hash directory", path, errno);

@@ -313,7 +313,11 @@ impl Invalidation {
 fn open_invalidations(path: &Path) -> Result<(std::fs::File, bool), DiskFileError> {
     let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CLOEXEC;
     let (fd, created) = match openat(CWD, path, flags, Mode::empty()) {
-        Err(Errno::NOENT) => (openat(CWD, path, flags | OFlags::CREATE, Mode::from_raw_mode(0o644)), true),
+        Err(Errno::NOENT) => {
+            let hit = fail::hit("hashes.create_invalid");
+            hit.map_err(|err| DiskFileError::write("cannot create", path, err))?;
+            (openat(CWD, path, flags | OFlags::CREATE, Mode::from_raw_mode(0o644)), true)
+        }
         result => (result, false),
     };
     let fd = fd.map_err(|errno| DiskFileError::write("cannot open", path, errno))?;
@@ -466,7 +470,7 @@ impl DiskFileManager {
             }
         }
         // Swift: tries to remove the suffix dir in any case; it goes only if it is empty.
-        if !any_files && rustix::fs::rmdir(suffix_dir).is_ok() {
+        if !any_files && fs::remove_empty_dir(suffix_dir).is_ok_and(|removed| removed) {
             return Ok(None);
         }
         Ok(Some(hasher.finish()))
