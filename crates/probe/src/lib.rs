@@ -2,5 +2,6 @@
 
 pub mod cluster;
 pub mod load;
+pub mod node;
 pub mod peer;
 pub mod syslog;

@@ -2,10 +2,10 @@
 //! answer. The comparing is done by scripts in `peer/`, which run in the venv of real Swift and drive an example program of
 //! the crate in question.
 
-use anyhow::{Context, Result};
-use probe::peer::{self, Peer, Process, example, script, success};
+use anyhow::Result;
+use probe::node::{object_server, object_server_on, swift_dir};
+use probe::peer::{self, Peer, example, script, success};
 use std::path::Path;
-use std::process::Stdio;
 
 #[test]
 fn python_reads_the_rings_that_martlet_writes() -> Result<()> {
@@ -53,44 +53,6 @@ fn account_and_container_servers_replicate_as_swifts() -> Result<()> {
     Ok(())
 }
 
-/// An object server with a device of its own below `dir`, on the swift.conf of `dir`.
-fn object_server(peer: Peer, dir: &Path, port: u16, options: &str) -> Result<Process> {
-    object_server_on(peer, dir, &dir.join(peer.name()), port, options)
-}
-
-fn object_server_on(peer: Peer, dir: &Path, devices: &Path, port: u16, options: &str) -> Result<Process> {
-    std::fs::create_dir_all(devices.join("sda1"))?;
-    let conf = dir.join(format!("{}.conf", peer.name()));
-    std::fs::write(
-        &conf,
-        format!(
-            "[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nmount_check = false\n\
-             fallocate_reserve = 0\nswift_dir = {dir}\ndevices = {devices}\nlog_address = {dir}/nolog\n{options}\
-             [pipeline:main]\npipeline = healthcheck backend_ratelimit object-server\n[filter:healthcheck]\n\
-             use = egg:swift#healthcheck\n[filter:backend_ratelimit]\nuse = egg:swift#backend_ratelimit\n[app:object-server]\nuse = egg:swift#object\n",
-            dir = dir.display(),
-            devices = devices.display(),
-        ),
-    )?;
-    let mut command = peer.command(dir, dir, "swift-object-server")?;
-    let process = Process::spawn(peer.name(), command.arg(conf).stdin(Stdio::null()).stdout(Stdio::null()))?;
-    peer::wait_for(([127, 0, 0, 1], port).into()).with_context(|| peer.name())?;
-    Ok(process)
-}
-
-/// A folder with a swift.conf of two replication policies and an EC one.
-fn swift_dir() -> Result<tempfile::TempDir> {
-    let dir = tempfile::tempdir()?;
-    std::fs::write(
-        dir.path().join("swift.conf"),
-        "[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n\
-         [storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n\
-         [storage-policy:2]\nname = ec\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n\
-         ec_num_data_fragments = 4\nec_num_parity_fragments = 2\n",
-    )?;
-    Ok(dir)
-}
-
 /// Sends a table of requests to a server of each implementation.
 fn compare_object_servers(table: &[&str], options: &str) -> Result<()> {
     let dir = swift_dir()?;
@@ -102,8 +64,8 @@ fn compare_object_servers(table: &[&str], options: &str) -> Result<()> {
              log_udp_host = 127.0.0.1\nlog_udp_port = {log}\n{options}"
         )
     };
-    let _python = object_server(Peer::Python, dir, ports[0], &told(ports[2], ports[4]))?;
-    let _martlet = object_server(Peer::Martlet, dir, ports[1], &told(ports[3], ports[5]))?;
+    let _python = object_server(Peer::Python, dir, "python", ports[0], &told(ports[2], ports[4]))?;
+    let _martlet = object_server(Peer::Martlet, dir, "martlet", ports[1], &told(ports[3], ports[5]))?;
     let mut compare = script("object_server.py")?;
     compare.args(table).args(ports[..2].iter().map(|port| format!("127.0.0.1:{port}")));
     compare.args([dir.join("python"), dir.join("martlet"), dir.to_owned()]);
@@ -133,7 +95,7 @@ fn fragments_that_one_implementation_writes_are_served_and_hashed_alike_by_both(
     let mut check = script("ec_disk.py")?;
     let mut servers = Vec::new();
     for (peer, port) in [Peer::Python, Peer::Martlet].into_iter().zip(ports) {
-        servers.push(object_server_on(peer, dir, &devices, port, "")?);
+        servers.push(object_server_on(peer, dir, peer.name(), &devices, port, "")?);
         check.arg(format!("127.0.0.1:{port}"));
     }
     println!("{}", success(check.arg(devices))?);
@@ -157,7 +119,7 @@ fn container_updates_that_one_implementation_leaves_are_delivered_by_the_other()
     let mut compare = script("object_updater.py")?;
     compare.arg(dir);
     for (peer, port) in peers.into_iter().zip(ports) {
-        servers.push(object_server(peer, dir, port, "")?);
+        servers.push(object_server(peer, dir, peer.name(), port, "")?);
         compare.arg(format!("127.0.0.1:{port}"));
     }
     for peer in peers {
@@ -208,7 +170,7 @@ fn each_device_is_served_at_its_port_as_the_rings_change() -> Result<()> {
         // The user stays who it is.
         let user = success(std::process::Command::new("id").arg("-un"))?;
         let options = format!("servers_per_port = 2\nring_check_interval = 0.2\nuser = {user}\n");
-        let server = object_server(peer, dir, ports[0], &options)?;
+        let server = object_server(peer, dir, peer.name(), ports[0], &options)?;
         let is_open = |port: u16| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
         let addr = |port: u16| std::net::SocketAddr::from(([127, 0, 0, 1], port));
         peer::wait_for(addr(ports[1]))?;

@@ -485,8 +485,8 @@ impl Link {
             match self.conn.next_body().await {
                 Some(Ok(piece)) => self.buffer.extend_from_slice(&piece),
                 None => self.ended = true,
-                // What came before may say why.
-                Some(Err(ClientError::Closed)) if !self.buffer.is_empty() => self.ended = true,
+                // A part of a line may say why.
+                Some(Err(ClientError::Closed)) if self.buffer.starts_with(b":ERROR:") => self.ended = true,
                 Some(Err(err)) => return Err(self.error(err, timeout, context)),
             }
         }
@@ -531,8 +531,8 @@ impl Link {
 
 fn unexpected(line: &[u8]) -> SendError {
     let line = match std::str::from_utf8(&line[..line.len().min(MAX_REASON)]) {
-        Ok(text) => python_repr(text),
-        Err(_) => printable(line),
+        Ok(text) if text.is_ascii() => python_repr(text),
+        Ok(_) | Err(_) => printable(line),
     };
     SendError::Expected(format!("Unexpected response: {line}"))
 }
