@@ -38,6 +38,9 @@ pub struct Options {
     /// Which programs are ours ("object-server,proxy-server"); "all" or "none"
     #[arg(long, value_delimiter = ',', default_value = "all")]
     ours: Vec<String>,
+    /// Start those of them that are daemons too, where the suite does not do so itself
+    #[arg(long)]
+    daemons: bool,
     /// Passed on to pytest: paths below the sdist, `-k`, ...
     #[arg(last = true)]
     pytest: Vec<String>,
@@ -56,7 +59,12 @@ pub fn guard(peers: &peers::Peers, martlet: &Path) -> Result<()> {
             "Swift's functional tests need root (namespaces, a loop mount): run as root, or run a part by a filter"
         );
     }
-    let options = Options { suite: vec!["functional".into()], ours: vec!["all".into()], pytest: Vec::new() };
+    let options = Options {
+        suite: vec!["functional".into()],
+        ours: vec!["all".into()],
+        daemons: false,
+        pytest: Vec::new(),
+    };
     run_suites(&options, peers, martlet)
 }
 
@@ -72,7 +80,7 @@ fn run_suites(options: &Options, peers: &peers::Peers, martlet: &Path) -> Result
             std::fs::remove_dir_all(&out).with_context(|| format!("cannot empty {}", out.display()))?;
         }
         std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
-        let mut command = suite_command(suite, &ours)?;
+        let mut command = suite_command(suite, &ours, options.daemons)?;
         command.args(&options.pytest);
         command.env("LAB_VENV", &peers.venv).env("LAB_SDIST", peers.sdist.parent().unwrap_or(&peers.sdist));
         command.env("LAB_BIN", &bin).env("LAB_RUN", lab.join("run")).env("LAB_ISO_OUT", &out);
@@ -86,10 +94,10 @@ fn run_suites(options: &Options, peers: &peers::Peers, martlet: &Path) -> Result
     if surprises.is_empty() { Ok(()) } else { bail!("suites: {} surprises", surprises.len()) }
 }
 
-fn suite_command(suite: &str, ours: &[String]) -> Result<Command> {
+fn suite_command(suite: &str, ours: &[String], daemons: bool) -> Result<Command> {
     let script = match suite {
-        "functional" => "$LAB_DIR/up.sh && $LAB_DIR/functional.sh \"$@\"",
-        "s3" => "$LAB_DIR/up.sh && $LAB_DIR/s3.sh \"$@\"",
+        "functional" => "$LAB_DIR/up.sh main $LAB_DAEMONS && $LAB_DIR/functional.sh \"$@\"",
+        "s3" => "$LAB_DIR/up.sh main $LAB_DAEMONS && $LAB_DIR/s3.sh \"$@\"",
         "probe" => "$LAB_DIR/probe.sh \"$@\"",
         other => bail!("--suite {other}: expected functional, s3 or probe"),
     };
@@ -101,7 +109,14 @@ fn suite_command(suite: &str, ours: &[String]) -> Result<Command> {
     if !ours.is_empty() {
         command.env("LAB_REPLICATION_ONLY", "yes");
     }
+    let started = ours.iter().filter(|program| daemons && is_daemon(program));
+    command.env("LAB_DAEMONS", started.cloned().collect::<Vec<_>>().join(" "));
     Ok(command)
+}
+
+/// The relinker is run by hand.
+fn is_daemon(program: &str) -> bool {
+    !program.ends_with("-server") && program != "object-relinker"
 }
 
 fn programs(names: &[String]) -> Result<Vec<String>> {
