@@ -104,6 +104,12 @@ impl OnDiskFiles {
     pub fn durable_timestamp(&self) -> Option<Timestamp> {
         self.durable_frag_set.map(|set| self.frag_sets[set][0].timestamp)
     }
+
+    /// EC: the indexes of all fragments by timestamp, newest first.
+    pub fn fragments(&self) -> Vec<(Timestamp, Vec<u32>)> {
+        let indexes = |set: &Vec<FileInfo>| set.iter().filter_map(|info| info.frag_index).collect();
+        self.frag_sets.iter().map(|set| (set[0].timestamp, indexes(set))).collect()
+    }
 }
 
 /// Files by extension, each list newest first.

@@ -89,23 +89,44 @@ pub struct TimestampSet {
     pub durable: bool,
 }
 
-/// An object or a tombstone, as the names of its files show it.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    pub timestamps: TimestampSet,
-    pub is_tombstone: bool,
-}
-
-impl Listed {
+impl TimestampSet {
+    /// None if there is neither an object nor a tombstone.
     fn of(info: &OnDiskFiles) -> Option<Self> {
         let data = info.data.or(info.tombstone)?;
-        let timestamps = TimestampSet {
+        Some(TimestampSet {
             data: data.timestamp,
             meta: info.meta.map(|info| info.timestamp),
             ctype: info.ctype.and_then(|info| info.ctype_timestamp),
             durable: data.durable,
-        };
-        Some(Listed { timestamps, is_tombstone: info.data.is_none() })
+        })
+    }
+}
+
+/// An object or a tombstone, as the names of its files show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    pub timestamps: Option<TimestampSet>,
+    pub is_tombstone: bool,
+    /// EC: of the newest durable fragments, if the wanted one is among those.
+    pub durable_timestamp: Option<Timestamp>,
+    /// EC: the indexes of all fragments, by timestamp.
+    pub fragments: Vec<(Timestamp, Vec<u32>)>,
+}
+
+impl Listed {
+    fn of(info: &OnDiskFiles) -> Self {
+        Listed {
+            timestamps: TimestampSet::of(info),
+            is_tombstone: info.data.is_none(),
+            durable_timestamp: info.durable_timestamp(),
+            fragments: info.fragments(),
+        }
+    }
+
+    /// EC: whether a fragment is here that is newer than anything durable.
+    pub fn has_uncommitted(&self, timestamp: Timestamp, frag_index: u32) -> bool {
+        self.durable_timestamp < Some(timestamp)
+            && self.fragments.iter().any(|(at, indexes)| *at == timestamp && indexes.contains(&frag_index))
     }
 }
 
@@ -420,27 +441,40 @@ impl DiskFileManager {
         &self,
         device: &str,
         partition: u32,
+        want: Want<'_>,
         hashes: impl Iterator<Item = ObjHash>,
-    ) -> Result<Vec<Option<Listed>>, DiskFileError> {
+    ) -> Result<Vec<Listed>, DiskFileError> {
         let partition_dir = self.partition_path(device, partition)?;
         let dir = match open_dir(CWD, &partition_dir) {
             Ok(dir) => dir,
-            Err(Errno::NOENT) => return Ok(hashes.map(|_| None).collect()),
+            Err(Errno::NOENT) => return Ok(hashes.map(|_| Listed::default()).collect()),
             Err(errno) => return Err(DiskFileError::io("cannot open", partition_dir, errno)),
         };
         let (mut names, now) = (Names::default(), self.clock.now());
         let list = |hash: ObjHash| {
             let place = format!("{}/{hash}\0", hash.suffix());
             let path = CStr::from_bytes_with_nul(place.as_bytes()).expect("a hash has no NUL");
-            match self.cleanup_at(&dir, path, &partition_dir, &mut names, now, Want::default()) {
+            match self.cleanup_at(&dir, path, &partition_dir, &mut names, now, want) {
                 Ok(cleaned) => Ok(Listed::of(&cleaned.info)),
                 Err(errno) => {
                     let path = partition_dir.join(place.trim_end_matches('\0'));
-                    self.quarantine_unlistable(&path, errno).map(|()| None)
+                    self.quarantine_unlistable(&path, errno).map(|()| Listed::default())
                 }
             }
         };
         hashes.map(list).collect()
+    }
+
+    /// Commits a fragment which is here; it need not be known what object it is of.
+    pub fn commit_fragment(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        hash: ObjHash,
+        timestamp: Timestamp,
+        frag_index: u32,
+    ) -> Result<(), DiskFileError> {
+        self.place(self.available(device)?, partition, hash, None).commit(timestamp, frag_index)
     }
 
     /// Keeps other replications out of the partition and, as far as configured, out of the device.
@@ -581,9 +615,9 @@ impl HashesIter {
             }
         };
         current.found_files |= cleaned.removed.len() < self.names.len();
-        let listed = Listed::of(&cleaned.info)?;
+        let timestamps = TimestampSet::of(&cleaned.info)?;
         let hash = ObjHash::parse(std::str::from_utf8(current.hash_dirs.get(index)).ok()?)?;
-        Some((hash, listed.timestamps))
+        Some((hash, timestamps))
     }
 }
 

@@ -261,11 +261,7 @@ impl OpenDiskFile {
             return;
         }
         self.durable_timestamp = files.durable_timestamp();
-        let told = files
-            .frag_sets
-            .iter()
-            .map(|set| (set[0].timestamp, set.iter().filter_map(|info| info.frag_index).collect()));
-        self.fragments = told.collect();
+        self.fragments = files.fragments();
     }
 
     /// The name in the metadata must be the one asked for; if only the hash was, it must have that hash.

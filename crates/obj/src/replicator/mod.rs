@@ -455,6 +455,7 @@ impl Replicator {
             node,
             suffixes,
             remote_check_objs: check,
+            fragments: None,
         };
         Ok(sender.run().await)
     }

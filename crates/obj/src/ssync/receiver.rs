@@ -4,7 +4,7 @@
 //! partition and the device, which Python's servers and replicators honour too. It waits for the locks without holding a
 //! thread.
 //!
-//! Not done: making a fragment durable which is here but not committed (erasure coding).
+//! A fragment that is offered as durable, and is here without its commit, is committed: no data need be sent.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,12 +15,13 @@ use common::policy::StoragePolicy;
 use common::quote::quote;
 use service::context::Context;
 use service::http::{Body, BoxFuture, Request, Response, SharedApp, Status};
+use service::logs::Logger;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::input::timeout_message;
 use super::protocol::{Local, Offer, Wanted, python_repr};
-use super::session::{Check, FailureLimits, Refusal, Session};
-use crate::diskfile::{DiskFileError, DiskFileManager, DiskFileRouter, Listed, LockGuard};
+use super::session::{Check, FailureLimits, Refusal, Session, prefix};
+use crate::diskfile::{DiskFileError, DiskFileManager, DiskFileRouter, Listed, LockGuard, Want};
 
 /// Between tries for a lock which another replication holds.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -74,13 +75,14 @@ impl SsyncReceiver {
         if !available {
             return Response::insufficient_storage(&place.device);
         }
+        let remote_addr = req.env.remote_addr.map(|addr| addr.ip().to_string()).unwrap_or_default();
         let session = Session {
-            check: check(&self.ctx, &place),
+            check: check(&self.ctx, &place, &remote_addr),
             partition: place.partition,
             policy_index: place.policy_index,
             frag_index: place.frag_index,
             device: place.device.clone(),
-            remote_addr: req.env.remote_addr.map(|addr| addr.ip().to_string()).unwrap_or_default(),
+            remote_addr,
             app,
             limits: self.limits,
             logger: self.ctx.logger.with_txn(req.trans_id()),
@@ -157,28 +159,66 @@ fn lock_message(timeout: Duration, path: &Path) -> String {
 }
 
 /// Compares with the disk, in the device's pool.
-fn check(ctx: &Context, place: &Placement) -> Check {
-    let (pools, manager) = (ctx.disk_pools.clone(), place.manager.clone());
-    let (device, partition) = (place.device.clone(), place.partition);
+fn check(ctx: &Context, place: &Placement, remote_addr: &str) -> Check {
+    let pools = ctx.disk_pools.clone();
+    let comparer = Arc::new(Comparer {
+        manager: place.manager.clone(),
+        device: place.device.clone(),
+        partition: place.partition,
+        frag_index: place.frag_index,
+        logger: ctx.logger.with_prefix(&prefix(remote_addr, &place.device, place.partition)),
+    });
     Arc::new(move |offers: Vec<Offer>| {
-        let (manager, job_device) = (manager.clone(), device.clone());
-        let compare = move || {
-            let hashes = offers.iter().map(|offer| offer.hash);
-            let listed = manager.list_objects(&job_device, partition, hashes)?;
-            let compare_one = |(offer, listed)| Wanted::compare(offer, &local(listed));
-            Ok::<_, DiskFileError>(offers.iter().zip(listed).map(compare_one).collect::<Vec<_>>())
-        };
-        let compared = pools.run(&device, compare);
+        let (device, comparer) = (comparer.device.clone(), comparer.clone());
+        let compared = pools.run(&device, move || comparer.compare(&offers));
         Box::pin(async move { compared.await.map_err(|err| err.to_string()) }) as BoxFuture<'static, _>
     })
 }
 
-/// What is here of an offered object, by the names of its files. (Swift opens each, and so finds a corrupt one a pass of the
-/// auditor earlier.)
-fn local(listed: Option<Listed>) -> Local {
-    let Some(Listed { timestamps, is_tombstone }) = listed else { return Local::default() };
+/// Knows what is on disk.
+struct Comparer {
+    manager: Arc<DiskFileManager>,
+    device: String,
+    partition: u32,
+    frag_index: Option<u32>,
+    logger: Logger,
+}
+
+impl Comparer {
+    fn compare(&self, offers: &[Offer]) -> Result<Vec<Wanted>, DiskFileError> {
+        let compare_one = |(offer, listed)| Ok(Wanted::compare(offer, &self.local(offer, listed)?));
+        offers.iter().zip(self.list(offers)?).map(compare_one).collect()
+    }
+
+    fn list(&self, offers: &[Offer]) -> Result<Vec<Listed>, DiskFileError> {
+        let want = Want { frag_index: self.frag_index, frag_prefs: None };
+        let hashes = offers.iter().map(|offer| offer.hash);
+        self.manager.list_objects(&self.device, self.partition, want, hashes)
+    }
+
+    /// What is here of an offered object, by the names of its files. (Swift opens each, and so finds a corrupt one a pass
+    /// of the auditor earlier.)
+    fn local(&self, offer: &Offer, mut listed: Listed) -> Result<Local, DiskFileError> {
+        let uncommitted = self.frag_index.filter(|index| listed.has_uncommitted(offer.ts_data, *index));
+        let Some(frag_index) = uncommitted else { return Ok(local(&listed)) };
+        if !offer.durable {
+            // It is here; that something older is durable is no reason to want it again.
+            return Ok(Local { ts_data: Some(offer.ts_data), ..local(&listed) });
+        }
+        let (device, partition) = (&self.device, self.partition);
+        match self.manager.commit_fragment(device, partition, offer.hash, offer.ts_data, frag_index) {
+            Ok(()) => listed = self.list(std::slice::from_ref(offer))?.pop().unwrap_or_default(),
+            // Then all of it is wanted.
+            Err(err) => self.logger.error(format_args!("EXCEPTION while attempting commit: {err}")),
+        }
+        Ok(local(&listed))
+    }
+}
+
+fn local(listed: &Listed) -> Local {
+    let Some(timestamps) = listed.timestamps else { return Local::default() };
     let ts_data = timestamps.data;
-    if is_tombstone {
+    if listed.is_tombstone {
         return Local { ts_data: Some(ts_data), ..Local::default() };
     }
     Local {

@@ -1,4 +1,4 @@
-//! The sending end of SSYNC, in the object replicator.
+//! The sending end of SSYNC, in the object replicator and the object reconstructor.
 //!
 //! It offers every object of the given suffixes, reads which of them the receiver wants, and sends those with exactly the
 //! metadata that they have here. An object whose data turns out shorter or longer than its Content-Length ends the session:
@@ -6,8 +6,8 @@
 //!
 //! The disk is read ahead of the wire within bounds: a few objects, or one chunk of a large one.
 //!
-//! Not done: fragments (their `Frag-Index` headers, non-durable ones, rebuilding them), and a limit on the objects of a
-//! session, which only the reconstructor sets.
+//! Of an EC policy it offers the fragments of one index. Those of the receiver's own index, which are not here, come from
+//! a [`Rebuilder`]: small ones as other objects are read ahead, large ones as they are sent.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -23,7 +23,7 @@ use indexmap::IndexMap;
 use ring::Device;
 use service::context::Context;
 use service::http::client::{BodyFraming, ClientConn, ClientError, Timeouts};
-use service::http::{Headers, Method, Status};
+use service::http::{Body, BoxFuture, Headers, Method, Status};
 use service::logs::Logger;
 
 use super::input::timeout_message;
@@ -44,6 +44,8 @@ const SUFFIXES_LISTED: usize = 64;
 const OFFERS_CHUNK: usize = 32 * 1024;
 /// A read of a large object.
 const READ_SIZE: usize = 256 * 1024;
+/// A rebuilt archive that is held in memory until it is sent.
+const MAX_REBUILT_AHEAD: u64 = 512 * 1024;
 /// The part of a refusal that is logged.
 const MAX_REASON: usize = 1024;
 
@@ -71,6 +73,44 @@ pub struct Sender<'a> {
     pub suffixes: &'a [Suffix],
     /// Nothing is sent: only those of these objects that the receiver has are asked about.
     pub remote_check_objs: Option<&'a HashSet<ObjHash>>,
+    /// Of an EC policy.
+    pub fragments: Option<Fragments<'a>>,
+}
+
+/// Which fragments of a partition a session is about.
+pub struct Fragments<'a> {
+    /// Of those here; `None`: only tombstones are left.
+    pub frag_index: Option<u32>,
+    /// Of those that belong to the receiver.
+    pub backend_index: u32,
+    /// Also such as have no commit; the receiver gets them without one.
+    pub include_non_durable: bool,
+    /// Objects of the session; 0: no limit.
+    pub max_objects: usize,
+    /// Makes the receiver's fragments of others'; without it, those here are sent as they are.
+    pub rebuilder: Option<&'a dyn Rebuilder>,
+}
+
+/// Makes a fragment that is nowhere of those elsewhere.
+pub trait Rebuilder: Send + Sync {
+    /// Begins to rebuild the receiver's fragment of an object that is open here. An error before any of it is sent leaves
+    /// the object out.
+    fn rebuild(&self, opened: OpenDiskFile) -> BoxFuture<'_, Result<Rebuilt, DiskFileError>>;
+}
+
+/// A fragment archive in the making. A body that ends early, well or not, must not be taken for the whole archive.
+pub struct Rebuilt {
+    pub metadata: Metadata,
+    pub content_length: u64,
+    pub body: Body,
+}
+
+/// What a session has come to.
+pub struct Sent {
+    /// `None` if it failed, which has been logged.
+    pub in_sync: Option<InSync>,
+    /// There was more to offer than `max_objects`.
+    pub limited: bool,
 }
 
 /// Objects that the receiver has in the state of this side, so that they may be deleted from a handoff.
@@ -99,11 +139,22 @@ pub fn node_to_string(node: &Device) -> String {
 impl Sender<'_> {
     /// Runs the session; `None` if it failed, which has been logged.
     pub async fn run(&self) -> Option<InSync> {
+        self.run_limited().await.in_sync
+    }
+
+    /// The same, which also tells whether the limit of objects was reached.
+    pub async fn run_limited(&self) -> Sent {
+        let mut limited = false;
+        let in_sync = self.run_session(&mut limited).await;
+        Sent { in_sync, limited }
+    }
+
+    async fn run_session(&self, limited: &mut bool) -> Option<InSync> {
         if self.suffixes.is_empty() {
             return Some(InSync::new());
         }
         let (node, partition) = (node_to_string(self.node), self.partition);
-        match self.converse().await {
+        match self.converse(limited).await {
             Ok(in_sync) => Some(in_sync),
             Err(SendError::Expected(message)) => {
                 self.logger.error(format_args!("{node}/{partition} {message}"));
@@ -116,16 +167,16 @@ impl Sender<'_> {
         }
     }
 
-    async fn converse(&self) -> Result<InSync, SendError> {
+    async fn converse(&self, limited: &mut bool) -> Result<InSync, SendError> {
         let mut link = self.connect().await?;
-        let result = self.exchange(&mut link).await;
+        let result = self.exchange(&mut link, limited).await;
         // Best effort: the receiver sees the end of the connection too.
         let _ = link.conn.finish_body().await;
         result
     }
 
-    async fn exchange(&self, link: &mut Link) -> Result<InSync, SendError> {
-        let mut available = self.offer(link).await?;
+    async fn exchange(&self, link: &mut Link, limited: &mut bool) -> Result<InSync, SendError> {
+        let mut available = self.offer(link, limited).await?;
         let wanted = link.read_wanted().await?;
         let sent = wanted.len();
         let offered = available.len();
@@ -158,9 +209,14 @@ impl Sender<'_> {
             }
             conn => conn.map_err(|err| SendError::Unexpected(err.to_string()))?,
         };
-        let mut link = Link { conn, conf, buffer: BytesMut::new(), ended: false };
+        let mut link = Link { conn, conf, buffer: BytesMut::new(), ended: false, want: Want::default() };
         let mut headers = Headers::new();
         headers.insert("X-Backend-Storage-Policy-Index", self.manager.policy().0.to_string());
+        if let Some(fragments) = &self.fragments {
+            headers.insert("X-Backend-Ssync-Frag-Index", fragments.backend_index);
+            // For servers of Swift 2.4 to 2.20.
+            headers.insert("X-Backend-Ssync-Node-Index", fragments.backend_index);
+        }
         let target = format!("/{}/{}", self.node.device, self.partition);
         let sent = link.conn.send_request_head(&Method::Ssync, &target, &headers, BodyFraming::Chunked).await;
         sent.map_err(|err| link.error(err, conf.node_timeout, "connect send"))?;
@@ -183,17 +239,42 @@ impl Sender<'_> {
                 head.status.0
             )));
         }
+        link.want = self.want(head.headers.get_bool("X-Backend-Accept-No-Commit"));
         Ok(link)
     }
 
+    /// The fragments of the session, as far as the receiver takes such without a commit.
+    fn want(&self, accepts_no_commit: bool) -> Want<'static> {
+        let Some(fragments) = &self.fragments else { return Want::default() };
+        if fragments.include_non_durable && !accepts_no_commit {
+            self.logger.warning(format_args!(
+                "ssync receiver {}:{} does not accept non-durable fragments",
+                self.node.replication_ip, self.node.replication_port
+            ));
+        }
+        let non_durable = fragments.include_non_durable && accepts_no_commit;
+        Want { frag_index: fragments.frag_index, frag_prefs: non_durable.then_some(&[]) }
+    }
+
     /// Offers what is here, and returns it.
-    async fn offer(&self, link: &mut Link) -> Result<InSync, SendError> {
+    async fn offer(&self, link: &mut Link, limited: &mut bool) -> Result<InSync, SendError> {
         let mut available = InSync::new();
+        let max_objects = self.fragments.as_ref().map_or(0, |fragments| fragments.max_objects);
         let mut chunk = format!("{MISSING_CHECK_START}\r\n");
-        for suffixes in self.suffixes.chunks(SUFFIXES_LISTED) {
-            for (hash, timestamps) in self.list(suffixes).await? {
+        'suffixes: for suffixes in self.suffixes.chunks(SUFFIXES_LISTED) {
+            for (hash, timestamps) in self.list(suffixes, link.want).await? {
                 if self.remote_check_objs.is_some_and(|objs| !objs.contains(&hash)) {
                     continue;
+                }
+                if max_objects > 0 && available.len() >= max_objects {
+                    *limited = true;
+                    self.logger.info(format_args!(
+                        "ssync missing_check truncated after {max_objects} objects: device: {}, part: {}, policy: {}",
+                        self.device,
+                        self.partition,
+                        self.manager.policy().0
+                    ));
+                    break 'suffixes;
                 }
                 chunk.push_str(&offer_of(hash, &timestamps).encode());
                 chunk.push_str("\r\n");
@@ -210,11 +291,14 @@ impl Sender<'_> {
         Ok(available)
     }
 
-    async fn list(&self, suffixes: &[Suffix]) -> Result<Vec<(ObjHash, TimestampSet)>, DiskFileError> {
+    async fn list(
+        &self,
+        suffixes: &[Suffix],
+        want: Want<'static>,
+    ) -> Result<Vec<(ObjHash, TimestampSet)>, DiskFileError> {
         let (manager, device, partition) = (self.manager.clone(), self.device.to_string(), self.partition);
         let suffixes = suffixes.to_vec();
-        let list =
-            move || Ok(manager.yield_hashes(&device, partition, Some(&suffixes), Want::default())?.collect());
+        let list = move || Ok(manager.yield_hashes(&device, partition, Some(&suffixes), want)?.collect());
         self.ctx.disk_pools.run(self.device, list).await
     }
 
@@ -226,13 +310,17 @@ impl Sender<'_> {
     ) -> Result<Vec<ObjHash>, SendError> {
         let mut skipped = Vec::new();
         link.write(format!("{UPDATES_START}\r\n"), "updates start").await?;
+        let want = link.want;
         let prepared = futures_util::stream::iter(wanted).map(|(hash, wanted)| async move {
-            let update = self.prepare(hash, wanted).await?;
+            let update = self.prepare(hash, wanted, want).await?;
             Ok::<_, SendError>((hash, update))
         });
         let mut prepared = std::pin::pin!(prepared.buffered(OBJECTS_AHEAD));
         while let Some(update) = prepared.next().await {
-            let (hash, update) = update?;
+            let (hash, mut update) = update?;
+            if let Some(opened) = update.rebuild_from.take() {
+                update = self.rebuild(*opened, update).await;
+            }
             if update.skipped {
                 skipped.push(hash);
             }
@@ -248,12 +336,34 @@ impl Sender<'_> {
         Ok(skipped)
     }
 
-    async fn prepare(&self, hash: ObjHash, wanted: Wanted) -> Result<Update, SendError> {
+    async fn prepare(&self, hash: ObjHash, wanted: Wanted, want: Want<'static>) -> Result<Update, SendError> {
         let (manager, device, partition) = (self.manager.clone(), self.device.to_string(), self.partition);
-        self.ctx
-            .disk_pools
-            .run(self.device, move || prepare(&manager, &device, partition, hash, wanted))
-            .await
+        let rebuilds = self.fragments.as_ref().is_some_and(|fragments| fragments.rebuilder.is_some());
+        let prepare = move || prepare(&manager, &device, partition, hash, (wanted, want), rebuilds);
+        let mut update = self.ctx.disk_pools.run(self.device, prepare).await?;
+        let is_small = |opened: &mut Box<OpenDiskFile>| opened.content_length() <= MAX_REBUILT_AHEAD;
+        if let Some(opened) = update.rebuild_from.take_if(is_small) {
+            update = self.rebuild(*opened, update).await;
+            update.read_rebuilt().await;
+        }
+        Ok(update)
+    }
+
+    /// Begins to rebuild what is to be sent; if that cannot be, nothing is sent of the object.
+    async fn rebuild(&self, opened: OpenDiskFile, update: Update) -> Update {
+        let Some(rebuilder) = self.fragments.as_ref().and_then(|fragments| fragments.rebuilder) else {
+            return update;
+        };
+        let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
+        let name = opened.name().to_string();
+        match rebuilder.rebuild(opened).await {
+            Ok(Rebuilt { metadata, content_length, body }) => {
+                let head = put_head(&name, &metadata, content_length, durable);
+                Update { put: Some(Put { head, data: Data::Rebuilt(body), content_length }), ..update }
+            }
+            // Which says what it is in the log.
+            Err(_) => Update { skipped: true, ..Update::default() },
+        }
     }
 
     async fn send_put(&self, link: &mut Link, put: Put) -> Result<(), SendError> {
@@ -263,6 +373,7 @@ impl Sender<'_> {
                 let message = [&put.head[..], &data[..]].concat();
                 return link.write(message, "send_put").await;
             }
+            Data::Rebuilt(body) => return send_rebuilt(link, put.head, body, put.content_length).await,
             Data::Reader(reader) => reader,
         };
         link.write(put.head, "send_put").await?;
@@ -296,6 +407,26 @@ impl Sender<'_> {
     }
 }
 
+/// Sends what is rebuilt meanwhile. Once its head is out, nothing but the end of the session keeps the receiver from
+/// taking a short archive for the whole one.
+async fn send_rebuilt(
+    link: &mut Link,
+    head: Vec<u8>,
+    mut body: Body,
+    content_length: u64,
+) -> Result<(), SendError> {
+    link.write(head, "send_put").await?;
+    let mut sent = 0;
+    while let Some(Ok(piece)) = body.next().await {
+        sent += piece.len() as u64;
+        if sent > content_length {
+            break;
+        }
+        link.write(&piece, "send_put chunk").await?;
+    }
+    if sent == content_length { Ok(()) } else { Err(wrong_length()) }
+}
+
 fn wrong_length() -> SendError {
     SendError::Expected("Sent data length does not match content-length".to_string())
 }
@@ -316,6 +447,8 @@ fn offer_of(hash: ObjHash, timestamps: &TimestampSet) -> Offer {
 struct Update {
     /// It could not be opened: corrupt, or gone since it was offered. Swift counts it as sent.
     skipped: bool,
+    /// The object of which the receiver's fragment is to be made.
+    rebuild_from: Option<Box<OpenDiskFile>>,
     put: Option<Put>,
     /// A POST or DELETE: its method in lower case, and its head.
     then: Option<(&'static str, Vec<u8>)>,
@@ -330,6 +463,19 @@ struct Put {
 enum Data {
     Whole(Vec<u8>),
     Reader(Box<Reader>),
+    Rebuilt(Body),
+}
+
+impl Update {
+    /// Waits for all of what is rebuilt. What is not whole is not sent.
+    async fn read_rebuilt(&mut self) {
+        let Some(Put { data, content_length, .. }) = &mut self.put else { return };
+        let Data::Rebuilt(body) = data else { return };
+        match body.collect(*content_length as usize).await {
+            Ok(whole) if whole.len() as u64 == *content_length => *data = Data::Whole(whole.into()),
+            _ => *self = Update { skipped: true, ..Update::default() },
+        }
+    }
 }
 
 /// Opens an object and reads it if it is small. An object that cannot be opened is left out: nothing has been sent of it.
@@ -338,11 +484,15 @@ fn prepare(
     device: &str,
     partition: u32,
     hash: ObjHash,
-    wanted: Wanted,
+    (wanted, want): (Wanted, Want<'static>),
+    rebuilds: bool,
 ) -> Result<Update, SendError> {
     let mut update = Update::default();
     let diskfile = match manager.diskfile_from_hash(device, partition, hash) {
-        Ok(diskfile) => diskfile.open_expired(true),
+        Ok(diskfile) => {
+            let prefs = want.frag_prefs.map(Arc::from);
+            diskfile.open_expired(true).frag_index(want.frag_index).frag_prefs(prefs)
+        }
         Err(DiskFileError::NotExist) => return Ok(Update { skipped: true, ..update }),
         Err(err) => return Err(err.into()),
     };
@@ -362,36 +512,40 @@ fn prepare(
     if wanted.meta && opened.data_timestamp() != opened.timestamp() {
         update.then = post_head(&opened).map(|head| ("post", head));
     }
-    if wanted.data {
-        update.put = Some(put(opened)?);
+    match wanted.data {
+        true if rebuilds => update.rebuild_from = Some(Box::new(opened)),
+        true => match put(opened)? {
+            Some(put) => update.put = Some(put),
+            None => return Ok(Update { skipped: true, ..Update::default() }),
+        },
+        false => {}
     }
     Ok(update)
 }
 
-fn put(opened: OpenDiskFile) -> Result<Put, SendError> {
-    let head = put_head(&opened);
+/// `None` if it was corrupt, and is in quarantine now.
+fn put(opened: OpenDiskFile) -> Result<Option<Put>, SendError> {
     let content_length = opened.content_length();
+    let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
+    let head = put_head(opened.name(), opened.datafile_metadata(), content_length, durable);
     if content_length > SMALL_OBJECT {
         let reader = Box::new(opened.reader(ReaderOptions::default()));
-        return Ok(Put { head, data: Data::Reader(reader), content_length });
+        return Ok(Some(Put { head, data: Data::Reader(reader), content_length }));
     }
-    let data = opened.read_small()?.data;
-    if data.len() as u64 != content_length {
-        return Err(wrong_length());
-    }
-    Ok(Put { head, data: Data::Whole(data), content_length })
+    let read = opened.read_small()?;
+    let whole = || Put { head, data: Data::Whole(read.data), content_length };
+    Ok(read.quarantined.is_none().then(whole))
 }
 
 /// The headers of a PUT are the data file's metadata as it stands; what a POST has changed since is sent by a POST.
-fn put_head(opened: &OpenDiskFile) -> Vec<u8> {
-    let content_length = opened.content_length().to_string();
-    let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
+fn put_head(name: &str, datafile: &Metadata, content_length: u64, durable: bool) -> Vec<u8> {
+    let content_length = content_length.to_string();
     let no_commit = (!durable).then_some((&b"X-Backend-No-Commit"[..], &b"True"[..]));
-    let metadata = wire(opened.datafile_metadata());
+    let metadata = wire(datafile);
     let metadata = metadata.iter().filter(|(name, _)| **name != *b"name" && **name != *b"Content-Length");
     let headers = [(&b"Content-Length"[..], content_length.as_bytes())].into_iter().chain(no_commit);
     let headers = headers.chain(metadata.map(|(name, value)| (&**name, &**value)));
-    subrequest_head("PUT", &path_of(opened.name()), headers)
+    subrequest_head("PUT", &path_of(name), headers)
 }
 
 fn post_head(opened: &OpenDiskFile) -> Option<Vec<u8>> {
@@ -427,6 +581,8 @@ struct Link {
     /// What has come of the response and is not yet read.
     buffer: BytesMut,
     ended: bool,
+    /// The objects of the session.
+    want: Want<'static>,
 }
 
 impl Link {

@@ -189,10 +189,8 @@ impl Session {
 
     /// Logs a failure, tells the sender, and closes the connection: the sender must not go on talking to nobody.
     async fn report(&self, failure: Failure, reply: BodySender) {
-        let prefix = format!(
-            "ssync receiver (remote_addr: {}, path: {}/{})",
-            self.remote_addr, self.device, self.partition
-        );
+        let prefix = prefix(&self.remote_addr, &self.device, self.partition);
+        let prefix = prefix.trim_end();
         let line = match failure {
             Failure::Disconnected => {
                 self.logger.error(format_args!("{prefix} client disconnected"));
@@ -223,6 +221,11 @@ impl Session {
         }
         reply.fail(BodyError::Disconnected).await;
     }
+}
+
+/// What log lines of a session begin with.
+pub fn prefix(remote_addr: &str, device: &str, partition: u32) -> String {
+    format!("ssync receiver (remote_addr: {remote_addr}, path: {device}/{partition}) ")
 }
 
 /// Why the session may not begin.
@@ -406,10 +409,8 @@ impl Updates<'_> {
         self.failures += 1;
         let session = self.session;
         session.logger.warning(format_args!(
-            "ssync receiver (remote_addr: {}, path: {}/{}) subrequest failed with {}: {} ({})",
-            session.remote_addr,
-            session.device,
-            session.partition,
+            "{}subrequest failed with {}: {} ({})",
+            prefix(&session.remote_addr, &session.device, session.partition),
             outcome.status.0,
             outcome.context,
             python_repr_bytes(&outcome.body),
