@@ -43,7 +43,12 @@ struct Put {
     if_none_match: Option<Match>,
     /// What the client says about the body's length.
     size: Option<u64>,
+    is_one_of_many: bool,
 }
+
+/// Marks a request that has others in its company: its body ends when theirs do, so that their ETags are needed at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OneOfMany;
 
 /// The object that was there before.
 #[derive(Default)]
@@ -97,6 +102,7 @@ impl ObjectServer {
             commits: !req.headers.get_bool(X_BACKEND_NO_COMMIT),
             if_none_match: req.headers.get(IF_NONE_MATCH).map(Match::parse),
             size: body_size(&req.headers)?,
+            is_one_of_many: req.env.get::<OneOfMany>().is_some(),
         };
         let origin = Origin::of(&req, timestamp);
         let is_small =
@@ -236,10 +242,13 @@ impl ObjectServer {
         let (target, wants) = (put.target.clone(), put.wants.clone());
         let (timestamp, size) = (put.timestamp, put.size);
         let if_none_match = put.if_none_match.clone();
+        let patience = size.filter(|_| put.is_one_of_many);
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
             let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
-            Ok((original, Some(diskfile.writer(size)?)))
+            let writer = diskfile.writer(size)?;
+            let writer = if let Some(size) = patience { writer.patient(size) } else { writer };
+            Ok((original, Some(writer)))
         };
         self.run(put, job).await
     }

@@ -81,6 +81,12 @@ impl Writer {
         self
     }
 
+    /// Leaves computing the MD5 to when it is asked for, or to others that are asked before.
+    pub fn patient(mut self, size: u64) -> Self {
+        self.md5 = Some(Md5Stream::patient(usize::try_from(size).unwrap_or(usize::MAX)));
+        self
+    }
+
     /// Sees to it that there is room, and that enough stays free. Without a size Swift takes just the reserve for
     /// enough; with one it does not.
     fn reserve(&self, size: u64) -> Result<(), DiskFileError> {

@@ -7,6 +7,9 @@
 //! several at a time while the next ones are read; subrequests for the same object keep their order. A subrequest once
 //! begun is finished, whatever happens to the session.
 //!
+//! Objects of a few megabytes are held together: the bodies of several are received, one after the other, before any of them
+//! ends, so that their ETags are computed together (`common::digest`). Larger ones are written as they come.
+//!
 //! Not here: what is on disk (a [`Check`]) and how subrequests are answered (the app), see `receiver.rs`.
 
 use std::collections::HashSet;
@@ -20,8 +23,10 @@ use service::http::{
     Body, BodyError, BodySender, BodyStream, BoxFuture, Method, Request, Response, SharedApp, Status,
 };
 use service::logs::Logger;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio::task::JoinSet;
+
+use crate::put::OneOfMany;
 
 use super::input::{Input, InputError};
 use super::protocol::{
@@ -35,6 +40,10 @@ const CHECKS_IN_FLIGHT: usize = 4;
 /// A PUT of at most this size is taken into memory, so that others may follow while it is written.
 const SMALL_PUT: u64 = 64 * 1024;
 const SMALL_PUTS_IN_FLIGHT: usize = 8;
+/// A larger PUT of at most this size is held until there are so many, or so many bytes, or nothing follows.
+const HELD_PUT: u64 = 16 << 20;
+const HELD_PUTS: usize = 8;
+const HELD_BYTES: u64 = 48 << 20;
 /// The part of a failed subrequest's answer that is logged.
 const MAX_LOGGED_BODY: usize = 4096;
 /// Pieces in which the list of wanted objects is written.
@@ -134,9 +143,11 @@ impl Session {
             failures: 0,
             in_flight: JoinSet::new(),
             paths: HashSet::new(),
+            held: Held::default(),
         };
         let outcome = updates.receive().await;
         // Before the locks go, and also when the session has failed: what was begun is finished.
+        updates.release();
         while updates.in_flight_done().await {}
         outcome?;
         updates.verdict()?;
@@ -293,19 +304,53 @@ impl SubrequestInput {
     }
 }
 
+/// The body of a subrequest, which keeps the input from the session until its last byte, or until nobody wants it.
 struct SubrequestBody {
-    shared: Arc<Mutex<SubrequestInput>>,
+    input: Option<OwnedMutexGuard<SubrequestInput>>,
+    /// Closed when a held body may end.
+    end: Option<Arc<Semaphore>>,
 }
 
 impl BodyStream for SubrequestBody {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
         Box::pin(async {
-            match self.shared.lock().await.next().await {
-                Ok(chunk) => chunk.map(Ok),
-                Err(InputError::Timeout(_)) => Some(Err(BodyError::Timeout)),
-                Err(InputError::Read(_)) => Some(Err(BodyError::Disconnected)),
+            if let Some(input) = &mut self.input {
+                match input.next().await {
+                    Ok(Some(chunk)) => {
+                        if input.left == 0 {
+                            self.input = None;
+                        }
+                        return Some(Ok(chunk));
+                    }
+                    Ok(None) => self.input = None,
+                    Err(InputError::Timeout(_)) => return Some(Err(BodyError::Timeout)),
+                    Err(InputError::Read(_)) => return Some(Err(BodyError::Disconnected)),
+                }
             }
+            if let Some(end) = self.end.take() {
+                let _closed = end.acquire().await;
+            }
+            None
         })
+    }
+}
+
+/// PUTs whose bodies have come, or are coming, and have not ended.
+struct Held {
+    paths: HashSet<Bytes>,
+    bytes: u64,
+    end: Arc<Semaphore>,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { paths: HashSet::new(), bytes: 0, end: Arc::new(Semaphore::new(0)) }
+    }
+}
+
+impl Held {
+    fn is_full(&self) -> bool {
+        self.paths.len() >= HELD_PUTS || self.bytes >= HELD_BYTES
     }
 }
 
@@ -318,6 +363,8 @@ struct Updates<'a> {
     in_flight: JoinSet<Outcome>,
     /// Of the subrequests in flight.
     paths: HashSet<Bytes>,
+    /// Those in flight that wait for each other.
+    held: Held,
 }
 
 struct Subrequest {
@@ -341,7 +388,16 @@ impl Updates<'_> {
         let shared = self.shared.clone();
         expect_line(&mut shared.lock().await.input, "updates start", UPDATES_START).await?;
         loop {
-            let mut input = shared.lock().await;
+            let mut input = shared.clone().lock_owned().await;
+            if input.left > 0 {
+                // An app which has failed has not read all: the next subrequest starts after the end of the last.
+                while input.next().await?.is_some() {}
+                self.in_flight_done().await;
+            }
+            self.check_failures()?;
+            if self.held.is_full() {
+                self.release();
+            }
             let line = input.input.read_line("updates line").await?;
             if line.is_empty() || line.trim_ascii() == UPDATES_END.as_bytes() {
                 return Ok(());
@@ -349,48 +405,74 @@ impl Updates<'_> {
             let subrequest = self.session.read_head(&mut input.input, line.trim_ascii()).await?;
             input.left = subrequest.content_length;
             input.context.clone_from(&subrequest.context);
-            let small = match subrequest.content_length <= SMALL_PUT {
-                true => Some(read_small(&mut input).await?),
-                false => None,
-            };
-            drop(input);
-            while self.paths.contains(&subrequest.path) || self.in_flight.len() >= SMALL_PUTS_IN_FLIGHT {
+            if self.held.paths.contains(&subrequest.path) {
+                self.release();
+            }
+            while self.paths.contains(&subrequest.path) || self.running() >= SMALL_PUTS_IN_FLIGHT {
                 self.in_flight_done().await;
             }
-            match small {
-                Some(body) => self.start(subrequest, body),
-                None => self.call_streaming(subrequest).await?,
-            }
-            while let Some(done) = self.in_flight.try_join_next() {
-                self.record(joined(done));
-            }
-            if self.session.limits.exceeded(self.failures, self.successes) {
-                return Err(Failure::Other(format!(
-                    "Too many {} failures to {} successes",
-                    self.failures, self.successes
-                )));
+            match subrequest.content_length {
+                0..=SMALL_PUT => {
+                    let body = read_small(&mut input).await?;
+                    self.start(subrequest, Body::from(body));
+                }
+                length @ ..=HELD_PUT => self.start_held(subrequest, length, input),
+                length => {
+                    let body = SubrequestBody { input: Some(input), end: None };
+                    let body = Body::stream(body).with_length(length);
+                    let outcome = call(self.session.app.clone(), subrequest, body).await;
+                    self.record(outcome);
+                }
             }
         }
     }
 
-    fn start(&mut self, subrequest: Subrequest, body: Bytes) {
-        self.paths.insert(subrequest.path.clone());
-        self.in_flight.spawn(call(self.session.app.clone(), subrequest, Body::from(body)));
+    fn check_failures(&mut self) -> Result<(), Failure> {
+        while let Some(done) = self.in_flight.try_join_next() {
+            self.record(joined(done));
+        }
+        match self.session.limits.exceeded(self.failures, self.successes) {
+            true => Err(Failure::Other(format!(
+                "Too many {} failures to {} successes",
+                self.failures, self.successes
+            ))),
+            false => Ok(()),
+        }
     }
 
-    async fn call_streaming(&mut self, subrequest: Subrequest) -> Result<(), Failure> {
-        let body = Body::stream(SubrequestBody { shared: self.shared.clone() });
-        let body = body.with_length(subrequest.content_length);
-        let outcome = call(self.session.app.clone(), subrequest, body).await;
-        self.record(outcome);
-        // An app which has failed may not have read all: the next subrequest starts after the end of this one.
-        let mut input = self.shared.lock().await;
-        while input.next().await?.is_some() {}
-        Ok(())
+    fn start(&mut self, subrequest: Subrequest, body: Body) {
+        self.paths.insert(subrequest.path.clone());
+        self.in_flight.spawn(call(self.session.app.clone(), subrequest, body));
+    }
+
+    fn start_held(
+        &mut self,
+        mut subrequest: Subrequest,
+        length: u64,
+        input: OwnedMutexGuard<SubrequestInput>,
+    ) {
+        self.held.paths.insert(subrequest.path.clone());
+        self.held.bytes += length;
+        subrequest.request.env.insert(OneOfMany);
+        let body = SubrequestBody { input: Some(input), end: Some(self.held.end.clone()) };
+        self.start(subrequest, Body::stream(body).with_length(length));
+    }
+
+    /// Lets the held bodies end.
+    fn release(&mut self) {
+        std::mem::take(&mut self.held).end.close();
+    }
+
+    /// Subrequests in flight that wait for nothing.
+    fn running(&self) -> usize {
+        self.in_flight.len().saturating_sub(self.held.paths.len())
     }
 
     /// Waits for one subrequest in flight; false when there is none.
     async fn in_flight_done(&mut self) -> bool {
+        if self.running() == 0 {
+            self.release();
+        }
         let Some(done) = self.in_flight.join_next().await else {
             // A panicked one did not say which it was.
             self.paths.clear();
@@ -402,6 +484,7 @@ impl Updates<'_> {
 
     fn record(&mut self, outcome: Outcome) {
         self.paths.remove(&outcome.path);
+        self.held.paths.remove(&outcome.path);
         if outcome.status.is_success() || outcome.status == Status::NOT_FOUND {
             self.successes += 1;
             return;
@@ -569,13 +652,13 @@ mod tests {
     }
 
     async fn converse(request: String, seen: &Seen) -> (String, bool) {
-        converse_with(request, seen, async { Ok(()) }).await
+        converse_with(request, app(seen), async { Ok(()) }).await
     }
 
     /// What the receiver says, and whether its body ends well.
     async fn converse_with(
         request: String,
-        seen: &Seen,
+        app: SharedApp,
         guard: impl Future<Output = Result<(), Refusal>> + Send + 'static,
     ) -> (String, bool) {
         let session = Session {
@@ -584,7 +667,7 @@ mod tests {
             policy_index: 1,
             frag_index: None,
             remote_addr: "127.0.0.1".into(),
-            app: app(seen),
+            app,
             check: check(),
             limits: FailureLimits { threshold: 2, ratio: 1.5 },
             logger: Logger::memory().0,
@@ -653,6 +736,50 @@ mod tests {
         assert_eq!(headers, format!("{sent}{added}"));
         let big = seen.iter().find(|(what, ..)| what == "PUT /sda1/9/a/c/big").unwrap();
         assert_eq!(big.2.len(), 200_000);
+    }
+
+    #[tokio::test]
+    async fn medium_bodies_are_received_before_any_of_them_ends() {
+        const LENGTH: usize = 70_000;
+        let all_received = Arc::new(tokio::sync::Barrier::new(HELD_PUTS));
+        let app = app_fn(move |mut req| {
+            let all_received = all_received.clone();
+            async move {
+                let mut left = LENGTH;
+                while left > 0 {
+                    left -= req.body.next().await.unwrap().unwrap().len();
+                }
+                all_received.wait().await;
+                assert!(req.body.next().await.is_none());
+                Response::new(201)
+            }
+        });
+        let mut request = format!("{NOTHING_MISSING}:UPDATES: START\r\n");
+        for n in 0..2 * HELD_PUTS {
+            request += &format!("PUT /a/c/{n}\r\nContent-Length: {LENGTH}\r\n\r\n{}", "z".repeat(LENGTH));
+        }
+        let conversation = converse_with(request + ":UPDATES: END\r\n", app, async { Ok(()) });
+        let (reply, whole) = tokio::time::timeout(Duration::from_secs(20), conversation).await.unwrap();
+        assert!(whole, "{reply}");
+    }
+
+    #[tokio::test]
+    async fn a_held_body_ends_before_another_one_of_its_object_begins() {
+        let seen = Seen::default();
+        let mut request = format!("{NOTHING_MISSING}:UPDATES: START\r\n");
+        for n in 0..3 {
+            request += &format!("PUT /a/c/o\r\nX-Timestamp: {n}\r\nContent-Length: 70000\r\n\r\n");
+            request += &"z".repeat(70_000);
+        }
+        let (reply, whole) = converse(request + ":UPDATES: END\r\n", &seen).await;
+        assert!(whole, "{reply}");
+        let order: Vec<bool> = seen
+            .lock()
+            .iter()
+            .enumerate()
+            .map(|(n, put)| put.1.contains(&format!("timestamp: {n}")))
+            .collect();
+        assert_eq!(order, [true; 3]);
     }
 
     #[tokio::test]
@@ -747,7 +874,7 @@ mod tests {
     #[tokio::test]
     async fn refusals_are_told_in_the_body() {
         let seen = Seen::default();
-        let (reply, _) = converse_with(String::new(), &seen, async { Err(Refusal::TooMany) }).await;
+        let (reply, _) = converse_with(String::new(), app(&seen), async { Err(Refusal::TooMany) }).await;
         assert_eq!(
             reply,
             "\r\n:ERROR: 503 b'<html><h1>Service Unavailable</h1><p>The server is currently unavailable. \
@@ -755,7 +882,7 @@ mod tests {
         );
         let timeout = "15.0 seconds: /srv/node/sda1/.lock".to_string();
         let refused = async { Err(Refusal::LockTimeout(timeout)) };
-        let (reply, _) = converse_with(String::new(), &seen, refused).await;
+        let (reply, _) = converse_with(String::new(), app(&seen), refused).await;
         assert_eq!(reply, "\r\n:ERROR: 0 '15.0 seconds: /srv/node/sda1/.lock'\n");
     }
 
