@@ -173,7 +173,7 @@ impl ObjectServer {
             options.keep_cache_private || !is_private || (options.keep_cache_slo_manifest && is_manifest);
         let frac = options.etag_validate_frac;
         let verify_etag = frac >= 1.0 || self.ctx.rng.next_f64() < frac;
-        let reader = opened.reader(ReaderOptions { keep_cache, verify_etag });
+        let reader = opened.reader(ReaderOptions { keep_cache, verify_etag, patient: false });
         DiskBody { reader: Arc::new(Mutex::new(Some(reader))), pools: self.ctx.disk_pools.clone(), device }
     }
 }

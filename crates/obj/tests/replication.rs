@@ -509,6 +509,30 @@ async fn a_damaged_object_does_not_travel_and_its_neighbours_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotten_bytes_of_medium_objects_are_found_before_they_are_sent() {
+    let cluster = Cluster::new(2, &[0, 1]);
+    let names: Vec<String> =
+        (0..60).map(|n| format!("o{n}")).filter(|name| cluster.part(name) == 0).take(6).collect();
+    assert_eq!(names.len(), 6);
+    let lengths = [0, 1, 65_536, 65_537, 300_000, 400_000];
+    for (name, length) in names.iter().zip(lengths) {
+        cluster.put(0, name, 1_700_000_000.0, &"x".repeat(length)).await;
+    }
+    cluster.replicate(0).await;
+    assert!(cluster.files(1) == cluster.files(0));
+    let mut left = cluster.files(0);
+    let rotten = left.iter().find(|(_, (_, data))| data.len() == 300_000).unwrap().0.clone();
+    let path = cluster.device(0).join(&rotten);
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    std::os::unix::fs::FileExt::write_at(&file, b"y", 1 << 18).unwrap();
+    std::fs::remove_dir_all(cluster.device(1).join("objects")).unwrap();
+    let lines = cluster.replicate(0).await;
+    left.remove(&rotten);
+    assert!(cluster.files(0) == left && cluster.files(1) == left, "{:?}", lines.all());
+    assert_eq!(std::fs::read_dir(cluster.device(0).join("quarantined/objects")).unwrap().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn partitions_beyond_the_ring_and_strange_names_are_left_alone() {
     let cluster = Cluster::new(2, &[1]);
     for name in ["4", "99", "strange"] {

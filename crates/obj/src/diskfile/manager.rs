@@ -294,6 +294,16 @@ impl DiskFileManager {
         }
     }
 
+    /// The diskfile of a hash whose object is only known when it is opened.
+    pub fn diskfile_of_hash(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        hash: ObjHash,
+    ) -> Result<DiskFile, DiskFileError> {
+        Ok(self.place(self.available(device)?, partition, hash, None))
+    }
+
     /// The diskfile of a hash, cleaned up, be it an object or a tombstone; [`DiskFileError::NotExist`] if there is
     /// neither.
     pub fn diskfile_from_hash(

@@ -22,11 +22,13 @@ pub struct ReaderOptions {
     pub keep_cache: bool,
     /// Check the MD5 of a full read. Swift: `etag_validate_frac`; the caller throws the dice.
     pub verify_etag: bool,
+    /// Compute the MD5 when reading ends, together with those of others that are being read.
+    pub patient: bool,
 }
 
 impl Default for ReaderOptions {
     fn default() -> Self {
-        ReaderOptions { keep_cache: false, verify_etag: true }
+        ReaderOptions { keep_cache: false, verify_etag: true, patient: false }
     }
 }
 
@@ -54,7 +56,8 @@ impl Reader {
             false => opened.content_length() <= SMALL_OBJECT,
         };
         let reached_end = opened.content_length() == 0;
-        let md5 = options.verify_etag.then(Md5Stream::new);
+        let patience = if options.patient { opened.content_length() as usize } else { 0 };
+        let md5 = options.verify_etag.then(|| Md5Stream::patient(patience));
         let headers = opened.diskfile.manager().fragment_len().map(HeaderCheck::new);
         Reader {
             opened,

@@ -18,7 +18,7 @@
 //! ```
 //! or, at any point, `:ERROR: STATUS 'reason'` from the receiver, which then closes.
 //!
-//! `protocol.rs` is the grammar, `sender.rs` the end in the replicator, `receiver.rs` and
+//! `protocol.rs` is the grammar, `sender.rs` with `update.rs` the end in the replicator, `receiver.rs` and
 //! `session.rs` the end in the object server.
 
 mod input;
@@ -26,5 +26,6 @@ pub mod protocol;
 pub mod receiver;
 pub mod sender;
 pub mod session;
+mod update;
 
 pub use receiver::SsyncReceiver;

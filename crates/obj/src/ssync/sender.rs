@@ -4,20 +4,18 @@
 //! metadata that they have here. An object whose data turns out shorter or longer than its Content-Length ends the session:
 //! the receiver must not finish it.
 //!
-//! The disk is read ahead of the wire within bounds: a few objects, or one chunk of a large one.
+//! The disk is read ahead of the wire within bounds: a batch of objects (`update.rs`), or one chunk of a large one. Small objects and
+//! heads are written together.
 //!
 //! Of an EC policy it offers the fragments of one index. Those of the receiver's own index, which are not here, come from
 //! a [`Rebuilder`]: small ones as other objects are read ahead, large ones as they are sent.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use common::hash::{ObjHash, Suffix};
-use common::timestamp::Timestamp;
-use common::wsgi::from_stored;
 use futures_util::StreamExt;
 use indexmap::IndexMap;
 use ring::Device;
@@ -25,25 +23,24 @@ use service::context::Context;
 use service::http::client::{BodyFraming, ClientConn, ClientError, Timeouts};
 use service::http::{Body, BoxFuture, Headers, Method, Status};
 use service::logs::Logger;
+use tokio::task::JoinHandle;
 
 use super::input::timeout_message;
 use super::protocol::{
     MISSING_CHECK_END, MISSING_CHECK_START, Offer, UPDATES_END, UPDATES_START, Wanted, printable,
-    python_repr, python_repr_bytes, subrequest_head, subrequest_path,
+    python_repr, python_repr_bytes,
 };
-use crate::diskfile::{
-    DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT,
-    TimestampSet, Want,
-};
+use super::update::{Batch, Batches, Data, Put, READ_SIZE, Update, put_head};
+use crate::diskfile::{DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, TimestampSet, Want};
 
-/// Wanted objects that are read from the disk before they are sent.
-const OBJECTS_AHEAD: usize = 4;
+/// Archives that are rebuilt before they are sent.
+const REBUILT_AHEAD: usize = 4;
 /// Suffixes that are listed in one job.
 const SUFFIXES_LISTED: usize = 64;
 /// Offers that are written as one chunk.
 const OFFERS_CHUNK: usize = 32 * 1024;
-/// A read of a large object.
-const READ_SIZE: usize = 256 * 1024;
+/// Subrequests that are written as one chunk.
+const UPDATES_CHUNK: usize = 128 * 1024;
 /// A rebuilt archive that is held in memory until it is sent.
 const MAX_REBUILT_AHEAD: u64 = 512 * 1024;
 /// The part of a refusal that is logged.
@@ -309,44 +306,60 @@ impl Sender<'_> {
         wanted: IndexMap<ObjHash, Wanted>,
     ) -> Result<Vec<ObjHash>, SendError> {
         let mut skipped = Vec::new();
-        link.write(format!("{UPDATES_START}\r\n"), "updates start").await?;
-        let want = link.want;
-        let prepared = futures_util::stream::iter(wanted).map(|(hash, wanted)| async move {
-            let update = self.prepare(hash, wanted, want).await?;
-            Ok::<_, SendError>((hash, update))
+        let mut out = format!("{UPDATES_START}\r\n").into_bytes();
+        let mut ahead = self.prepare(Batches {
+            manager: self.manager.clone(),
+            device: self.device.to_string(),
+            partition: self.partition,
+            want: link.want,
+            rebuilds: self.fragments.as_ref().is_some_and(|fragments| fragments.rebuilder.is_some()),
+            wanted: wanted.into_iter().collect(),
         });
-        let mut prepared = std::pin::pin!(prepared.buffered(OBJECTS_AHEAD));
-        while let Some(update) = prepared.next().await {
-            let (hash, mut update) = update?;
-            if let Some(opened) = update.rebuild_from.take() {
-                update = self.rebuild(*opened, update).await;
+        loop {
+            let (batch, batches) = ahead.await.map_err(|err| SendError::Unexpected(err.to_string()))??;
+            if batch.is_empty() {
+                break;
             }
-            if update.skipped {
-                skipped.push(hash);
+            ahead = self.prepare(batches);
+            let rebuilt = futures_util::stream::iter(batch)
+                .map(|(hash, update)| async move { (hash, self.rebuild_small(update).await) });
+            let mut rebuilt = std::pin::pin!(rebuilt.buffered(REBUILT_AHEAD));
+            while let Some((hash, mut update)) = rebuilt.next().await {
+                if let Some(opened) = update.rebuild_from.take() {
+                    update = self.rebuild(*opened, update).await;
+                }
+                if update.skipped {
+                    skipped.push(hash);
+                }
+                if let Some(put) = update.put {
+                    self.send_put(link, put, &mut out).await?;
+                }
+                if let Some((method, head)) = update.then {
+                    out.extend_from_slice(&head);
+                    link.write_beyond(UPDATES_CHUNK, &mut out, &format!("send_{method}")).await?;
+                }
             }
-            if let Some(put) = update.put {
-                self.send_put(link, put).await?;
-            }
-            if let Some((method, head)) = update.then {
-                link.write(head, &format!("send_{method}")).await?;
-            }
+            link.write_beyond(0, &mut out, "send_put").await?;
         }
-        link.write(format!("{UPDATES_END}\r\n"), "updates end").await?;
+        out.extend_from_slice(format!("{UPDATES_END}\r\n").as_bytes());
+        link.write(out, "updates end").await?;
         link.read_updates_reply().await?;
         Ok(skipped)
     }
 
-    async fn prepare(&self, hash: ObjHash, wanted: Wanted, want: Want<'static>) -> Result<Update, SendError> {
-        let (manager, device, partition) = (self.manager.clone(), self.device.to_string(), self.partition);
-        let rebuilds = self.fragments.as_ref().is_some_and(|fragments| fragments.rebuilder.is_some());
-        let prepare = move || prepare(&manager, &device, partition, hash, (wanted, want), rebuilds);
-        let mut update = self.ctx.disk_pools.run(self.device, prepare).await?;
+    /// Starts to prepare a batch; a task of its own, so that the disk works while the last one is on its way.
+    fn prepare(&self, mut batches: Batches) -> JoinHandle<Result<(Batch, Batches), DiskFileError>> {
+        let next = move || batches.next().map(|batch| (batch, batches));
+        tokio::spawn(self.ctx.disk_pools.run(self.device, next))
+    }
+
+    async fn rebuild_small(&self, mut update: Update) -> Update {
         let is_small = |opened: &mut Box<OpenDiskFile>| opened.content_length() <= MAX_REBUILT_AHEAD;
         if let Some(opened) = update.rebuild_from.take_if(is_small) {
             update = self.rebuild(*opened, update).await;
             update.read_rebuilt().await;
         }
-        Ok(update)
+        update
     }
 
     /// Begins to rebuild what is to be sent; if that cannot be, nothing is sent of the object.
@@ -362,21 +375,29 @@ impl Sender<'_> {
                 Update { put: Some(Put { head, data: Data::Rebuilt(body), content_length }), ..update }
             }
             // Which says what it is in the log.
-            Err(_) => Update { skipped: true, ..Update::default() },
+            Err(_) => Update::skipped(),
         }
     }
 
-    async fn send_put(&self, link: &mut Link, put: Put) -> Result<(), SendError> {
+    async fn send_put(&self, link: &mut Link, put: Put, out: &mut Vec<u8>) -> Result<(), SendError> {
+        out.extend_from_slice(&put.head);
+        if let Data::Small(data) = put.data {
+            // The receiver reads lines and counted bytes, whatever the chunks.
+            out.extend_from_slice(&data);
+            return link.write_beyond(UPDATES_CHUNK, out, "send_put").await;
+        }
+        link.write_beyond(0, out, "send_put").await?;
         let reader = match put.data {
-            Data::Whole(data) => {
-                // One chunk: the receiver reads lines and counted bytes, whatever the chunks.
-                let message = [&put.head[..], &data[..]].concat();
-                return link.write(message, "send_put").await;
+            Data::Small(_) => return Ok(()),
+            Data::Held(held) => {
+                for piece in &held.pieces {
+                    link.write(piece, "send_put chunk").await?;
+                }
+                return Ok(());
             }
-            Data::Rebuilt(body) => return send_rebuilt(link, put.head, body, put.content_length).await,
+            Data::Rebuilt(body) => return send_rebuilt(link, body, put.content_length).await,
             Data::Reader(reader) => reader,
         };
-        link.write(put.head, "send_put").await?;
         let mut offset = 0;
         let mut next = self.read(*reader, offset);
         loop {
@@ -397,11 +418,7 @@ impl Sender<'_> {
     }
 
     /// Starts to read; a task of its own, so that the disk works while the last chunk is on its way.
-    fn read(
-        &self,
-        mut reader: Reader,
-        offset: u64,
-    ) -> tokio::task::JoinHandle<Result<(Reader, Bytes), DiskFileError>> {
+    fn read(&self, mut reader: Reader, offset: u64) -> JoinHandle<Result<(Reader, Bytes), DiskFileError>> {
         let read = move || reader.read(offset, READ_SIZE).map(|data| (reader, data));
         tokio::spawn(self.ctx.disk_pools.run(self.device, read))
     }
@@ -409,13 +426,7 @@ impl Sender<'_> {
 
 /// Sends what is rebuilt meanwhile. Once its head is out, nothing but the end of the session keeps the receiver from
 /// taking a short archive for the whole one.
-async fn send_rebuilt(
-    link: &mut Link,
-    head: Vec<u8>,
-    mut body: Body,
-    content_length: u64,
-) -> Result<(), SendError> {
-    link.write(head, "send_put").await?;
+async fn send_rebuilt(link: &mut Link, mut body: Body, content_length: u64) -> Result<(), SendError> {
     let mut sent = 0;
     while let Some(Ok(piece)) = body.next().await {
         sent += piece.len() as u64;
@@ -442,138 +453,6 @@ fn offer_of(hash: ObjHash, timestamps: &TimestampSet) -> Offer {
     }
 }
 
-/// What is sent for one wanted object.
-#[derive(Default)]
-struct Update {
-    /// It could not be opened: corrupt, or gone since it was offered. Swift counts it as sent.
-    skipped: bool,
-    /// The object of which the receiver's fragment is to be made.
-    rebuild_from: Option<Box<OpenDiskFile>>,
-    put: Option<Put>,
-    /// A POST or DELETE: its method in lower case, and its head.
-    then: Option<(&'static str, Vec<u8>)>,
-}
-
-struct Put {
-    head: Vec<u8>,
-    data: Data,
-    content_length: u64,
-}
-
-enum Data {
-    Whole(Vec<u8>),
-    Reader(Box<Reader>),
-    Rebuilt(Body),
-}
-
-impl Update {
-    /// Waits for all of what is rebuilt. What is not whole is not sent.
-    async fn read_rebuilt(&mut self) {
-        let Some(Put { data, content_length, .. }) = &mut self.put else { return };
-        let Data::Rebuilt(body) = data else { return };
-        match body.collect(*content_length as usize).await {
-            Ok(whole) if whole.len() as u64 == *content_length => *data = Data::Whole(whole.into()),
-            _ => *self = Update { skipped: true, ..Update::default() },
-        }
-    }
-}
-
-/// Opens an object and reads it if it is small. An object that cannot be opened is left out: nothing has been sent of it.
-fn prepare(
-    manager: &Arc<DiskFileManager>,
-    device: &str,
-    partition: u32,
-    hash: ObjHash,
-    (wanted, want): (Wanted, Want<'static>),
-    rebuilds: bool,
-) -> Result<Update, SendError> {
-    let mut update = Update::default();
-    let diskfile = match manager.diskfile_from_hash(device, partition, hash) {
-        Ok(diskfile) => {
-            let prefs = want.frag_prefs.map(Arc::from);
-            diskfile.open_expired(true).frag_index(want.frag_index).frag_prefs(prefs)
-        }
-        Err(DiskFileError::NotExist) => return Ok(Update { skipped: true, ..update }),
-        Err(err) => return Err(err.into()),
-    };
-    let opened = match diskfile.open(None) {
-        Ok(opened) => opened,
-        Err(DiskFileError::Deleted { timestamp, .. }) => {
-            if wanted.data {
-                update.then = diskfile.name().map(|name| ("delete", delete_head(name, timestamp)));
-            }
-            return Ok(update);
-        }
-        Err(err) if err.is_not_exist() || matches!(err, DiskFileError::Collision) => {
-            return Ok(Update { skipped: true, ..update });
-        }
-        Err(err) => return Err(err.into()),
-    };
-    if wanted.meta && opened.data_timestamp() != opened.timestamp() {
-        update.then = post_head(&opened).map(|head| ("post", head));
-    }
-    match wanted.data {
-        true if rebuilds => update.rebuild_from = Some(Box::new(opened)),
-        true => match put(opened)? {
-            Some(put) => update.put = Some(put),
-            None => return Ok(Update { skipped: true, ..Update::default() }),
-        },
-        false => {}
-    }
-    Ok(update)
-}
-
-/// `None` if it was corrupt, and is in quarantine now.
-fn put(opened: OpenDiskFile) -> Result<Option<Put>, SendError> {
-    let content_length = opened.content_length();
-    let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
-    let head = put_head(opened.name(), opened.datafile_metadata(), content_length, durable);
-    if content_length > SMALL_OBJECT {
-        let reader = Box::new(opened.reader(ReaderOptions::default()));
-        return Ok(Some(Put { head, data: Data::Reader(reader), content_length }));
-    }
-    let read = opened.read_small()?;
-    let whole = || Put { head, data: Data::Whole(read.data), content_length };
-    Ok(read.quarantined.is_none().then(whole))
-}
-
-/// The headers of a PUT are the data file's metadata as it stands; what a POST has changed since is sent by a POST.
-fn put_head(name: &str, datafile: &Metadata, content_length: u64, durable: bool) -> Vec<u8> {
-    let content_length = content_length.to_string();
-    let no_commit = (!durable).then_some((&b"X-Backend-No-Commit"[..], &b"True"[..]));
-    let metadata = wire(datafile);
-    let metadata = metadata.iter().filter(|(name, _)| **name != *b"name" && **name != *b"Content-Length");
-    let headers = [(&b"Content-Length"[..], content_length.as_bytes())].into_iter().chain(no_commit);
-    let headers = headers.chain(metadata.map(|(name, value)| (&**name, &**value)));
-    subrequest_head("PUT", &path_of(name), headers)
-}
-
-fn post_head(opened: &OpenDiskFile) -> Option<Vec<u8>> {
-    let metadata = wire(opened.metafile_metadata()?);
-    let headers = metadata.iter().map(|(name, value)| (&**name, &**value));
-    Some(subrequest_head("POST", &path_of(opened.name()), headers))
-}
-
-type Text<'a> = Cow<'a, [u8]>;
-
-/// Names and values as they were in the request that stored them.
-fn wire(metadata: &Metadata) -> Vec<(Text<'_>, Text<'_>)> {
-    metadata.iter().map(|(name, value)| (from_stored(name), from_stored(value))).collect()
-}
-
-fn delete_head(name: &str, timestamp: Timestamp) -> Vec<u8> {
-    let timestamp = timestamp.internal();
-    subrequest_head("DELETE", &path_of(name), [(&b"X-Timestamp"[..], timestamp.as_bytes())])
-}
-
-/// `name` is `/account/container/object`.
-fn path_of(name: &str) -> String {
-    let mut parts = name.trim_start_matches('/').splitn(3, '/');
-    let mut part = || parts.next().unwrap_or_default();
-    let (account, container, object) = (part(), part(), part());
-    subrequest_path(account, container, object)
-}
-
 /// The connection to the receiver.
 struct Link {
     conn: ClientConn,
@@ -593,6 +472,20 @@ impl Link {
             Err(ClientError::Closed) => Err(self.why_closed().await),
             Err(err) => Err(self.error(err, self.conf.node_timeout, context)),
         }
+    }
+
+    /// Writes what has been gathered, if it is more than `limit`.
+    async fn write_beyond(
+        &mut self,
+        limit: usize,
+        out: &mut Vec<u8>,
+        context: &str,
+    ) -> Result<(), SendError> {
+        if out.len() > limit {
+            self.write(&out, context).await?;
+            out.clear();
+        }
+        Ok(())
     }
 
     /// The receiver hangs up when it has had enough; what it said before that may be why.

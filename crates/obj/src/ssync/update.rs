@@ -1,0 +1,234 @@
+//! What the sender says of a wanted object, made from what is on disk: a PUT, a POST, a DELETE, or nothing.
+//!
+//! Objects are prepared in batches ahead of the wire, each in one job. Small ones are read whole. So are those of a few megabytes, whose
+//! ETags are then computed together (`common::digest`): one that is corrupt goes to quarantine before any of it has been sent, and is left
+//! out. Larger ones are read, and checked, as they are sent.
+//!
+//! What batches hold is bounded twice: for one of them, and for all sessions of a process together. Beyond the second bound objects are
+//! read as they are sent.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::hash::ObjHash;
+use common::timestamp::Timestamp;
+use common::wsgi::from_stored;
+use service::http::Body;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::protocol::{Wanted, subrequest_head, subrequest_path};
+use crate::diskfile::{
+    DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT, Want,
+};
+
+/// A read of a large object.
+pub(super) const READ_SIZE: usize = 256 * 1024;
+/// Objects of one batch.
+const BATCH_OBJECTS: usize = 16;
+/// A batch that holds so much takes no more objects.
+const BATCH_BYTES: u64 = 48 << 20;
+/// The largest object that is held.
+const HELD_OBJECT: u64 = 16 << 20;
+/// What all sessions may hold, in KiB.
+static HELD_KIB: Semaphore = Semaphore::const_new(256 << 10);
+
+/// What is sent for one wanted object.
+#[derive(Default)]
+pub(super) struct Update {
+    /// It could not be opened: corrupt, or gone since it was offered. Swift counts it as sent.
+    pub skipped: bool,
+    /// The object of which the receiver's fragment is to be made.
+    pub rebuild_from: Option<Box<OpenDiskFile>>,
+    pub put: Option<Put>,
+    /// A POST or DELETE: its method in lower case, and its head.
+    pub then: Option<(&'static str, Vec<u8>)>,
+}
+
+pub(super) struct Put {
+    pub head: Vec<u8>,
+    pub data: Data,
+    pub content_length: u64,
+}
+
+pub(super) enum Data {
+    Small(Vec<u8>),
+    Held(Held),
+    Reader(Box<Reader>),
+    Rebuilt(Body),
+}
+
+/// An object in memory.
+pub(super) struct Held {
+    pub pieces: Vec<Bytes>,
+    /// While its ETag has not been checked.
+    reader: Option<Box<Reader>>,
+    _permit: SemaphorePermit<'static>,
+}
+
+impl Update {
+    pub(super) fn skipped() -> Self {
+        Self { skipped: true, ..Self::default() }
+    }
+
+    fn held(&mut self) -> Option<&mut Held> {
+        match &mut self.put {
+            Some(Put { data: Data::Held(held), .. }) => Some(held),
+            _ => None,
+        }
+    }
+
+    /// Waits for all of what is rebuilt. What is not whole is not sent.
+    pub(super) async fn read_rebuilt(&mut self) {
+        let Some(Put { data, content_length, .. }) = &mut self.put else { return };
+        let Data::Rebuilt(body) = data else { return };
+        match body.collect(*content_length as usize).await {
+            Ok(whole) if whole.len() as u64 == *content_length => *data = Data::Small(whole.into()),
+            _ => *self = Self::skipped(),
+        }
+    }
+}
+
+/// Wanted objects of one partition.
+pub(super) struct Batches {
+    pub manager: Arc<DiskFileManager>,
+    pub device: String,
+    pub partition: u32,
+    pub want: Want<'static>,
+    /// Data is not sent as it is, but rebuilt from.
+    pub rebuilds: bool,
+    pub wanted: VecDeque<(ObjHash, Wanted)>,
+}
+
+pub(super) type Batch = Vec<(ObjHash, Update)>;
+
+impl Batches {
+    /// The next objects; none when there are no more.
+    pub(super) fn next(&mut self) -> Result<Batch, DiskFileError> {
+        let (mut batch, mut bytes) = (Batch::new(), 0);
+        while batch.len() < BATCH_OBJECTS
+            && bytes < BATCH_BYTES
+            && let Some((hash, wanted)) = self.wanted.pop_front()
+        {
+            let mut update = self.prepare(hash, wanted)?;
+            if update.held().is_some() {
+                bytes += update.put.as_ref().map_or(0, |put| put.content_length);
+            }
+            batch.push((hash, update));
+        }
+        // With the first ETag those of the others are computed.
+        for (_, update) in &mut batch {
+            let reader = update.held().and_then(|held| held.reader.take());
+            if reader.is_some_and(|reader| reader.close().is_some()) {
+                *update = Update::skipped();
+            }
+        }
+        Ok(batch)
+    }
+
+    /// Opens an object and reads it if it is small. One that cannot be opened is left out: nothing has been sent of it.
+    fn prepare(&self, hash: ObjHash, wanted: Wanted) -> Result<Update, DiskFileError> {
+        let mut update = Update::default();
+        let diskfile = self.manager.diskfile_of_hash(&self.device, self.partition, hash)?;
+        let prefs = self.want.frag_prefs.map(Arc::from);
+        let diskfile = diskfile.open_expired(true).frag_index(self.want.frag_index).frag_prefs(prefs);
+        let opened = match diskfile.open(None) {
+            Ok(opened) => opened,
+            Err(DiskFileError::Deleted { timestamp, metadata }) => {
+                if wanted.data {
+                    update.then =
+                        metadata.get_str("name").map(|name| ("delete", delete_head(name, timestamp)));
+                }
+                return Ok(update);
+            }
+            Err(err) if err.is_not_exist() => return Ok(Update::skipped()),
+            Err(err) => return Err(err),
+        };
+        if wanted.meta && opened.data_timestamp() != opened.timestamp() {
+            update.then = post_head(&opened).map(|head| ("post", head));
+        }
+        match wanted.data {
+            true if self.rebuilds => update.rebuild_from = Some(Box::new(opened)),
+            true => match put(opened)? {
+                Some(put) => update.put = Some(put),
+                None => return Ok(Update::skipped()),
+            },
+            false => {}
+        }
+        Ok(update)
+    }
+}
+
+/// `None` if it was corrupt, and is in quarantine now.
+fn put(opened: OpenDiskFile) -> Result<Option<Put>, DiskFileError> {
+    let content_length = opened.content_length();
+    let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
+    let head = put_head(opened.name(), opened.datafile_metadata(), content_length, durable);
+    if content_length <= SMALL_OBJECT {
+        let read = opened.read_small()?;
+        let small = || Put { head, data: Data::Small(read.data), content_length };
+        return Ok(read.quarantined.is_none().then(small));
+    }
+    let kib = content_length.div_ceil(1024) as u32;
+    let permit = (content_length <= HELD_OBJECT).then(|| HELD_KIB.try_acquire_many(kib).ok()).flatten();
+    let reader = opened.reader(ReaderOptions { patient: permit.is_some(), ..ReaderOptions::default() });
+    let data = match permit {
+        Some(permit) => match hold(reader, permit) {
+            Ok(held) => Data::Held(held),
+            Err(err) if err.is_not_exist() => return Ok(None),
+            Err(err) => return Err(err),
+        },
+        None => Data::Reader(Box::new(reader)),
+    };
+    Ok(Some(Put { head, data, content_length }))
+}
+
+fn hold(mut reader: Reader, permit: SemaphorePermit<'static>) -> Result<Held, DiskFileError> {
+    let (mut pieces, mut offset) = (Vec::new(), 0);
+    loop {
+        let piece = reader.read(offset, READ_SIZE)?;
+        if piece.is_empty() {
+            return Ok(Held { pieces, reader: Some(Box::new(reader)), _permit: permit });
+        }
+        offset += piece.len() as u64;
+        pieces.push(piece);
+    }
+}
+
+/// The headers of a PUT are the data file's metadata as it stands; what a POST has changed since is sent by a POST.
+pub(super) fn put_head(name: &str, datafile: &Metadata, content_length: u64, durable: bool) -> Vec<u8> {
+    let content_length = content_length.to_string();
+    let no_commit = (!durable).then_some((&b"X-Backend-No-Commit"[..], &b"True"[..]));
+    let metadata = wire(datafile);
+    let metadata = metadata.iter().filter(|(name, _)| **name != *b"name" && **name != *b"Content-Length");
+    let headers = [(&b"Content-Length"[..], content_length.as_bytes())].into_iter().chain(no_commit);
+    let headers = headers.chain(metadata.map(|(name, value)| (&**name, &**value)));
+    subrequest_head("PUT", &path_of(name), headers)
+}
+
+fn post_head(opened: &OpenDiskFile) -> Option<Vec<u8>> {
+    let metadata = wire(opened.metafile_metadata()?);
+    let headers = metadata.iter().map(|(name, value)| (&**name, &**value));
+    Some(subrequest_head("POST", &path_of(opened.name()), headers))
+}
+
+type Text<'a> = Cow<'a, [u8]>;
+
+/// Names and values as they were in the request that stored them.
+fn wire(metadata: &Metadata) -> Vec<(Text<'_>, Text<'_>)> {
+    metadata.iter().map(|(name, value)| (from_stored(name), from_stored(value))).collect()
+}
+
+fn delete_head(name: &str, timestamp: Timestamp) -> Vec<u8> {
+    let timestamp = timestamp.internal();
+    subrequest_head("DELETE", &path_of(name), [(&b"X-Timestamp"[..], timestamp.as_bytes())])
+}
+
+/// `name` is `/account/container/object`.
+fn path_of(name: &str) -> String {
+    let mut parts = name.trim_start_matches('/').splitn(3, '/');
+    let mut part = || parts.next().unwrap_or_default();
+    let (account, container, object) = (part(), part(), part());
+    subrequest_path(account, container, object)
+}
