@@ -119,3 +119,30 @@ fn martlet_serves_the_disks_that_python_wrote() -> Result<()> {
 fn a_python_proxy_works_with_martlet_servers_and_the_other_way_around() -> Result<()> {
     store_then_serve((Peer::Martlet, Peer::Python), (Peer::Python, Peer::Martlet))
 }
+
+/// Two nodes of each implementation, of which one is killed and returns; `peer/mixed_nodes.py` has a description.
+fn four_nodes_heal(method: &str, killed: &str) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut check = peer::script("mixed_nodes.py")?;
+    check.args([method, killed, "1"]);
+    for program in ["swift-object-server", "swift-object-replicator"] {
+        check.arg(Peer::Martlet.command(dir.path(), dir.path(), program)?.get_program());
+    }
+    println!("{}", peer::success(&mut check)?);
+    Ok(())
+}
+
+#[test]
+fn two_nodes_of_each_heal_by_ssync_after_one_of_martlets_was_killed() -> Result<()> {
+    four_nodes_heal("ssync", "3")
+}
+
+#[test]
+fn two_nodes_of_each_heal_by_ssync_after_one_of_swifts_was_killed() -> Result<()> {
+    four_nodes_heal("ssync", "0")
+}
+
+#[test]
+fn two_nodes_of_each_heal_by_rsync_after_one_was_killed() -> Result<()> {
+    four_nodes_heal("rsync", "2")
+}

@@ -198,8 +198,13 @@ fn a_full_disk_is_507_and_harms_nothing() -> Result<()> {
 
 /// One pass of a replicator among three nodes, then the reverts of a handoff; `ours` are the ends that are not Swift's.
 fn ssync(ours: &[&str]) -> Result<()> {
+    ssync_with(ours, &[])
+}
+
+fn ssync_with(ours: &[&str], options: &[&str]) -> Result<()> {
     let program = example("object_peer")?;
     let mut check = script("ssync.py")?;
+    check.args(options);
     for end in ours {
         check.arg(format!("--{end}")).arg(format!("{} object-{end} {{conf}}", program.display()));
     }
@@ -220,4 +225,16 @@ fn martlets_replicator_syncs_to_swifts_object_server() -> Result<()> {
 #[test]
 fn martlets_replicator_syncs_to_martlets_object_server_on_swifts_files() -> Result<()> {
     ssync(&["server", "replicator"])
+}
+
+/// A sparse object of 5 GiB and a byte from a handoff to its primary, where its bytes are read and hashed.
+///
+/// It takes minutes, and 5 GiB in the temporary folder. Seen with debug builds on two busy cores: the pass took 65 s from Swift's
+/// replicator to our server, 68 s from ours to Swift's server, and 157 s, beside more other work, with both ends ours.
+#[test]
+#[ignore = "moves 5 GiB"]
+fn more_than_5_gib_arrives_by_ssync() -> Result<()> {
+    ssync_with(&["server"], &["--large"])?;
+    ssync_with(&["replicator"], &["--large"])?;
+    ssync_with(&["server", "replicator"], &["--large"])
 }

@@ -1,11 +1,13 @@
 """SSYNC between Martlet and Swift, in both roles.
 
-    python ssync.py --replicator 'CMD {conf}' [--server 'CMD {conf}'] [--keep]      (with swift importable)
+    python ssync.py --replicator 'CMD {conf}' [--server 'CMD {conf}'] [--keep] [--large]      (with swift importable)
 
 Without options both ends are Swift's: the check of the check. A case has three nodes of one device each. The first gets the
 source objects, by Swift's DiskFile; the others get nothing, or older states of some of them. One pass of the replicator on the
 first node must make all three alike: file names, metadata, data, suffix hashes. Then the ring is changed so that the first
 node is a handoff of everything, and one more pass must leave nothing there.
+
+With --large the only object has 5 GiB and a byte, and the first node gives it to the only primary.
 """
 import argparse
 import os
@@ -28,6 +30,12 @@ from swift.obj import diskfile
 
 PART_POWER = 3
 BASE = 1700000000
+ODD_NAMES = ('/', '//', '/leading', 'trailing/', 'a//b', '.', '..', '../../etc', ' ', ' spaces ', 'new\nline', '\r\n', 'tab\t',
+             '\x01\x7f', '%', '%2F', 'a%20b', '?', '#', 'a:b', 'x' * 1000, '\U0001f600', 'e\u0301', '\u00e9')
+RECLAIMED = 'reclaimed'
+LARGE = 5 * (1 << 30) + 1
+# Of so many zero bytes, by Python's hashlib.
+LARGE_ETAG = '554157458fc3c9573486e4add4a8fd50'
 
 
 def free_port():
@@ -86,13 +94,16 @@ replication_concurrency_per_device = 2
 [object-replicator]
 sync_method = ssync
 concurrency = 4
-http_timeout = 20
+node_timeout = %(node_timeout)d
+http_timeout = %(http_timeout)d
 ''' % {'root': self.root, 'node': node, 'port': self.ports[node], 'kind': kind,
-            'user': os.environ.get('USER') or 'root'}
+            'user': os.environ.get('USER') or 'root',
+            # To write back 5 GiB takes a disk its time.
+            'node_timeout': 300 if self.args.large else 10, 'http_timeout': 600 if self.args.large else 20}
 
     def rings(self, nodes):
         for policy in POLICIES:
-            builder = RingBuilder(PART_POWER, 2 if 3 in nodes else 3, 0)
+            builder = RingBuilder(PART_POWER, len(nodes), 0)
             for node in range(4):
                 builder.add_dev({
                     'id': node, 'region': 1, 'zone': node, 'ip': '127.0.0.1', 'port': self.ports[node],
@@ -136,7 +147,7 @@ http_timeout = 20
                                self.conf(node, 'replicator'))
         with open(os.path.join(self.root, 'replicator%d.log' % node), 'ab') as log:
             started = time.time()
-            subprocess.run(command, stdout=log, stderr=log, check=True, timeout=120)
+            subprocess.run(command, stdout=log, stderr=log, check=True, timeout=1200 if self.args.large else 120)
             return time.time() - started
 
     def router(self, node):
@@ -186,6 +197,16 @@ def populate(cluster):
             put(df(0, ('AUTH_a', 'c', 'size%d' % n)), rng.randbytes(size), BASE + 100.12345)
         odd = ('AUTH_a', 'c\u00f6ntainer', 'd\u00efr/\u2603 %41?#&=+;"\'')
         put(df(0, odd), b'snowman', '%d.00001_00000000000000ff' % BASE, **user)
+        for name in ODD_NAMES:
+            put(df(0, ('AUTH_a', 'c', name)), name.encode(), BASE + 3)
+        # Offsets of each of the timestamps; data and metadata differ in nothing else.
+        put(df(0, ('AUTH_a', 'c', 'offsets')), b'offsets', Timestamp(BASE + 20, offset=1).internal)
+        post(df(0, ('AUTH_a', 'c', 'offsets')), Timestamp(BASE + 20, offset=5).internal, **{'X-Object-Meta-A': 'b'})
+        for d in each(0, 1, 2)(('AUTH_a', 'c', 'offset-posted')):
+            put(d, b'offset-posted', Timestamp(BASE + 20, offset=1).internal)
+        post(df(0, ('AUTH_a', 'c', 'offset-posted')), Timestamp(BASE + 22, offset=3).internal, **{
+            'X-Object-Meta-A': 'b', 'Content-Type': 'image/png',
+            'Content-Type-Timestamp': Timestamp(BASE + 21, offset=2).internal})
         # Both have it, older data there.
         for d in each(1, 2)(('AUTH_a', 'c', 'size3')):
             put(d, b'old', BASE + 5)
@@ -209,6 +230,8 @@ def populate(cluster):
         now = time.time()
         df(0, ('AUTH_a', 'c', 'deleted')).delete(Timestamp(now))
         df(0, ('AUTH_a', 'c', 'never')).delete(Timestamp(now, offset=3))
+        # Too old to be told of.
+        df(0, ('AUTH_a', 'c', RECLAIMED)).delete(Timestamp(now - 8 * 86400))
         # Expired, with and without time left.
         for name, at in (('expired', now - 100), ('expires', now + 10000)):
             put(df(0, ('AUTH_a', 'c', name)), b'expiry', BASE, **{'X-Delete-At': str(int(at))})
@@ -277,17 +300,47 @@ def complaints(cluster):
     return found
 
 
+def large(cluster):
+    """A sparse object goes from a handoff to its primary, where it has its bytes."""
+    cluster.rings([1])
+    name = ('AUTH_a', 'c', 'large')
+    df = cluster.diskfile(0, POLICIES[0], name)
+    with df.create() as writer:
+        os.truncate(writer._fd, LARGE)
+        writer.put(metadata({'ETag': LARGE_ETAG, 'Content-Length': str(LARGE), 'Content-Type': 'text/plain'}, BASE))
+        writer.commit(Timestamp(BASE))
+    cluster.start([1])
+    seconds = cluster.replicate(0)
+    problems = complaints(cluster)
+    assert not problems, '\n'.join(problems)
+    left = [files for _root, _dirs, files in os.walk(df._datadir)]
+    assert not left, left
+    with cluster.diskfile(1, POLICIES[0], name).open() as df:
+        assert df.content_length == LARGE, df.content_length
+        found = df.get_metadata()
+        assert (found['ETag'], found['X-Timestamp']) == (LARGE_ETAG, Timestamp(BASE).internal), found
+        etag = utils.md5(usedforsecurity=False)
+        for chunk in df.reader():
+            etag.update(chunk)
+        assert etag.hexdigest() == LARGE_ETAG, etag.hexdigest()
+    print('5 GiB and a byte moved in %.1f s' % seconds)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--replicator', help="a replicator's command; {conf} stands for its configuration")
     parser.add_argument('--server', help="an object server's command")
+    parser.add_argument('--large', action='store_true', help='one object, over 5 GiB')
     parser.add_argument('--keep', action='store_true', help='keep the folder')
     args = parser.parse_args()
     root = tempfile.mkdtemp(prefix='ssync-')
     cluster = Cluster(os.path.join(root, 'cluster'), args)
     try:
+        if args.large:
+            large(cluster)
+            return
         populate(cluster)
-        source = snapshot(cluster, 0)
+        source = {path: value for path, value in snapshot(cluster, 0).items() if not value[0]['name'].endswith('/' + RECLAIMED)}
         there = snapshot(cluster, 1)
         newer = [path for path in there if 'newer' in there[path][0]['name']]
         cluster.start([0, 1, 2, 3])
@@ -328,4 +381,5 @@ def main():
             shutil.rmtree(root)
 
 
-main()
+if __name__ == '__main__':
+    main()
