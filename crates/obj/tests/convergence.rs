@@ -109,7 +109,7 @@ fn name(object: usize) -> String {
 
 impl Nodes {
     fn new() -> Self {
-        let cluster = Cluster::with_options(NODES, &[0, 1, 2], RECLAIM_AGE);
+        let cluster = Cluster::in_memory(NODES, &[0, 1, 2], RECLAIM_AGE);
         let swift_conf = SwiftConf::load(cluster.dir.path()).unwrap();
         let manager = |id| {
             let conf = DiskFileConf {
@@ -247,7 +247,7 @@ fn is_right(state: &State, written: &Written) -> Result<(), String> {
         !written.deletes.iter().any(|delete| (posted.data..*at).contains(delete))
     };
     // Of the metadata: the last POST, or another if that may be gone.
-    let certain = posts().filter(|(at, posted)| survives(at, posted)).next_back();
+    let certain = posts().rfind(|(at, posted)| survives(at, posted));
     let found = Timestamp::parse(&text("X-Timestamp").unwrap_or_default()).unwrap_or_default();
     let last = posts().find(|(at, _)| **at == found).map(|(at, posted)| (*at, posted.number));
     let (at, writer) = last.unwrap_or((data, number));

@@ -29,7 +29,12 @@ fn diskfiles_of_both_implementations_agree_on_each_others_files() -> Result<()> 
 #[test]
 fn what_a_stopped_object_server_leaves_is_whole_for_both_implementations() -> Result<()> {
     // Many small disks, of which the program keeps account by itself what is synced.
-    let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
+    let takes_metadata = |dir: &tempfile::TempDir| {
+        let file = std::fs::File::create(dir.path().join("file"));
+        file.and_then(|file| common::fs::write_metadata_xattrs(file, b"pickle", 6)).is_ok()
+    };
+    let dir = tempfile::tempdir_in("/dev/shm").ok().filter(takes_metadata);
+    let dir = dir.map_or_else(tempfile::tempdir, Ok)?;
     println!("{}", success(std::process::Command::new(example("kills")?).arg(dir.path()))?);
     println!("{}", success(script("kills.py")?.arg(dir.path()))?);
     Ok(())
