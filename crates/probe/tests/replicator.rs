@@ -43,6 +43,11 @@ fn both_do_without_partners_that_are_down_or_unmounted() -> Result<()> {
 }
 
 #[test]
+fn both_do_without_partners_that_fall_silent_or_talk_nonsense() -> Result<()> {
+    compare(Peer::Python, &["strange_partners"])
+}
+
+#[test]
 fn handoffs_go_first_and_workers_have_figures_of_their_own() -> Result<()> {
     compare(Peer::Python, &["handoffs_first", "workers", "swift_recon", "forever"])
 }

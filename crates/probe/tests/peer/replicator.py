@@ -632,6 +632,53 @@ def partners():
             assert ran_out == (len(primaries) == 3), ours.said()
 
 
+class Strange:
+    """In place of an object server: says this to whoever asks, and hangs up or says no more."""
+
+    def __init__(self, port, words, hangs_up):
+        self.sock = socket.create_server(('127.0.0.1', port))
+        self.words, self.hangs_up, self.open = words, hangs_up, []
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                sock, _addr = self.sock.accept()
+            except OSError:
+                return
+            asked = b''
+            while b'\r\n\r\n' not in asked and (said := sock.recv(65536)):
+                asked += said
+            sock.sendall(self.words)
+            if self.hangs_up:
+                sock.close()
+            else:
+                self.open.append(sock)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.sock.shutdown(socket.SHUT_RDWR)
+        for sock in [self.sock] + self.open:
+            sock.close()
+
+
+def strange_partners():
+    """One primary says nothing, half of something, or nonsense when it is asked for its hashes; the other gets all."""
+    ok = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n'
+    for name, words, hangs_up in (('silent', b'', False), ('gone', ok[:20], True), ('half', ok + b'half', False),
+                                  ('nonsense', ok + b'x' * 100, True)):
+        case = Case('strange-' + name, 'sync_method = ssync\nhttp_timeout = 1\n', up=(2,))
+        populate(case.template, wanted=lambda policy, name: policy == 0 and part_of(name) == 1)
+        for side in case.run(before=lambda _side: Strange(PORTS[1], words, hangs_up)):
+            assert side.recon()['replication_stats']['failure_nodes'] == {'127.0.0.1': {dev(1): 1}}, side.recon()
+            assert any('Error syncing with node' in line for line in side.said()), side.said()
+            same('%s: files of %s' % (name, side.kind), sorted(files_of(side, 0)), sorted(files_of(side, 2)))
+            with manager(os.path.join(side.top, 'node0')).partition_lock(dev(0), POLICIES[0], '1', name='replication', timeout=.1):
+                pass
+
+
 def odd_partitions():
     """What is no partition, and partitions with nothing or with something strange in them."""
     for name, options in (('rsync', RSYNC_OPTIONS), ('ssync', 'sync_method = ssync\n')):
@@ -953,7 +1000,7 @@ def swift_recon():
 
 CASES = {case.__name__: case for case in (
     rsync_primaries, rsync_quiet, rsync_handoff, rsync_handoff_kept, rsync_regions, rsync_fails, rsync_timeout, no_server,
-    workers, ssync_matrix, ssync_handoffs, handoffs_first, partners, odd_partitions, overrides, locks, receiver_locks,
+    workers, ssync_matrix, ssync_handoffs, handoffs_first, partners, strange_partners, odd_partitions, overrides, locks, receiver_locks,
     holds_its_lock, stops, part_power, ring_changes, swift_recon, arrives, forever, options)}
 for case_name in WANTED or CASES:
     CASES[case_name]()
