@@ -24,7 +24,7 @@ enum Kind {
     Daemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 9] = [
+pub const PROGRAMS: [Program; 10] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
     Program { name: "container-server", about: "keeps the listings of containers", kind: Kind::Server },
@@ -38,6 +38,11 @@ pub const PROGRAMS: [Program; 9] = [
         name: "object-replicator",
         about: "brings objects to where the ring wants them",
         kind: Kind::Daemon(obj::replicator::build, Takes::Replicator),
+    },
+    Program {
+        name: "object-reconstructor",
+        about: "brings fragments to where the ring wants them, and rebuilds lost ones",
+        kind: Kind::Daemon(obj::reconstructor::build, Takes::Reconstructor),
     },
     Program {
         name: "object-updater",

@@ -1,5 +1,5 @@
 //! One end of SSYNC for `crates/probe/tests/peer/ssync.py`: `object_peer object-server CONF` serves until it is killed,
-//! `object_peer object-replicator CONF` makes one pass.
+//! `object_peer object-replicator CONF` and `object_peer object-reconstructor CONF` make one pass.
 
 use std::path::Path;
 
@@ -13,11 +13,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let process = Process::new().with_console();
-    if name == "object-replicator" {
+    let build = match name.as_str() {
+        "object-replicator" => Some(obj::replicator::build as service::daemonize::Build),
+        "object-reconstructor" => Some(obj::reconstructor::build as service::daemonize::Build),
+        _ => None,
+    };
+    if let Some(build) = build {
         let conf = Conf::load(Path::new(conf))?;
         let ctx = Context::new(&process, name, &conf.section_or_default(name))?;
-        let replicator = obj::replicator::build(&conf, &ctx)?;
-        runtime.block_on(daemon::run(replicator, &ctx, Mode::Once));
+        runtime.block_on(daemon::run(build(&conf, &ctx)?, &ctx, Mode::Once));
         return Ok(());
     }
     let mut registry = Registry::new();

@@ -9,6 +9,7 @@ mod multipart;
 mod post;
 mod put;
 mod rate_limiter;
+pub mod reconstructor;
 pub mod relinker;
 pub mod replicator;
 pub mod server;

@@ -203,12 +203,12 @@ fn a_full_disk_is_507_and_harms_nothing() -> Result<()> {
 
 /// One pass of a replicator among three nodes, then the reverts of a handoff; `ours` are the ends that are not Swift's.
 fn ssync(ours: &[&str]) -> Result<()> {
-    ssync_with(ours, &[])
+    ends("ssync.py", ours, &[])
 }
 
-fn ssync_with(ours: &[&str], options: &[&str]) -> Result<()> {
+fn ends(name: &str, ours: &[&str], options: &[&str]) -> Result<()> {
     let program = example("object_peer")?;
-    let mut check = script("ssync.py")?;
+    let mut check = script(name)?;
     check.args(options);
     for end in ours {
         check.arg(format!("--{end}")).arg(format!("{} object-{end} {{conf}}", program.display()));
@@ -239,7 +239,23 @@ fn martlets_replicator_syncs_to_martlets_object_server_on_swifts_files() -> Resu
 #[test]
 #[ignore = "moves 5 GiB"]
 fn more_than_5_gib_arrives_by_ssync() -> Result<()> {
-    ssync_with(&["server"], &["--large"])?;
-    ssync_with(&["replicator"], &["--large"])?;
-    ssync_with(&["server", "replicator"], &["--large"])
+    ends("ssync.py", &["server"], &["--large"])?;
+    ends("ssync.py", &["replicator"], &["--large"])?;
+    ends("ssync.py", &["server", "replicator"], &["--large"])
+}
+
+/// Passes of reconstructors among seven nodes with damaged fragments; `ours` are the ends that are not Swift's.
+#[test]
+fn swifts_reconstructor_heals_martlets_object_servers() -> Result<()> {
+    ends("reconstructor.py", &["server"], &[])
+}
+
+#[test]
+fn martlets_reconstructor_heals_swifts_object_servers() -> Result<()> {
+    ends("reconstructor.py", &["reconstructor"], &[])
+}
+
+#[test]
+fn martlets_reconstructor_heals_martlets_object_servers() -> Result<()> {
+    ends("reconstructor.py", &["server", "reconstructor"], &[])
 }

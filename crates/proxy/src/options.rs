@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use common::config::{Conf, ConfigError, Section};
+use common::config::{Conf, ConfigError, NodeCount, Section};
 use common::policy::{Policies, PolicyIndex};
 use ring::Node;
 
@@ -83,31 +83,6 @@ pub enum SortingMethod {
     Shuffle,
     Timing,
     Affinity,
-}
-
-/// `N` or `N * replicas`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NodeCount {
-    Fixed(usize),
-    PerReplica(usize),
-}
-
-impl NodeCount {
-    pub fn parse(text: &str) -> Option<Self> {
-        let parts: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
-        match parts.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            [count] => Some(NodeCount::Fixed(count.parse().ok()?)),
-            [count, "*", "replicas"] => Some(NodeCount::PerReplica(count.parse().ok()?)),
-            _ => None,
-        }
-    }
-
-    pub fn of(&self, replicas: usize) -> usize {
-        match self {
-            NodeCount::Fixed(count) => *count,
-            NodeCount::PerReplica(count) => count * replicas,
-        }
-    }
 }
 
 impl Options {

@@ -17,7 +17,7 @@ use std::fmt;
 use std::path::Path;
 
 pub use ini::{Ini, Interpolation, OptionCase};
-pub use option::{FallocateReserve, Section, parse_float, parse_int, split_list};
+pub use option::{FallocateReserve, NodeCount, Section, parse_float, parse_int, split_list};
 pub use paste::{Component, Paste};
 pub use swift_conf::SwiftConf;
 

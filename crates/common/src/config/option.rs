@@ -355,6 +355,31 @@ fn edit_distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// `N` or `N * replicas`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeCount {
+    Fixed(usize),
+    PerReplica(usize),
+}
+
+impl NodeCount {
+    pub fn parse(text: &str) -> Option<Self> {
+        let parts: Vec<String> = text.split_whitespace().map(str::to_lowercase).collect();
+        match parts.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [count] => Some(NodeCount::Fixed(count.parse().ok()?)),
+            [count, "*", "replicas"] => Some(NodeCount::PerReplica(count.parse().ok()?)),
+            _ => None,
+        }
+    }
+
+    pub fn of(&self, replicas: usize) -> usize {
+        match self {
+            NodeCount::Fixed(count) => *count,
+            NodeCount::PerReplica(count) => count * replicas,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

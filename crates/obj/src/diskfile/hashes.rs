@@ -64,6 +64,21 @@ impl SuffixHash {
         }
     }
 
+    /// EC: of the fragments of one index, or of all else.
+    pub fn of(&self, key: Option<u32>) -> Option<&str> {
+        let SuffixHash::Fragments(hashes) = self else { return None };
+        hashes.iter().find(|(other, _)| *other == key).map(|(_, hash)| hash.as_str())
+    }
+
+    /// EC: of which indexes there are fragments.
+    pub fn frag_indexes(&self) -> impl Iterator<Item = u32> {
+        let hashes = match self {
+            SuffixHash::Fragments(hashes) => hashes.as_slice(),
+            SuffixHash::Whole(_) => &[],
+        };
+        hashes.iter().filter_map(|(key, _)| *key)
+    }
+
     fn from_value(value: &Value) -> Option<Self> {
         match value {
             Value::Str(hash) if !hash.is_empty() => Some(SuffixHash::Whole(hash.clone())),

@@ -251,7 +251,8 @@ fn parse_int(value: &[u8]) -> Option<i64> {
 }
 
 impl OpenDiskFile {
-    fn quarantine(&self, reason: String) -> DiskFileError {
+    /// Moves the hash dir away.
+    pub fn quarantine(&self, reason: String) -> DiskFileError {
         self.diskfile.quarantine(&self.data_file, reason)
     }
 

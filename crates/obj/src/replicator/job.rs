@@ -59,7 +59,7 @@ impl Overrides {
         self.devices.is_empty() || self.devices.iter().any(|name| name == device)
     }
 
-    fn takes_partition(&self, partition: u32) -> bool {
+    pub fn takes_partition(&self, partition: u32) -> bool {
         self.partitions.is_empty() || self.partitions.contains(&partition)
     }
 
@@ -175,7 +175,7 @@ fn job(
 }
 
 /// Removes what writers that died have left, once it is older than reclaim_age.
-fn sweep_tmp(tmp: &Path, manager: &DiskFileManager) {
+pub fn sweep_tmp(tmp: &Path, manager: &DiskFileManager) {
     let now = manager.clock().since_epoch();
     common::fs::remove_older_than(tmp, now.saturating_sub(manager.conf().reclaim_age), "");
 }

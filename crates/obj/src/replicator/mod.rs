@@ -34,12 +34,12 @@ use tokio::task::JoinSet;
 use crate::diskfile::{DiskFileConf, DiskFileError, DiskFileRouter};
 use crate::ssync::sender::{InSync, Sender, SenderConf};
 
-mod job;
-mod revert;
+pub(crate) mod job;
+pub(crate) mod revert;
 mod rsync;
-mod stats;
-mod update;
-mod workers;
+pub(crate) mod stats;
+pub(crate) mod update;
+pub(crate) mod workers;
 
 use job::{DeviceJobs, Job, Overrides, jobs_of_device, local_devices, node_key, not_available};
 use rsync::RsyncConf;

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::fs::{fsync_dir, remove_empty_dir, remove_file};
 use common::hash::{ObjHash, Suffix};
+use service::context::Context;
 use service::logs::Logger;
 
 use super::job::{Job, node_key};
@@ -76,7 +77,7 @@ impl Replicator {
     ) -> Result<bool, DiskFileError> {
         // A session that receives this partition holds the same lock: two nodes which give it to one another at the same
         // time would both remove it.
-        let _lock = self.lock(job).await?;
+        let _lock = lock_partition(&self.ctx, &job.manager, &job.device, job.partition).await?;
         let suffixes = self.suffixes(job).await?;
         let mut responses: Vec<Option<InSync>> = Vec::new();
         let offered = self.states_for_rsync(job, &suffixes).await?;
@@ -131,21 +132,6 @@ impl Replicator {
         }
     }
 
-    async fn lock(&self, job: &Job) -> Result<LockGuard, DiskFileError> {
-        let started = Instant::now();
-        loop {
-            let (manager, device, partition) = (job.manager.clone(), job.device.clone(), job.partition);
-            let lock =
-                move || manager.partition_lock(&device, partition, Some("replication"), Some(Duration::ZERO));
-            match self.ctx.disk_pools.run(&job.device, lock).await {
-                Err(DiskFileError::LockTimeout(_)) if started.elapsed() < LOCK_TIMEOUT => {
-                    tokio::time::sleep(LOCK_PAUSE).await;
-                }
-                result => return result,
-            }
-        }
-    }
-
     /// What an rsync that begins now will send at least.
     async fn states_for_rsync(
         &self,
@@ -168,8 +154,29 @@ impl Replicator {
     }
 }
 
+/// Keeps sessions that receive a partition out of it; waits for one that runs, but not for long.
+pub async fn lock_partition(
+    ctx: &Context,
+    manager: &Arc<DiskFileManager>,
+    device: &str,
+    partition: u32,
+) -> Result<LockGuard, DiskFileError> {
+    let started = Instant::now();
+    loop {
+        let (manager, name) = (manager.clone(), device.to_string());
+        let lock =
+            move || manager.partition_lock(&name, partition, Some("replication"), Some(Duration::ZERO));
+        match ctx.disk_pools.run(device, lock).await {
+            Err(DiskFileError::LockTimeout(_)) if started.elapsed() < LOCK_TIMEOUT => {
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// The objects that every one of the nodes has, in the state that was offered to each.
-fn in_all(mut responses: impl Iterator<Item = InSync>) -> InSync {
+pub fn in_all(mut responses: impl Iterator<Item = InSync>) -> InSync {
     let Some(mut all) = responses.next() else { return HashMap::new() };
     for other in responses {
         all.retain(|hash, timestamps| other.get(hash) == Some(timestamps));
@@ -257,7 +264,7 @@ fn io_error(what: &'static str, path: &Path, source: std::io::Error) -> DiskFile
 }
 
 /// Removes a partition in which nothing is left but hashes and locks, and what is in the wrong place.
-fn remove_partition(manager: &DiskFileManager, path: &Path) -> Result<bool, DiskFileError> {
+pub fn remove_partition(manager: &DiskFileManager, path: &Path) -> Result<bool, DiskFileError> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(true),

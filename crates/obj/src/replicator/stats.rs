@@ -126,7 +126,7 @@ pub fn stats_lines(stats: &Stats, total: u64, elapsed: Duration, times: &[Durati
 }
 
 /// The time left, in whole hours, minutes or seconds.
-fn compute_eta(elapsed: f64, done: u64, total: u64) -> String {
+pub fn compute_eta(elapsed: f64, done: u64, total: u64) -> String {
     let completion = (done as f64 / total.max(1) as f64).max(0.000_01);
     let mut left = elapsed / completion - elapsed;
     let mut unit = 's';

@@ -10,8 +10,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use common::hash::Suffix;
 use common::pickle;
+use common::policy::PolicyIndex;
 use futures_util::future::join_all;
 use ring::Device;
+use service::context::Context;
 use service::http::client::Timeouts;
 use service::http::{Body, Headers, Method, Status};
 
@@ -181,20 +183,10 @@ impl Replicator {
         job: &Job,
         suffixes: &str,
     ) -> Result<(Status, Bytes), String> {
-        let mut headers = Headers::new();
-        headers.insert("User-Agent", format!("object-replicator {}", std::process::id()));
-        headers.insert("X-Backend-Storage-Policy-Index", job.manager.policy().0.to_string());
-        let mut path = format!("/{}/{}", node.device, job.partition);
-        if !suffixes.is_empty() {
-            path = format!("{path}/{suffixes}");
-        }
-        let addr = (node.replication_ip.as_str(), node.replication_port);
-        let timeouts = Timeouts { conn: self.conf.sender.conn_timeout, node: self.conf.sender.http_timeout };
-        let sent =
-            self.ctx.pool.request(addr, Method::Replicate, &path, &headers, Body::empty(), timeouts).await;
-        let mut resp = sent.map_err(|err| err.to_string())?;
-        let body = resp.body.collect(MAX_HASHES).await.map_err(|err| err.to_string())?;
-        Ok((resp.status, body))
+        let sender = &self.conf.sender;
+        let timeouts = Timeouts { conn: sender.conn_timeout, node: sender.http_timeout };
+        let place = (job.manager.policy(), job.partition);
+        replicate_request(&self.ctx, "object-replicator", timeouts, node, place, suffixes).await
     }
 
     fn error_with_node(&self, node: &Device, err: &dyn std::fmt::Display) {
@@ -221,6 +213,29 @@ impl Replicator {
             }
         }
     }
+}
+
+/// Sends REPLICATE for a partition of a policy, and its suffixes if any, and reads the answer.
+pub async fn replicate_request(
+    ctx: &Context,
+    agent: &str,
+    timeouts: Timeouts,
+    node: &Device,
+    (policy, partition): (PolicyIndex, u32),
+    suffixes: &str,
+) -> Result<(Status, Bytes), String> {
+    let mut headers = Headers::new();
+    headers.insert("User-Agent", format!("{agent} {}", std::process::id()));
+    headers.insert("X-Backend-Storage-Policy-Index", policy.0);
+    let mut path = format!("/{}/{partition}", node.device);
+    if !suffixes.is_empty() {
+        path = format!("{path}/{suffixes}");
+    }
+    let addr = (node.replication_ip.as_str(), node.replication_port);
+    let sent = ctx.pool.request(addr, Method::Replicate, &path, &headers, Body::empty(), timeouts).await;
+    let mut resp = sent.map_err(|err| err.to_string())?;
+    let body = resp.body.collect(MAX_HASHES).await.map_err(|err| err.to_string())?;
+    Ok((resp.status, body))
 }
 
 enum Refusal {

@@ -86,7 +86,7 @@ impl ObjectReplicator {
 }
 
 /// Deals items out in turn, to no more buckets than there are items.
-fn distribute_evenly(items: Vec<String>, buckets: usize) -> Vec<Vec<String>> {
+pub fn distribute_evenly(items: Vec<String>, buckets: usize) -> Vec<Vec<String>> {
     let mut out = vec![Vec::new(); buckets.min(items.len())];
     let count = out.len();
     for (index, item) in items.into_iter().enumerate() {

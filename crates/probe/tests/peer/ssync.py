@@ -45,22 +45,25 @@ def free_port():
 
 
 class Cluster(object):
+    nodes = 4
+    policies = '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n'
+    daemon = 'replicator'
+
     def __init__(self, root, args):
         self.root = root
         self.args = args
         self.servers = []
         os.makedirs(root)
         with open(os.path.join(root, 'swift.conf'), 'w') as fp:
-            fp.write('[swift-hash]\nswift_hash_path_suffix = changeme\n'
-                     '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n')
+            fp.write('[swift-hash]\nswift_hash_path_suffix = changeme\n' + self.policies)
         utils.SWIFT_CONF_FILE = os.path.join(root, 'swift.conf')
         utils.HASH_PATH_SUFFIX = b'changeme'
         utils.HASH_PATH_PREFIX = b''
         reload_storage_policies()
-        self.ports = [free_port() for _ in range(4)]
-        for node in range(4):
+        self.ports = [free_port() for _ in range(self.nodes)]
+        for node in range(self.nodes):
             os.makedirs(self.device(node))
-            for kind in ('server', 'replicator'):
+            for kind in ('server', self.daemon):
                 with open(self.conf(node, kind), 'w') as fp:
                     fp.write(self.conf_text(node, kind))
         self.rings([0, 1, 2])
@@ -142,10 +145,10 @@ http_timeout = %(http_timeout)d
         self.servers = []
 
     def replicate(self, node):
-        command = self.command(self.args.replicator,
-                               'swift-object-replicator {conf} once -v',
-                               self.conf(node, 'replicator'))
-        with open(os.path.join(self.root, 'replicator%d.log' % node), 'ab') as log:
+        command = self.command(getattr(self.args, self.daemon),
+                               'swift-object-%s {conf} once -v' % self.daemon,
+                               self.conf(node, self.daemon))
+        with open(os.path.join(self.root, '%s%d.log' % (self.daemon, node)), 'ab') as log:
             started = time.time()
             subprocess.run(command, stdout=log, stderr=log, check=True, timeout=1200 if self.args.large else 120)
             return time.time() - started

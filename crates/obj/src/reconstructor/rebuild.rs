@@ -1,0 +1,371 @@
+//! Rebuilding one fragment archive of those on other nodes, while it is sent to where it is missing.
+//!
+//! All other primaries are asked at once for a fragment of the object's timestamp, be it durable or not; their answers are
+//! sorted by timestamp. As soon as one timestamp has enough different fragments, those are read, a fragment of one segment
+//! each at a time, and the wanted fragment of that segment is made of them: memory does not depend on the object's size.
+//! When a source ends early, so does the archive, and the byte count of the PUT keeps the receiver from taking it for whole.
+//!
+//! A fragment of which nobody has any others can never become an object again. With `quarantine_threshold` such a one goes
+//! to quarantine: when it is older than `quarantine_age`, all primaries and as many handoffs as `request_node_count` says
+//! answer 404, and there are no more than that many fragments.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use common::Timestamp;
+use common::headers::{
+    X_BACKEND_DATA_TIMESTAMP, X_BACKEND_DURABLE_TIMESTAMP, X_BACKEND_FRAGMENT_PREFERENCES,
+    X_BACKEND_REPLICATION, X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_OBJECT_SYSMETA_EC_ETAG,
+    X_OBJECT_SYSMETA_EC_FRAG_INDEX,
+};
+use common::quote::quote_path;
+use ec::Codec;
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use ring::Node;
+use service::context::Context;
+use service::http::client::Timeouts;
+use service::http::{Body, BodyError, BodyStream, BoxFuture, Headers, Method, Response};
+use service::logs::Logger;
+
+use super::job::Part;
+use super::{ReconstructorConf, full_path};
+use crate::diskfile::{DiskFileError, OpenDiskFile};
+use crate::ssync::sender::{Rebuilder, Rebuilt};
+
+/// Stands for an answer that did not come, or that says nothing.
+const UNKNOWN: u16 = 0;
+
+/// Rebuilds the fragment of one node of a partition.
+pub struct FragmentRebuilder<'a> {
+    pub ctx: &'a Context,
+    pub logger: &'a Logger,
+    pub conf: &'a ReconstructorConf,
+    pub part: &'a Arc<Part>,
+    /// Where the fragment is missing, and which one that is.
+    pub node: &'a Node,
+    pub wanted: u32,
+    /// The fragment that is here.
+    pub local: u32,
+}
+
+/// Answers of one timestamp.
+#[derive(Default)]
+struct Bucket {
+    num_responses: usize,
+    /// One of each fragment but the wanted one.
+    useful: Vec<(u32, Response)>,
+    durable: bool,
+    etag: Option<String>,
+}
+
+/// All answers so far.
+#[derive(Default)]
+struct Answers {
+    buckets: BTreeMap<Timestamp, Bucket>,
+    /// How many of each status.
+    errors: BTreeMap<u16, usize>,
+}
+
+impl Answers {
+    fn error(&mut self, status: u16) {
+        *self.errors.entry(status).or_default() += 1;
+    }
+}
+
+impl Rebuilder for FragmentRebuilder<'_> {
+    fn rebuild(&self, opened: OpenDiskFile) -> BoxFuture<'_, Result<Rebuilt, DiskFileError>> {
+        Box::pin(self.rebuild_fragment(opened))
+    }
+}
+
+impl FragmentRebuilder<'_> {
+    async fn rebuild_fragment(&self, opened: OpenDiskFile) -> Result<Rebuilt, DiskFileError> {
+        if !opened.validate_metadata() {
+            return Err(self.quarantine(opened, format!("Invalid fragment #{}", self.local)).await);
+        }
+        let manager = &self.part.manager;
+        let (Some(codec), Some(fragment_len)) = (manager.codec(), manager.fragment_len()) else {
+            return Err(cannot(&opened, "no code for"));
+        };
+        let local = opened.data_timestamp();
+        let mut answers = Answers::default();
+        let Some(timestamp) = self.ask(&opened, &mut answers).await else {
+            self.log_failure(&opened, &answers);
+            if self.is_quarantine_candidate(&answers, local) {
+                return Err(self.quarantine(opened, format!("Solitary fragment #{}", self.local)).await);
+            }
+            return Err(cannot(&opened, "Unable to reconstruct EC archive of"));
+        };
+        let bucket = answers.buckets.remove(&timestamp).unwrap_or_default();
+        let mut sources = bucket.useful;
+        sources.truncate(self.part.scheme.ndata);
+        self.logger.debug(format_args!(
+            "Reconstruct frag #{} with frag indexes {:?}",
+            self.wanted,
+            sources.iter().map(|(index, _)| index).collect::<Vec<_>>()
+        ));
+        let mut metadata = opened.datafile_metadata().clone();
+        // The receiver computes its own.
+        metadata.remove("ETag");
+        metadata.remove("Etag");
+        metadata.insert(X_OBJECT_SYSMETA_EC_FRAG_INDEX, self.wanted.to_string());
+        let archive = Archive {
+            sources: sources.into_iter().map(|(_, response)| Source::new(response.body)).collect(),
+            codec: codec.clone(),
+            fragment_len,
+            wanted: self.wanted,
+            name: format!("{} policy#{}", opened.name(), manager.policy().0),
+            logger: self.logger.clone(),
+        };
+        Ok(Rebuilt { metadata, content_length: opened.content_length(), body: Body::stream(archive) })
+    }
+
+    async fn quarantine(&self, opened: OpenDiskFile, reason: String) -> DiskFileError {
+        self.ctx.disk_pools.run(&self.part.dev.device, move || opened.quarantine(reason)).await
+    }
+
+    /// Asks the other primaries and, if all of that looks like a fragment without any others, handoffs. The timestamp that
+    /// has enough.
+    async fn ask(&self, opened: &OpenDiskFile, answers: &mut Answers) -> Option<Timestamp> {
+        let Part { ring, partition, .. } = &**self.part;
+        let primaries = ring.get_part_nodes(*partition);
+        let count = primaries.len();
+        let others: Vec<Node> = primaries.into_iter().filter(|node| node.id != self.node.id).collect();
+        let concurrency = others.len();
+        let headers = self.headers(opened.data_timestamp());
+        let path = opened.name();
+        let mut pile: FuturesUnordered<_> =
+            others.into_iter().map(|node| self.get(node, path, &headers)).collect();
+        while let Some((node, response)) = pile.next().await {
+            if let Some(timestamp) = self.sort(&node, path, response, answers) {
+                return Some(timestamp);
+            }
+        }
+        let local = opened.data_timestamp();
+        if !self.is_quarantine_candidate(answers, local) {
+            return None;
+        }
+        let more = self.conf.request_node_count.of(count).saturating_sub(count);
+        let mut handoffs = ring.get_more_nodes(*partition).take(more);
+        pile.extend(handoffs.by_ref().take(concurrency).map(|node| self.get(node, path, &headers)));
+        while let Some((node, response)) = pile.next().await {
+            if let Some(timestamp) = self.sort(&node, path, response, answers) {
+                return Some(timestamp);
+            }
+            if self.is_quarantine_candidate(answers, local)
+                && let Some(node) = handoffs.next()
+            {
+                pile.push(self.get(node, path, &headers));
+            }
+        }
+        None
+    }
+
+    fn headers(&self, timestamp: Timestamp) -> Headers {
+        let mut headers = Headers::new();
+        headers.insert("User-Agent", format!("obj-reconstructor {}", std::process::id()));
+        headers.insert(X_BACKEND_STORAGE_POLICY_INDEX, self.part.manager.policy().0);
+        headers.insert(X_BACKEND_REPLICATION, "True");
+        let prefs = format!("[{{\"timestamp\": \"{}\", \"exclude\": []}}]", timestamp.internal());
+        headers.insert(X_BACKEND_FRAGMENT_PREFERENCES, prefs);
+        headers
+    }
+
+    async fn get(&self, node: Node, path: &str, headers: &Headers) -> (Node, Option<Response>) {
+        let sender = &self.conf.sender;
+        let timeouts = Timeouts { conn: sender.conn_timeout, node: sender.node_timeout };
+        let target = quote_path(format!("/{}/{}{path}", node.device, self.part.partition));
+        let addr = (node.replication_ip.as_str(), node.replication_port);
+        let asked = self.ctx.pool.request(addr, Method::Get, &target, headers, Body::empty(), timeouts).await;
+        let response = asked.inspect_err(|err| {
+            let path = full_path(&node, self.part, path);
+            self.logger.error(format_args!("Trying to GET {path}: {err}"));
+        });
+        (node, response.ok())
+    }
+
+    /// Puts an answer where it belongs. The timestamp that has enough fragments with it.
+    fn sort(
+        &self,
+        node: &Node,
+        path: &str,
+        response: Option<Response>,
+        answers: &mut Answers,
+    ) -> Option<Timestamp> {
+        let full_path = || full_path(node, self.part, path);
+        let Some(response) = response else {
+            answers.error(UNKNOWN);
+            return None;
+        };
+        let status = response.status.0;
+        if status != 200 {
+            if status != 404 {
+                self.logger.warning(format_args!("Invalid response {status} from {}", full_path()));
+            }
+            answers.error(status);
+            return None;
+        }
+        let headers = &response.headers;
+        let told = headers.get_str(X_OBJECT_SYSMETA_EC_FRAG_INDEX);
+        let Some(index) = told.and_then(common::config::parse_int::<u32>) else {
+            self.logger.warning(format_args!(
+                "Invalid resp from {} (invalid {X_OBJECT_SYSMETA_EC_FRAG_INDEX}: {told:?})",
+                full_path()
+            ));
+            answers.error(UNKNOWN);
+            return None;
+        };
+        let timestamp = |name| headers.get_str(name).and_then(|value| Timestamp::parse(value).ok());
+        let data = timestamp(X_BACKEND_DATA_TIMESTAMP).or_else(|| timestamp(X_BACKEND_TIMESTAMP));
+        let etag = headers.get_str(X_OBJECT_SYSMETA_EC_ETAG).filter(|etag| !etag.is_empty());
+        let (Some(data), Some(etag)) = (data, etag) else {
+            let missing = match data {
+                None => "X-Backend-Data-Timestamp and X-Backend-Timestamp",
+                Some(_) => "Etag",
+            };
+            self.logger.warning(format_args!(
+                "Invalid resp from {}, frag index {index} (missing {missing})",
+                full_path()
+            ));
+            answers.error(UNKNOWN);
+            return None;
+        };
+        let bucket = answers.buckets.entry(data).or_default();
+        bucket.num_responses += 1;
+        let expected = bucket.etag.get_or_insert_with(|| etag.to_owned());
+        if expected != etag {
+            let wanted = self.wanted;
+            self.logger
+                .error(format_args!("Mixed Etag ({etag}, {expected}) for {} frag#{wanted}", full_path()));
+            return None;
+        }
+        let durable = timestamp(X_BACKEND_DURABLE_TIMESTAMP);
+        if index == self.wanted {
+            self.logger.debug(format_args!(
+                "Found existing frag #{index} at {} while rebuilding to {}",
+                full_path(),
+                super::full_path(self.node, self.part, path)
+            ));
+        } else if bucket.useful.iter().all(|(other, _)| *other != index) {
+            bucket.useful.push((index, response));
+        }
+        let enough = bucket.useful.len() >= self.part.scheme.ndata;
+        if let Some(durable) = durable {
+            answers.buckets.entry(durable).or_default().durable = true;
+        }
+        enough.then_some(data)
+    }
+
+    /// Strict, because it decides whether more requests are made, and in the end whether the fragment goes.
+    fn is_quarantine_candidate(&self, answers: &Answers, local: Timestamp) -> bool {
+        if !answers.errors.keys().eq([&404]) || !answers.buckets.keys().eq([&local]) {
+            return false;
+        }
+        let age = self.ctx.clock.unix_secs() - local.as_secs_f64();
+        let Some(bucket) = answers.buckets.get(&local) else { return false };
+        age > self.conf.quarantine_age.as_secs_f64()
+            && bucket.num_responses <= self.conf.quarantine_threshold
+            && bucket.num_responses < self.part.scheme.ndata
+            && bucket.useful.iter().any(|(index, _)| *index == self.local)
+    }
+
+    fn log_failure(&self, opened: &OpenDiskFile, answers: &Answers) {
+        let path = full_path(self.node, self.part, opened.name());
+        let (wanted, ndata) = (self.wanted, self.part.scheme.ndata);
+        let durable = |bucket: &Bucket| if bucket.durable { "durable" } else { "non-durable" };
+        for (timestamp, bucket) in &answers.buckets {
+            self.logger.error(format_args!(
+                "Unable to get enough responses ({}/{ndata} from {} ok responses) to reconstruct {} {path} frag#{wanted} \
+                 with ETag {} and timestamp {}",
+                bucket.useful.len(),
+                bucket.num_responses,
+                durable(bucket),
+                bucket.etag.as_deref().unwrap_or("None"),
+                timestamp.internal()
+            ));
+        }
+        if answers.errors.is_empty() {
+            return;
+        }
+        let status = |status: &u16| match *status {
+            UNKNOWN => "unknown".to_owned(),
+            status => status.to_string(),
+        };
+        let errors: Vec<String> =
+            answers.errors.iter().map(|(code, count)| format!("{count} x {}", status(code))).collect();
+        let local = answers.buckets.get(&opened.data_timestamp()).map_or("non-durable", durable);
+        self.logger.error(format_args!(
+            "Unable to get enough responses ({} error responses) to reconstruct {local} {path} frag#{wanted}",
+            errors.join(", ")
+        ));
+    }
+}
+
+fn cannot(opened: &OpenDiskFile, what: &'static str) -> DiskFileError {
+    let source = std::io::Error::from(std::io::ErrorKind::Other);
+    DiskFileError::Io { what, path: opened.data_file().to_owned(), source }
+}
+
+/// One archive that is read.
+struct Source {
+    body: Body,
+    buffer: BytesMut,
+}
+
+impl Source {
+    fn new(body: Body) -> Self {
+        Source { body, buffer: BytesMut::new() }
+    }
+
+    /// The next `len` bytes, or what is left.
+    async fn take(&mut self, len: usize) -> Result<Bytes, BodyError> {
+        while self.buffer.len() < len {
+            match self.body.next().await {
+                Some(piece) => self.buffer.extend_from_slice(&piece?),
+                None => break,
+            }
+        }
+        let len = len.min(self.buffer.len());
+        Ok(self.buffer.split_to(len).freeze())
+    }
+}
+
+/// The archive that is made, a fragment at a time.
+struct Archive {
+    sources: Vec<Source>,
+    codec: Codec,
+    fragment_len: usize,
+    wanted: u32,
+    name: String,
+    logger: Logger,
+}
+
+impl Archive {
+    async fn next_fragment(&mut self) -> Result<Option<Bytes>, String> {
+        let len = self.fragment_len;
+        let read = join_all(self.sources.iter_mut().map(|source| source.take(len))).await;
+        let fragments = read.into_iter().collect::<Result<Vec<_>, _>>().map_err(|err| err.to_string())?;
+        if fragments.iter().any(Bytes::is_empty) {
+            return Ok(None);
+        }
+        self.codec.reconstruct(&fragments, self.wanted as usize).map(Some).map_err(|err| err.to_string())
+    }
+}
+
+impl BodyStream for Archive {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
+        Box::pin(async move {
+            match self.next_fragment().await {
+                Ok(fragment) => fragment.map(Ok),
+                Err(err) => {
+                    let Self { name, wanted, .. } = self;
+                    self.logger.error(format_args!("Error trying to rebuild {name} frag#{wanted}: {err}"));
+                    Some(Err(BodyError::Other(err)))
+                }
+            }
+        })
+    }
+}
