@@ -245,4 +245,6 @@ impl DiskFile {
 #[cfg(test)]
 mod fragment_tests;
 #[cfg(test)]
+mod history_tests;
+#[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! DiskFile on a real file system: histories in any order, damage, hashes, space.
+//! DiskFile on a real file system: damage, hashes, space.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,6 @@ use bytes::Bytes;
 use common::config::SwiftConf;
 use common::digest::{hex, md5};
 use common::{Clock, Suffix};
-use proptest::prelude::*;
 use service::logs::{Level, Lines};
 use service::statsd::Statsd;
 
@@ -17,13 +16,13 @@ use rustix::io::Errno;
 
 pub(super) struct Disk {
     pub(super) manager: Arc<DiskFileManager>,
-    lines: Lines,
+    pub(super) lines: Lines,
     dir: tempfile::TempDir,
 }
 
 pub(super) const NOW: u64 = 1_000_000;
 
-fn disk() -> Disk {
+pub(super) fn disk() -> Disk {
     disk_with(DiskFileConf::default())
 }
 
@@ -109,110 +108,6 @@ fn post(secs: u64, ctype: Option<u64>) -> Metadata {
         metadata.insert("Content-Type-Timestamp", at(ctype).internal());
     }
     metadata
-}
-
-#[derive(Copy, Clone, Debug)]
-enum Step {
-    Put(u64),
-    /// At, and with a content-type of the time so much earlier.
-    Post(u64, Option<u64>),
-    Delete(u64),
-    Rehash,
-}
-
-fn apply(disk: &Disk, step: Step) {
-    match step {
-        Step::Put(secs) => disk.put("o", secs, format!("body {secs}").as_bytes()),
-        Step::Post(secs, ctype) => disk.object("o").write_metadata(post(secs, ctype)).unwrap(),
-        Step::Delete(secs) => disk.object("o").delete(at(secs)).unwrap(),
-        Step::Rehash => drop(disk.hashes()),
-    }
-}
-
-/// What must be found after all steps: the body's time, the last POST's, and the content-type.
-#[derive(Debug, PartialEq)]
-enum State {
-    Object { put: u64, post: Option<u64>, content_type: String },
-    Deleted(u64),
-    Absent,
-}
-
-fn model(steps: &[Step]) -> State {
-    let put =
-        steps.iter().filter_map(|step| if let Step::Put(secs) = step { Some(*secs) } else { None }).max();
-    let delete =
-        steps.iter().filter_map(|step| if let Step::Delete(secs) = step { Some(*secs) } else { None }).max();
-    match (put, delete) {
-        (None, None) => State::Absent,
-        (put, Some(delete)) if put <= Some(delete) => State::Deleted(delete),
-        (None, Some(delete)) => State::Deleted(delete),
-        (Some(put), _) => {
-            let posts = steps.iter().filter_map(|step| match step {
-                Step::Post(secs, ctype) if *secs > put => Some((*secs, *ctype)),
-                _ => None,
-            });
-            let posts: Vec<_> = posts.collect();
-            let ctype = posts.iter().filter_map(|(_, ctype)| *ctype).max().filter(|ctype| *ctype > put);
-            let content_type = ctype.map_or(format!("put/{put}"), |ctype| format!("post/{ctype}"));
-            State::Object { put, post: posts.iter().map(|(secs, _)| *secs).max(), content_type }
-        }
-    }
-}
-
-fn found(disk: &Disk) -> State {
-    match disk.object("o").open(None) {
-        Ok(opened) => {
-            let put = opened.data_timestamp().as_secs();
-            assert_eq!(opened.read_small().unwrap().data, format!("body {put}").as_bytes());
-            let post = opened.metadata().get_str("X-Object-Meta-Post").map(|secs| secs.parse().unwrap());
-            let content_type = String::from_utf8(opened.content_type().unwrap().to_vec()).unwrap();
-            State::Object { put, post, content_type }
-        }
-        Err(DiskFileError::Deleted { timestamp, .. }) => State::Deleted(timestamp.as_secs()),
-        Err(DiskFileError::NotExist) => State::Absent,
-        Err(err) => panic!("{err}"),
-    }
-}
-
-/// A history with a time of its own for each POST (two POSTs of one time may overwrite one another), and a second
-/// order of the same steps.
-fn histories() -> impl Strategy<Value = (Vec<Step>, Vec<Step>)> {
-    let step = (0..7u8, 0..8u64, proptest::option::of(0..6u64));
-    let steps = proptest::collection::vec(step, 1..8).prop_map(|steps| {
-        let mut taken = BTreeMap::new();
-        let start = NOW - 1000;
-        let step = |(kind, secs, earlier): (u8, u64, Option<u64>)| {
-            let post =
-                start + secs * 10 + u64::from(*taken.entry(secs).and_modify(|n| *n += 1u8).or_insert(1));
-            match kind {
-                0 | 1 => Step::Put(start + secs * 10),
-                2 | 3 => Step::Post(post, earlier.map(|earlier| post - earlier * 10)),
-                4 | 5 => Step::Delete(start + secs * 10),
-                _ => Step::Rehash,
-            }
-        };
-        steps.into_iter().map(step).collect::<Vec<_>>()
-    });
-    steps.prop_flat_map(|steps| (Just(steps.clone()), Just(steps).prop_shuffle()))
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    #[test]
-    fn histories_converge_in_any_order((first, second) in histories()) {
-        let (one, other) = (disk(), disk());
-        first.iter().for_each(|&step| apply(&one, step));
-        second.iter().for_each(|&step| apply(&other, step));
-        prop_assert_eq!(found(&one), model(&first));
-        prop_assert_eq!(found(&other), model(&first));
-        if model(&first) != State::Absent {
-            prop_assert_eq!(one.files("o"), other.files("o"));
-        }
-        prop_assert_eq!(one.hashes(), other.hashes());
-        // Nothing is left of what was superseded.
-        prop_assert!(one.files("o").len() <= 3);
-    }
 }
 
 #[test]
