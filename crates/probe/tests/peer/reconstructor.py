@@ -206,6 +206,7 @@ def main():
     parser.add_argument('--reconstructor', help="a reconstructor's command; {conf} stands for its configuration")
     parser.add_argument('--server', help="an object server's command")
     parser.add_argument('--keep', action='store_true', help='keep the folder')
+    parser.set_defaults(large=False)
     args = parser.parse_args()
     root = tempfile.mkdtemp(prefix='reconstructor-')
     cluster = Fragments(os.path.join(root, 'cluster'), args)
