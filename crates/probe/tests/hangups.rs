@@ -236,7 +236,7 @@ fn objects(devices: &Path, partition: usize) -> BTreeSet<String> {
     found
 }
 
-const TIMEOUT: &str = "client_timeout = 0.2\nreplication_concurrency = 1\n";
+const TIMEOUT: &str = "client_timeout = 0.4\nreplication_concurrency = 1\n";
 const NO_TIMEOUT: &str = "client_timeout = 120\nreplication_concurrency = 1\n";
 
 /// Every conversation that is cut short: the number of its steps, and its end.
@@ -261,7 +261,7 @@ fn expected(swifts: &Heard, last: &Step, ending: Ending) -> Heard {
     };
     // Two timers of Swift's wait for a body; when the PUT's is the one that goes off, nobody tells the sender.
     if !heard.text.contains(":ERROR:") {
-        heard.text.push_str(&format!(":ERROR: 408 '0.2 seconds: PUT /a/c/{object}'\n"));
+        heard.text.push_str(&format!(":ERROR: 408 '0.4 seconds: PUT /a/c/{object}'\n"));
     }
     heard
 }
@@ -373,25 +373,17 @@ fn parts() -> Vec<Part> {
     }
     part("gone after its head", "", vec![head(), Say(HEAD)]);
     let offered = || vec![head(), Say(HEAD), Hear(":MISSING_CHECK: END\r\n")];
-    let mut after_offers =
-        |when, short, acts: Vec<Act>| part(when, short, offered().into_iter().chain(acts).collect());
-    after_offers("gone after the offers", "", vec![]);
-    after_offers("silent after the offers", "http", vec![Wait]);
-    after_offers("gone within a chunk", "", vec![Say("40\r\n\r\n:MISSING_CH")]);
-    after_offers("silent within a chunk", "http", vec![Say("40\r\n\r\n:MISSING_CH"), Wait]);
-    after_offers("an error for an answer", "", vec![Chunk("\r\n:ERROR: 503 b'busy'\n")]);
-    after_offers("nonsense for an answer", "", vec![Chunk("\r\n\u{fc}\r\n")]);
-    after_offers("an answer that is none", "", vec![Chunk("\r\n"), Say("0\r\n\r\n")]);
-    after_offers("gone after the answer's start", "", vec![Chunk("\r\n:MISSING_CHECK: START\r\n")]);
+    let mut after_offers = |when, acts: Vec<Act>| part(when, "", offered().into_iter().chain(acts).collect());
+    after_offers("gone after the offers", vec![]);
+    after_offers("gone within a chunk", vec![Say("40\r\n\r\n:MISSING_CH")]);
+    after_offers("an error for an answer", vec![Chunk("\r\n:ERROR: 503 b'busy'\n")]);
+    after_offers("nonsense for an answer", vec![Chunk("\r\n\u{fc}\r\n")]);
+    after_offers("an answer that is none", vec![Chunk("\r\n"), Say("0\r\n\r\n")]);
+    after_offers("gone after the answer's start", vec![Chunk("\r\n:MISSING_CHECK: START\r\n")]);
     let half = || Chunk("\r\n:MISSING_CHECK: START\r\nLARGE dm\r\n01234");
-    after_offers("gone in the middle of a wanted line", "", vec![half()]);
-    after_offers("an end in the middle of a wanted line", "", vec![half(), Say("0\r\n\r\n")]);
-    after_offers("silent in the middle of a wanted line", "http", vec![half(), Wait]);
-    after_offers(
-        "gone before the answer's end",
-        "",
-        vec![Chunk("\r\n:MISSING_CHECK: START\r\nLARGE dm\r\n")],
-    );
+    after_offers("gone in the middle of a wanted line", vec![half()]);
+    after_offers("an end in the middle of a wanted line", vec![half(), Say("0\r\n\r\n")]);
+    after_offers("gone before the answer's end", vec![Chunk("\r\n:MISSING_CHECK: START\r\nLARGE dm\r\n")]);
     let wanted = || offered().into_iter().chain([Chunk(WANTED), Hear(":UPDATES: START\r\n")]);
     let mut updating = |when, short, acts: Vec<Act>| part(when, short, wanted().chain(acts).collect());
     updating("gone as updates start", "", vec![]);
@@ -402,24 +394,23 @@ fn parts() -> Vec<Part> {
         "",
         vec![Hear("PUT /a/c/large"), Chunk(":ERROR: 0 'Too many'\n"), Wait],
     );
-    let mut updated = |when, short, acts: Vec<Act>| {
-        part(when, short, wanted().chain([Hear(":UPDATES: END\r\n")]).chain(acts).collect());
+    let mut updated = |when, acts: Vec<Act>| {
+        part(when, "", wanted().chain([Hear(":UPDATES: END\r\n")]).chain(acts).collect());
     };
-    updated("gone after the updates", "", vec![]);
-    updated("silent after the updates", "http", vec![Wait]);
-    updated(
-        "an error after the updates",
-        "",
-        vec![Chunk(":ERROR: 500 b'ERROR: With :UPDATES: 1 failures'\n")],
-    );
-    updated("gone before it says the end", "", vec![Chunk(":UPDATES: START\r\n")]);
-    updated("silent before it says the end", "http", vec![Chunk(":UPDATES: START\r\n"), Wait]);
-    updated(
-        "an end within its last line",
-        "",
-        vec![Chunk(":UPDATES: START\r\n:UPDATES: E"), Say("0\r\n\r\n")],
-    );
-    updated("gone before its last chunk", "", vec![Chunk(":UPDATES: START\r\n:UPDATES: END\r\n")]);
+    updated("gone after the updates", vec![]);
+    updated("an error after the updates", vec![Chunk(":ERROR: 500 b'ERROR: With :UPDATES: 1 failures'\n")]);
+    updated("gone before it says the end", vec![Chunk(":UPDATES: START\r\n")]);
+    updated("an end within its last line", vec![Chunk(":UPDATES: START\r\n:UPDATES: E"), Say("0\r\n\r\n")]);
+    updated("gone before its last chunk", vec![Chunk(":UPDATES: START\r\n:UPDATES: END\r\n")]);
+    // What comes before the silence is there when it is waited for, however slow we are.
+    let mut silent = |when, acts: Vec<Act>| {
+        part(when, "http", [head(), Say(HEAD)].into_iter().chain(acts).chain([Wait]).collect());
+    };
+    silent("silent after the offers", vec![]);
+    silent("silent within a chunk", vec![Say("40\r\n\r\n:MISSING_CH")]);
+    silent("silent in the middle of a wanted line", vec![half()]);
+    silent("silent after the updates", vec![Chunk(WANTED)]);
+    silent("silent before it says the end", vec![Chunk(WANTED), Chunk(":UPDATES: START\r\n")]);
     parts
 }
 
@@ -429,8 +420,13 @@ fn play(listener: &TcpListener, acts: &[Act], names: [&str; 2], over: mpsc::Rece
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let mut heard = Vec::new();
     let mut buffer = vec![0; 64 * 1024];
+    // Goes out at once.
+    let mut says = Vec::new();
     for act in acts {
-        let text = match act {
+        if !matches!(act, Act::Say(_) | Act::Chunk(_)) {
+            stream.write_all(&std::mem::take(&mut says)).expect("a sender that listens");
+        }
+        match act {
             Act::Hear(text) => {
                 while !heard.windows(text.len()).any(|window| window == text.as_bytes()) {
                     let n = stream.read(&mut buffer).expect("a sender that goes on");
@@ -439,7 +435,6 @@ fn play(listener: &TcpListener, acts: &[Act], names: [&str; 2], over: mpsc::Rece
                     heard.drain(..heard.len().saturating_sub(1024));
                     heard.extend_from_slice(&buffer[..n]);
                 }
-                continue;
             }
             Act::Wait => {
                 let patience = if forgets { Duration::from_millis(20) } else { PATIENCE };
@@ -457,20 +452,18 @@ fn play(listener: &TcpListener, acts: &[Act], names: [&str; 2], over: mpsc::Rece
                         }
                     }
                 }
-                continue;
             }
             Act::Stall => {
                 over.recv_timeout(PATIENCE).expect("the sender gives up");
-                continue;
             }
-            Act::Say(text) => text.as_bytes().to_vec(),
+            Act::Say(text) => says.extend_from_slice(text.as_bytes()),
             Act::Chunk(text) => {
                 let hashes = names.map(|name| hash(name).to_string());
-                chunk(text.replace("LARGE", &hashes[0]).replace("SMALL", &hashes[1]))
+                says.extend(chunk(text.replace("LARGE", &hashes[0]).replace("SMALL", &hashes[1])));
             }
-        };
-        stream.write_all(&text).expect("a sender that listens");
+        }
     }
+    stream.write_all(&says).expect("a sender that listens");
 }
 
 /// Swift's sender, in a process of its own.
@@ -549,7 +542,7 @@ impl Source {
         let mut data = builder.to_ring_data()?;
         data.devs[0] = Some(Arc::new(Self::device(0, "sda1", 1, 0.0)));
         data.save(&self.dir.join("object.ring.gz"), FormatVersion::V1)?;
-        let timeout = |name: &str| if name == short { "0.2" } else { "120" };
+        let timeout = |name: &str| if name == short { "0.4" } else { "120" };
         let conf = format!(
             "[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = 1\nswift_dir = {dir}\ndevices = {dir}/source\nmount_check = no\n\
              recon_cache_path = {dir}\n[object-replicator]\nsync_method = ssync\nconn_timeout = {}\nnode_timeout = {}\n\
