@@ -241,6 +241,12 @@ impl<K: Kind> DatabaseBroker<K> {
         Ok(self.connection.as_ref().expect("connected above"))
     }
 
+    /// Keep everybody from writing into the file until the result is dropped; reading goes on.
+    pub fn lock_database(&mut self) -> Result<LockedDatabase> {
+        self.read(|sqlite| sqlite.execute_batch("BEGIN IMMEDIATE"))?;
+        Ok(LockedDatabase { _connection: self.connection.take() })
+    }
+
     /// Sync the file, whoever wrote it, and close it.
     pub fn sync(&mut self) -> Result<()> {
         self.close();
@@ -560,6 +566,11 @@ impl<K: Kind> Drop for DatabaseBroker<K> {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// A database that nobody writes into. The lock is SQLite's, and ends with the connection.
+pub struct LockedDatabase {
+    _connection: Option<DbConnection>,
 }
 
 /// Tables that replication keeps its progress in; empty until then.

@@ -15,6 +15,7 @@ mod json;
 pub mod listing;
 mod listing_formats;
 pub mod metadata;
+mod pace;
 pub mod replication;
 mod server;
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::replication::rpc;
 pub type Answer<T> = Result<T, Response>;
 
 /// Of containers that other programs of the cluster keep; their objects may have any name.
-const MISPLACED_OBJECTS_ACCOUNT: &str = ".misplaced_objects";
+pub const MISPLACED_OBJECTS_ACCOUNT: &str = ".misplaced_objects";
 
 /// Where a server's databases are, and what it asks of a device before it touches them.
 pub struct Devices {

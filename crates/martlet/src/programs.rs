@@ -24,10 +24,20 @@ enum Kind {
     Daemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 10] = [
+pub const PROGRAMS: [Program; 12] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
+    Program {
+        name: "account-replicator",
+        about: "keeps the replicas of accounts alike",
+        kind: Kind::Daemon(db::account::replicator::build, Takes::WithoutPolicies),
+    },
     Program { name: "container-server", about: "keeps the listings of containers", kind: Kind::Server },
+    Program {
+        name: "container-replicator",
+        about: "keeps the replicas of containers alike",
+        kind: Kind::Daemon(db::container::replicator::build, Takes::WithoutPolicies),
+    },
     Program {
         name: "container-updater",
         about: "tells accounts of their containers",
@@ -42,7 +52,7 @@ pub const PROGRAMS: [Program; 10] = [
     Program {
         name: "object-reconstructor",
         about: "brings fragments to where the ring wants them, and rebuilds lost ones",
-        kind: Kind::Daemon(obj::reconstructor::build, Takes::Reconstructor),
+        kind: Kind::Daemon(obj::reconstructor::build, Takes::WithoutPolicies),
     },
     Program {
         name: "object-updater",

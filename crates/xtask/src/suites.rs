@@ -21,8 +21,10 @@ const PROGRAMS: &[&str] = &[
     "object-expirer",
     "object-relinker",
     "container-server",
+    "container-replicator",
     "container-updater",
     "account-server",
+    "account-replicator",
     "proxy-server",
 ];
 

@@ -1,7 +1,8 @@
-//! The account tier: databases of container rows, and the server over them.
+//! The account tier: databases of container rows, the server over them, and their replicator.
 
 pub mod broker;
 mod listing;
 mod replicated;
+pub mod replicator;
 mod schema;
 pub mod server;

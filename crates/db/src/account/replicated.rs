@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::timestamp::Timestamp;
+use ring::{Ring, RingError};
 use serde_json::json;
+use service::{Context, recon};
 
 use super::broker::{self, Account, AccountBroker, AccountInfo, DATADIR};
 use crate::broker::{DatabaseBroker, Options, Result, Shared};
@@ -13,9 +15,16 @@ use crate::replication::{Replicated, ReplicationInfo, Timestamps};
 impl Replicated for AccountBroker {
     type Kind = Account;
     const DATADIR: &'static str = DATADIR;
+    const REPLICATOR: &'static str = "account-replicator";
+    const DEFAULT_PORT: u16 = 6202;
+    const RECON_FILE: &'static str = recon::ACCOUNT_FILE;
 
-    fn open(shared: &Arc<Shared>, db_file: &Path, options: Options) -> Self {
-        Self::new(shared, db_file.to_owned(), options)
+    fn ring(ctx: &Context) -> std::result::Result<Arc<Ring>, RingError> {
+        ctx.rings.account()
+    }
+
+    fn open(shared: &Arc<Shared>, db_file: &Path, options: Options) -> Result<Self> {
+        Ok(Self::new(shared, db_file.to_owned(), options))
     }
 
     fn of_file(shared: &Arc<Shared>, file: &Path) -> Self {

@@ -18,7 +18,7 @@ use super::schema::{self, NewContainer};
 pub use super::shards::DbState;
 use super::shards::{self, OwnShardRange};
 use crate::broker::{
-    BrokerError, DatabaseBroker, Kind, Options, Result, Shared, is_missing, lenient_int, zero_like,
+    BrokerError, DatabaseBroker, Kind, Options, Result, Shared, Synced, is_missing, lenient_int, zero_like,
 };
 use crate::listing::{self, Entry, Query, Source};
 
@@ -213,16 +213,30 @@ impl ContainerBroker {
     pub fn is_root_container(&mut self) -> Result<bool> {
         self.find_files()?;
         let path = self.path()?;
-        let metadata = self.db.metadata()?;
-        if let Some(quoted) = metadata.value("X-Container-Sysmeta-Shard-Quoted-Root") {
-            return Ok(common::quote::unquote(quoted.as_bytes()) == path.as_bytes());
-        }
-        if let Some(root) = metadata.value("X-Container-Sysmeta-Shard-Root") {
+        if let Some(root) = self.root_path()? {
             return Ok(root == path);
         }
         // A shard that shrank has lost its sysmeta, and its own shard range is deleted; a root's never is.
         let own = self.own_shard_range(&path)?;
         Ok(own.is_none_or(|own| !own.deleted))
+    }
+
+    /// Account and container of the root: of itself, if it is nobody's shard.
+    pub fn root_names(&mut self) -> Result<(String, String)> {
+        let path = self.path()?;
+        let root = self.root_path()?.unwrap_or(path);
+        let (account, container) = root.split_once('/').unwrap_or((&root, ""));
+        Ok((account.to_owned(), container.to_owned()))
+    }
+
+    /// What the sysmeta of a shard says of its root.
+    fn root_path(&mut self) -> Result<Option<String>> {
+        let metadata = self.db.metadata()?;
+        if let Some(quoted) = metadata.value("X-Container-Sysmeta-Shard-Quoted-Root") {
+            let root = common::quote::unquote(quoted.as_bytes());
+            return Ok(Some(String::from_utf8_lossy(&root).into_owned()));
+        }
+        Ok(metadata.value("X-Container-Sysmeta-Shard-Root").map(str::to_owned))
     }
 
     pub fn storage_policy_index(&mut self) -> Result<i64> {
@@ -260,6 +274,75 @@ impl ContainerBroker {
         };
         self.migrate_if_old()?;
         self.db.write(set)
+    }
+
+    /// Whether there were ever objects of more than one policy.
+    pub fn has_multiple_policies(&mut self) -> Result<bool> {
+        let counted = self.db.read(|sqlite| {
+            sqlite
+                .prepare_cached("SELECT count(storage_policy_index) FROM policy_stat")?
+                .query_row([], |row| row.get::<_, i64>(0))
+        });
+        match counted {
+            Err(BrokerError::Sqlite(_, error)) if is_before_policies(&error) => Ok(false),
+            other => Ok(other? > 1),
+        }
+    }
+
+    /// Up to which row objects in the wrong policy have been told to the reconciler.
+    pub fn reconciler_sync(&mut self) -> Result<i64> {
+        let point = self.db.read(|sqlite| {
+            sqlite
+                .prepare_cached("SELECT reconciler_sync_point FROM container_stat")?
+                .query_row([], |row| row.get::<_, Option<i64>>(0))
+        });
+        match point {
+            Err(BrokerError::Sqlite(_, error))
+                if is_missing(&error, "no such column: reconciler_sync_point") =>
+            {
+                Ok(-1)
+            }
+            other => Ok(other?.unwrap_or(-1)),
+        }
+    }
+
+    pub fn update_reconciler_sync(&mut self, point: i64) -> Result<()> {
+        self.migrate_if_old()?;
+        self.db.transaction(Synced::Normal, |sqlite| {
+            sqlite
+                .prepare_cached("UPDATE container_stat SET reconciler_sync_point = ?")?
+                .execute([point])
+                .map(drop)
+        })
+    }
+
+    /// Rows after `start` of objects in another policy than the container's, with their ROWIDs. Merges what is pending.
+    pub fn misplaced_since(&mut self, start: i64, limit: usize) -> Result<Vec<(i64, ObjectRecord)>> {
+        self.find_files()?;
+        self.db.commit_puts()?;
+        let rows = self.db.read(|sqlite| {
+            let mut statement = sqlite.prepare_cached(
+                "SELECT ROWID, name, created_at, deleted, storage_policy_index FROM object \
+                 WHERE ROWID > ? AND storage_policy_index != \
+                 (SELECT storage_policy_index FROM container_stat LIMIT 1) ORDER BY ROWID ASC LIMIT ?",
+            )?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let rows = statement.query_map([start, limit], |row| {
+                let record = ObjectRecord {
+                    name: row.get(1)?,
+                    created_at: row.get(2)?,
+                    deleted: row.get::<_, i64>(3)? != 0,
+                    storage_policy_index: row.get(4)?,
+                    ..ObjectRecord::default()
+                };
+                Ok((row.get(0)?, record))
+            })?;
+            rows.collect()
+        });
+        match rows {
+            Err(BrokerError::Sqlite(_, error)) if is_before_policies(&error) => Ok(Vec::new()),
+            other => other,
+        }
     }
 
     pub fn set_x_container_sync_points(&mut self, point1: i64, point2: i64) -> Result<()> {
@@ -432,7 +515,7 @@ impl ContainerBroker {
     }
 
     /// Look which database files there are, unless some are known.
-    fn find_files(&mut self) -> Result<()> {
+    pub(super) fn find_files(&mut self) -> Result<()> {
         if self.files.is_empty() {
             self.files =
                 db_files(&self.base_file).map_err(|error| BrokerError::Io(self.base_file.clone(), error))?;
@@ -542,7 +625,7 @@ fn epoch_of(db_file: &Path) -> Option<Timestamp> {
 }
 
 /// The database files of a container, oldest epoch first.
-fn db_files(base_file: &Path) -> std::io::Result<Vec<PathBuf>> {
+pub fn db_files(base_file: &Path) -> std::io::Result<Vec<PathBuf>> {
     let (Some(dir), Some(hash)) = (base_file.parent(), base_file.file_stem()) else { return Ok(Vec::new()) };
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,10 +1,12 @@
-//! The container tier: databases of object rows, the server over them, and the daemon that reports their counts to accounts.
+//! The container tier: databases of object rows, the server over them, their replicator, and the daemon that reports their counts to accounts.
 
 mod account_update;
 pub mod broker;
 mod listing;
 mod policy_conflict;
+mod reconciler_queue;
 mod replicated;
+pub mod replicator;
 pub mod rows;
 mod schema;
 pub mod server;

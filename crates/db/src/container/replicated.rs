@@ -5,8 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::timestamp::Timestamp;
+use ring::{Ring, RingError};
 use rusqlite::Connection;
 use serde_json::{Value, json};
+use service::{Context, recon};
 
 use super::broker::{Container, ContainerBroker, ContainerInfo, DATADIR, DbState};
 use super::policy_conflict::{PolicyInfo, is_theirs_right};
@@ -17,9 +19,19 @@ use crate::replication::{RemoteInfo, Replicated, ReplicationInfo, Timestamps, ma
 impl Replicated for ContainerBroker {
     type Kind = Container;
     const DATADIR: &'static str = DATADIR;
+    const REPLICATOR: &'static str = "container-replicator";
+    const DEFAULT_PORT: u16 = 6201;
+    const RECON_FILE: &'static str = recon::CONTAINER_FILE;
 
-    fn open(shared: &Arc<Shared>, db_file: &Path, options: Options) -> Self {
-        Self::new(shared, db_file, options)
+    fn ring(ctx: &Context) -> std::result::Result<Arc<Ring>, RingError> {
+        ctx.rings.container()
+    }
+
+    fn open(shared: &Arc<Shared>, db_file: &Path, options: Options) -> Result<Self> {
+        let mut broker = Self::new(shared, db_file, options);
+        // Of a container that is being sharded, rows must not get into the retiring database.
+        broker.find_files()?;
+        Ok(broker)
     }
 
     fn of_file(shared: &Arc<Shared>, file: &Path) -> Self {
@@ -106,6 +118,22 @@ impl Replicated for ContainerBroker {
         let sql = "UPDATE container_stat SET reported_put_timestamp = 0, reported_delete_timestamp = 0, \
                    reported_object_count = 0, reported_bytes_used = 0";
         sqlite.execute(sql, []).map(drop)
+    }
+
+    fn take_answer(&mut self, ours: &ReplicationInfo, theirs: &RemoteInfo) -> Result<()> {
+        self.take_policy(ours, theirs)?;
+        if ours.timestamps != theirs.timestamps {
+            self.merge_timestamps(&theirs.timestamps)?;
+        }
+        Ok(())
+    }
+
+    fn must_stay(&mut self) -> Result<Option<String>> {
+        if !self.sharding_required()? {
+            return Ok(None);
+        }
+        let path = self.path()?;
+        Ok(Some(format!("requires sharding, state {}", self.db_state(&path)?.as_str())))
     }
 
     fn sharding_initiated(&mut self) -> Result<bool> {

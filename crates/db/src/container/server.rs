@@ -22,7 +22,7 @@ use super::account_update::{self, Report};
 use super::broker::{ContainerBroker, ContainerInfo, DATADIR, DbState};
 use super::listing::{self, ObjectListing};
 use super::rows::ObjectRecord;
-use super::sync_to::SyncTo;
+use super::sync_to::{self, SyncTo};
 use crate::broker::{BrokerError, Options};
 use crate::listing_formats::{ListingType, listing_response};
 use crate::metadata::Metadata;
@@ -475,7 +475,7 @@ impl ContainerRequest<'_> {
     }
 
     fn update_sync_store(&self, broker: &mut ContainerBroker) {
-        if let Err(error) = self.server.sync_to.update_store(broker) {
+        if let Err(error) = sync_to::update_store(broker) {
             self.server.ctx.logger.error(format_args!(
                 "Failed to update sync_store {} during {}: {error}",
                 broker.db.db_file.display(),

@@ -89,20 +89,26 @@ impl SyncTo {
         }
         Ok(())
     }
+}
 
-    /// Keep the list of synced containers true after the container's metadata changed.
-    pub fn update_store(&self, broker: &mut ContainerBroker) -> Result<()> {
-        let metadata = broker.db.metadata()?;
-        let (to, key) = ("X-Container-Sync-To", "X-Container-Sync-Key");
-        if metadata.get(to).is_none() && metadata.get(key).is_none() {
-            return Ok(()); // never was synced
-        }
-        let wanted = metadata.value(to).is_some() && metadata.value(key).is_some();
-        let db_file = broker.db.db_file.clone();
-        let Some(link) = link_path(broker.db.device_path(), &db_file) else { return Ok(()) };
-        let done = if wanted && !broker.is_deleted()? { add(&link, &db_file) } else { remove(&link) };
-        done.map_err(|error| BrokerError::Io(link, error))
+/// Keep the list of synced containers true after the container's metadata changed.
+pub fn update_store(broker: &mut ContainerBroker) -> Result<()> {
+    let metadata = broker.db.metadata()?;
+    let (to, key) = ("X-Container-Sync-To", "X-Container-Sync-Key");
+    if metadata.get(to).is_none() && metadata.get(key).is_none() {
+        return Ok(()); // never was synced
     }
+    let wanted = metadata.value(to).is_some() && metadata.value(key).is_some();
+    let db_file = broker.db.db_file.clone();
+    let Some(link) = link_path(broker.db.device_path(), &db_file) else { return Ok(()) };
+    let done = if wanted && !broker.is_deleted()? { add(&link, &db_file) } else { remove(&link) };
+    done.map_err(|error| BrokerError::Io(link, error))
+}
+
+/// Strike the container off the list of synced ones: its database is about to be removed.
+pub fn remove_from_store(broker: &ContainerBroker) -> Result<()> {
+    let Some(link) = link_path(broker.db.device_path(), &broker.db.db_file) else { return Ok(()) };
+    remove(&link).map_err(|error| BrokerError::Io(link, error))
 }
 
 /// The host of `user@host:port`, in lower case.

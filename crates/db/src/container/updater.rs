@@ -28,6 +28,7 @@ use service::{Context, Daemon, recon};
 use super::account_update::{self, Place, Report};
 use super::broker::{ContainerBroker, ContainerInfo, DATADIR};
 use crate::broker::{BrokerError, Options, Shared};
+use crate::pace::Pace;
 
 const NAME: &str = "container-updater";
 /// Databases of which it is remembered that they had nothing to report.
@@ -416,31 +417,6 @@ impl FileState {
     fn of(file: &Path) -> Option<Self> {
         let found = std::fs::metadata(file).ok()?;
         Some(Self { inode: found.ino(), size: found.len(), modified: (found.mtime(), found.mtime_nsec()) })
-    }
-}
-
-/// Lets so many containers through in a second; all, with a rate of zero.
-struct Pace {
-    between: Duration,
-    next: Mutex<Option<tokio::time::Instant>>,
-}
-
-impl Pace {
-    fn new(per_second: f64) -> Self {
-        let between =
-            if per_second > 0.0 { Duration::from_secs_f64(1.0 / per_second) } else { Duration::ZERO };
-        Self { between, next: Mutex::new(None) }
-    }
-
-    async fn wait(&self) {
-        let now = tokio::time::Instant::now();
-        let turn = {
-            let mut next = self.next.lock();
-            let turn = next.unwrap_or(now).max(now);
-            *next = Some(turn + self.between);
-            turn
-        };
-        tokio::time::sleep_until(turn).await;
     }
 }
 

@@ -14,27 +14,45 @@
 //! (`merge_items`, then `merge_syncs`: "usync"); a database that is missing is sent as a file by rsync (`complete_rsync`), and one that
 //! lacks more than half as well, to be merged there (`rsync_then_merge`).
 //!
-//! `rpc` answers these requests in the servers, `replicator` makes them in the daemons, `sync_points` is what both do to a
+//! `rpc` answers these requests in the servers, `replicator` makes them in the daemons (`walk` finds the databases, a `conversation` is one of them with
+//! one node), `sync_points` and `reclaim` are what is done to a
 //! database.
 
+mod conversation;
+mod reclaim;
+pub mod replicator;
 pub mod rpc;
+mod stats;
 mod sync_points;
+mod walk;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use ring::{Ring, RingError};
 use serde_json::{Value, json};
+use service::Context;
 
 use crate::broker::{DatabaseBroker, Kind, Options, Result, Shared};
 pub use sync_points::{Items, SyncPoint, Syncs, max_row};
+pub use walk::Found;
 
 /// A broker whose database is replicated.
 pub trait Replicated: Sized + Send + 'static {
     type Kind: Kind;
     /// The directory of a device that has such databases.
     const DATADIR: &'static str;
+    /// The name of the replicator's program.
+    const REPLICATOR: &'static str;
+    /// The port of a server that does not say which.
+    const DEFAULT_PORT: u16;
+    const RECON_FILE: &'static str;
 
-    fn open(shared: &Arc<Shared>, db_file: &Path, options: Options) -> Self;
+    /// Who has which database.
+    fn ring(ctx: &Context) -> std::result::Result<Arc<Ring>, RingError>;
+
+    /// `db_file` is the database or what it is called without an epoch; it need not exist.
+    fn open(shared: &Arc<Shared>, db_file: &Path, options: Options) -> Result<Self>;
 
     /// Of exactly this file, whatever lies beside it: one that rsync has brought.
     fn of_file(shared: &Arc<Shared>, file: &Path) -> Self;
@@ -66,6 +84,16 @@ pub trait Replicated: Sized + Send + 'static {
     /// Forget what the id of another database was told.
     fn new_id_resets(_sqlite: &rusqlite::Connection) -> rusqlite::Result<()> {
         Ok(())
+    }
+
+    /// Take from the answer to our `sync` what there is besides metadata.
+    fn take_answer(&mut self, _ours: &ReplicationInfo, _theirs: &RemoteInfo) -> Result<()> {
+        Ok(())
+    }
+
+    /// Why a handoff is not to be removed yet although all primaries have it.
+    fn must_stay(&mut self) -> Result<Option<String>> {
+        Ok(None)
     }
 
     /// Whether the rows are on their way to other databases, and must not be replicated as they are.

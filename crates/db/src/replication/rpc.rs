@@ -131,7 +131,7 @@ impl<B: Replicated> Rpc<'_, B> {
         // Somebody may be about to send a database.
         let tmp = self.device.join("tmp");
         fs::mkdirs(&tmp).map_err(|error| BrokerError::Io(tmp, error))?;
-        let mut broker = B::open(self.shared, &self.db_file, Options::default());
+        let mut broker = B::open(self.shared, &self.db_file, Options::default())?;
         if !broker.exists()? {
             return Err(not_found());
         }
@@ -248,7 +248,7 @@ impl<B: Replicated> Rpc<'_, B> {
 
     /// Our database, if it can be merged into the one received.
     fn merge_partner(&self, received: &Path) -> Result<B, Failure> {
-        let mut ours = B::open(self.shared, &self.db_file, Options::default());
+        let mut ours = B::open(self.shared, &self.db_file, Options::default())?;
         if !ours.exists()? || !received.exists() || ours.sharding_initiated()? {
             return Err(not_found());
         }

@@ -69,6 +69,23 @@ impl Node {
     }
 }
 
+/// A device of a ring, on this machine.
+pub fn device(port: u16) -> ring::Device {
+    ring::Device {
+        id: 0,
+        ip: "127.0.0.1".into(),
+        port,
+        replication_ip: "127.0.0.1".into(),
+        replication_port: port,
+        device: "sda".into(),
+        weight: 1.0,
+        zone: 1,
+        region: 1,
+        meta: String::new(),
+        extra: Default::default(),
+    }
+}
+
 fn request(method: Method, path: &str, timestamp: u64) -> Request {
     Request::new(method, path).with_header("X-Timestamp", format!("{:010}.00000", NOW + timestamp))
 }

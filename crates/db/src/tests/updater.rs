@@ -2,7 +2,7 @@
 
 use super::*;
 use common::Conf;
-use ring::{Device, FormatVersion, RingBuilder};
+use ring::{FormatVersion, RingBuilder};
 use service::Daemon;
 use service::http::app_fn;
 use service::http::serve::{ServeOptions, Server, ServerHandle};
@@ -15,20 +15,7 @@ fn serve(app: SharedApp) -> ServerHandle {
 /// An account ring of one device behind `port`.
 fn save_account_ring(node: &Node, port: u16) {
     let mut builder = RingBuilder::new(4, 1.0, 0).unwrap();
-    let device = Device {
-        id: 0,
-        ip: "127.0.0.1".into(),
-        port,
-        replication_ip: "127.0.0.1".into(),
-        replication_port: port,
-        device: "sda".into(),
-        weight: 1.0,
-        zone: 1,
-        region: 1,
-        meta: String::new(),
-        extra: Default::default(),
-    };
-    builder.add_dev(device).unwrap();
+    builder.add_dev(device(port)).unwrap();
     builder.rebalance(0).unwrap();
     builder.save_ring(&node.dir.path().join("account.ring.gz"), FormatVersion::V1).unwrap();
 }

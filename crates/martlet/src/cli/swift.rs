@@ -63,8 +63,8 @@ pub enum Takes {
     Daemon,
     /// A daemon whose pass can be narrowed to devices, partitions and policies.
     Replicator,
-    /// The same without policies.
-    Reconstructor,
+    /// The same without policies: the reconstructor, the replicators of databases.
+    WithoutPolicies,
     ObjectAuditor,
     ObjectExpirer,
 }
@@ -76,7 +76,7 @@ impl Takes {
             Takes::Daemon => &[&HELP, &VERBOSE, &ONCE],
             Takes::ObjectAuditor => &[&HELP, &ZERO_BYTE_FPS, &DEVICES, &VERBOSE, &ONCE],
             Takes::ObjectExpirer => &[&HELP, &PROCESSES, &PROCESS, &VERBOSE, &ONCE],
-            Takes::Reconstructor => &[&HELP, &DEVICES, &PARTITIONS, &VERBOSE, &ONCE],
+            Takes::WithoutPolicies => &[&HELP, &DEVICES, &PARTITIONS, &VERBOSE, &ONCE],
             Takes::Replicator => &[&HELP, &DEVICES, &PARTITIONS, &POLICIES, &VERBOSE, &ONCE],
         }
     }

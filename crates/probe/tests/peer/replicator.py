@@ -1002,5 +1002,6 @@ CASES = {case.__name__: case for case in (
     rsync_primaries, rsync_quiet, rsync_handoff, rsync_handoff_kept, rsync_regions, rsync_fails, rsync_timeout, no_server,
     workers, ssync_matrix, ssync_handoffs, handoffs_first, partners, strange_partners, odd_partitions, overrides, locks, receiver_locks,
     holds_its_lock, stops, part_power, ring_changes, swift_recon, arrives, forever, options)}
-for case_name in WANTED or CASES:
-    CASES[case_name]()
+if __name__ == '__main__':
+    for case_name in WANTED or CASES:
+        CASES[case_name]()
