@@ -189,6 +189,11 @@ impl HashesFile {
     }
 }
 
+/// What a hashes.pkl of these bytes says; `None` if it is not valid.
+pub fn parse_hashes(pickled: &[u8]) -> Option<SuffixHashes> {
+    HashesFile::from_pickle(pickled).filter(|file| file.valid).map(|file| file.hashes)
+}
+
 /// Not valid if there is no hashes.pkl, or none that can be read.
 fn read_hashes(partition_dir: &Path) -> HashesFile {
     let pickled = std::fs::read(partition_dir.join(HASH_FILE));
@@ -577,6 +582,56 @@ impl SuffixHasher {
             SuffixHasher::Fragments(hashers) => SuffixHash::Fragments(
                 hashers.into_iter().map(|(index, md5)| (index, md5.hexdigest())).collect(),
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// As Swift writes it: of a replication policy, and of one of erasure coding.
+    fn pickled() -> Vec<u8> {
+        let hash = |c: &str| c.repeat(32);
+        let fragments = vec![(None, hash("a")), (Some(3), hash("b"))];
+        let hashes = [
+            ("07b", Some(SuffixHash::Whole(hash("c")))),
+            ("fff", Some(SuffixHash::Fragments(fragments))),
+            ("000", None),
+        ];
+        let hashes = hashes.map(|(suffix, hash)| (Suffix::parse(suffix).unwrap(), hash));
+        HashesFile { valid: true, updated: 1.5, hashes: SuffixHashes(hashes.into_iter().collect()) }
+            .to_pickle()
+    }
+
+    fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
+        if let Some(hashes) = parse_hashes(bytes) {
+            prop_assert_eq!(SuffixHashes::from_value(&hashes.to_value()), Some(hashes));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_is_read_as_it_was_written() {
+        assert_eq!(parse_hashes(&pickled()).unwrap().len(), 3);
+        assert_eq!(HashesFile::from_pickle(&pickled()).unwrap().to_pickle(), pickled());
+        assert_eq!(parse_hashes(b""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_hashes_or_none(bytes: Vec<u8>) {
+            check(&bytes)?;
+        }
+
+        #[test]
+        fn damaged_files_are_hashes_or_none(at: prop::sample::Index, with: u8, length: prop::sample::Index) {
+            let mut bytes = pickled();
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            check(&bytes)?;
+            check(&bytes[..length.index(bytes.len())])?;
         }
     }
 }

@@ -35,6 +35,7 @@ use service::{Context, Daemon, recon};
 use tokio::sync::Semaphore;
 
 use pace::{Deferrals, Offered};
+pub use pending::rewrite_pending;
 use pending::{PendingUpdate, parse_file_name};
 use stats::{Count, OldestPending, SweepStats, aggregate};
 

@@ -113,6 +113,11 @@ impl PendingUpdate {
     }
 }
 
+/// A pending file's bytes as a pass writes them that has told nobody; `None` if it would go to quarantine.
+pub fn rewrite_pending(bytes: &[u8]) -> Option<Vec<u8>> {
+    PendingUpdate::parse(bytes).ok().map(|update| update.to_pickle())
+}
+
 /// The hash and timestamp in the name of a pending file, `HASH-TIMESTAMP`.
 pub(super) fn parse_file_name(name: &str) -> Option<(ObjHash, Timestamp)> {
     let (hash, timestamp) = name.split_once('-').filter(|(_, t)| !t.contains('-'))?;
@@ -122,6 +127,7 @@ pub(super) fn parse_file_name(name: &str) -> Option<(ObjHash, Timestamp)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn update(more: &[(&str, Value)]) -> PendingUpdate {
         let headers = vec![("X-Size".into(), "5".into()), ("X-Content-Type".into(), "caf\u{e9}".into())];
@@ -182,6 +188,35 @@ mod tests {
         assert!(parse_file_name(&format!("{hash}-1402464677.04188_0000000000000001")).is_some());
         for bad in ["x", "a-b-c", "d41d-1402464677.04188", &format!("{hash}-x"), &format!("{hash}-1-2")] {
             assert!(parse_file_name(bad).is_none(), "{bad}");
+        }
+    }
+    /// Sends it to a shard, back, and to the end.
+    fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
+        let Ok(mut pending) = PendingUpdate::parse(bytes) else { return Ok(()) };
+        for path in [None, Some(".shards_a/c-1"), Some("no path")] {
+            path.into_iter().for_each(|path| pending.redirect(path));
+            let _ = (pending.headers(PolicyIndex(1)), pending.destination());
+            let again = PendingUpdate::parse(&pending.to_pickle());
+            let again = again.map_err(|err| TestCaseError::fail(format!("{err}: {pending:?}")))?;
+            prop_assert_eq!(again.destination(), pending.destination());
+            prop_assert_eq!(again.to_pickle(), pending.to_pickle());
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_update_or_refused(bytes: Vec<u8>, name: String) {
+            check(&bytes)?;
+            let _ = parse_file_name(&name);
+        }
+
+        #[test]
+        fn damaged_updates_are_updates_or_refused(at: prop::sample::Index, with: u8) {
+            let mut bytes = update(&[("successes", Value::List(vec![Value::Int(4)]))]).to_pickle();
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            check(&bytes)?;
         }
     }
 }
