@@ -3,6 +3,7 @@
 //!
 //! `Application` also holds what all requests share: options, rings, which nodes are error limited.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,10 +26,12 @@ use service::trans_id::gen_trans_id;
 
 use crate::backend::Target;
 use crate::controllers::Controller;
+use crate::controllers::object::ec::EcPolicy;
 use crate::environ::{Authorizer, OrigMethod};
 use crate::error_limiter::{ErrorLimiter, node_to_string};
 use crate::info::SkipCache;
 use crate::mime_types::MimeTypes;
+use crate::node_iter::NodeIter;
 use crate::options::Options;
 use crate::swift_info::SwiftInfo;
 use crate::timings::NodeTimings;
@@ -49,6 +52,7 @@ pub struct Application {
     pub mime_types: MimeTypes,
     pub swift_info: Arc<SwiftInfo>,
     pub backend_user_agent: String,
+    ec_policies: HashMap<PolicyIndex, Arc<EcPolicy>>,
     error_limiter: ErrorLimiter,
 }
 
@@ -81,7 +85,14 @@ impl Application {
         for policy in policies.iter() {
             ctx.rings.file(&policy.object_ring_name).map_err(ring_error)?;
         }
+        let mut ec_policies = HashMap::new();
+        for policy in policies.iter() {
+            let ec = EcPolicy::of(policy)
+                .map_err(|error| ConfigError::in_file("swift.conf".to_owned(), error.to_string()))?;
+            ec_policies.extend(ec.map(|ec| (policy.index, Arc::new(ec))));
+        }
         let app = Self {
+            ec_policies,
             error_limiter: ErrorLimiter::new(
                 options.error_suppression_interval,
                 options.error_suppression_limit,
@@ -109,6 +120,17 @@ impl Application {
 
     pub fn policies(&self) -> &Policies {
         &self.ctx.swift_conf.policies
+    }
+
+    /// An erasure coded policy, with its code.
+    pub fn ec_policy(&self, index: PolicyIndex) -> Result<Arc<EcPolicy>, Response> {
+        self.ec_policies.get(&index).cloned().ok_or_else(|| Response::error(503))
+    }
+
+    /// How many nodes may be asked at once for one answer.
+    pub fn sources_of(&self, policy: Option<PolicyIndex>, nodes: &NodeIter) -> usize {
+        let ec = policy.and_then(|index| self.ec_policies.get(&index));
+        ec.map_or(nodes.num_primary_nodes, |ec| ec.ndata())
     }
 
     pub fn object_ring(&self, index: PolicyIndex) -> Result<Arc<Ring>, Response> {

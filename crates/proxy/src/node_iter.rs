@@ -166,6 +166,15 @@ impl NodeIter {
         None
     }
 
+    /// Whether more may be asked for.
+    pub fn may_go_on(&self) -> bool {
+        self.nodes_left > 0
+    }
+
+    pub fn has_primaries(&self) -> bool {
+        !self.primaries.is_empty()
+    }
+
     /// The next handoffs, whether limited or not.
     pub fn take_handoffs(&mut self, count: usize) -> Vec<Node> {
         std::iter::from_fn(|| self.handoffs.next()).take(count).collect()

@@ -18,7 +18,7 @@ const DEFAULT_DISALLOWED_SECTIONS: &str = "swift.auto_create_account_prefix, swi
 
 /// Options of Swift's proxy that are taken and change nothing: pieces of bodies are as large as they come, and
 /// nothing of sharded containers is cached yet.
-const WITHOUT_EFFECT: [&str; 9] = [
+const WITHOUT_EFFECT: [&str; 8] = [
     "object_chunk_size",
     "client_chunk_size",
     "recheck_updating_shard_ranges",
@@ -27,7 +27,6 @@ const WITHOUT_EFFECT: [&str; 9] = [
     "container_listing_shard_ranges_skip_cache_pct",
     "namespace_avg_backend_fetch_time",
     "namespace_cache_tokens_per_session",
-    "concurrent_ec_extra_requests",
 ];
 
 pub struct Options {
@@ -76,6 +75,8 @@ pub struct PolicyOptions {
     pub rebalance_missing_suppression_count: usize,
     pub concurrent_gets: bool,
     pub concurrency_timeout: Duration,
+    /// With `concurrent_gets`, requests for fragments beyond those that are needed.
+    pub concurrent_ec_extra_requests: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,6 +214,8 @@ impl PolicyOptions {
             concurrent_gets: of("concurrent_gets").bool("concurrent_gets", false)?,
             concurrency_timeout: of("concurrency_timeout")
                 .secs("concurrency_timeout", conn_timeout.as_secs_f64())?,
+            concurrent_ec_extra_requests: of("concurrent_ec_extra_requests")
+                .int("concurrent_ec_extra_requests", 0)?,
         })
     }
 

@@ -16,19 +16,46 @@ const UPDATER_INTERVAL: u32 = 10;
 const AUDITOR_INTERVAL: u32 = 300;
 const EXPIRER_INTERVAL: u32 = 10;
 
-/// The policies: index, name, and words for their section.
-pub const POLICIES: [(u32, &str, &str); 2] = [
-    (0, "standard", "default = yes\npolicy_type = replication\n"),
-    (1, "archive", "policy_type = replication\n"),
-];
+/// A storage policy of `up`.
+pub struct Policy {
+    pub index: u32,
+    pub name: &'static str,
+    pub replicas: u16,
+    /// For its section.
+    words: &'static str,
+}
+
+impl Policy {
+    pub fn ring_name(&self) -> String {
+        if self.index == 0 { "object".to_owned() } else { format!("object-{}", self.index) }
+    }
+}
+
+/// Two replicated policies, and an erasure coded one where there are devices enough for its fragments.
+pub fn policies(settings: &Settings) -> impl Iterator<Item = Policy> + use<> {
+    let devices = u32::from(settings.nodes) * u32::from(settings.devices);
+    let replicas = settings.replicas;
+    let policies = [
+        Policy { index: 0, name: "standard", replicas, words: "default = yes\npolicy_type = replication\n" },
+        Policy { index: 1, name: "archive", replicas, words: "policy_type = replication\n" },
+        Policy {
+            index: 2,
+            name: "erasure",
+            replicas: 6,
+            words: "policy_type = erasure_coding\nec_type = isa_l_rs_vand\nec_num_data_fragments = 4\n\
+                    ec_num_parity_fragments = 2\n",
+        },
+    ];
+    policies.into_iter().filter(move |policy| u32::from(policy.replicas) <= devices)
+}
 
 /// `prefix` and `suffix` are random and stay for the life of the cluster.
-pub fn swift_conf(prefix: &str, suffix: &str) -> String {
+pub fn swift_conf(settings: &Settings, prefix: &str, suffix: &str) -> String {
     let mut text = format!(
         "# Changing the prefix or the suffix loses every object.\n[swift-hash]\n\
          swift_hash_path_prefix = {prefix}\nswift_hash_path_suffix = {suffix}\n"
     );
-    for (index, name, words) in POLICIES {
+    for Policy { index, name, words, .. } in policies(settings) {
         text += &format!("\n[storage-policy:{index}]\nname = {name}\n{words}");
     }
     text
@@ -219,11 +246,19 @@ mod tests {
     }
 
     #[test]
-    fn swift_conf_has_two_policies() {
-        let conf = SwiftConf::parse(swift_conf("p", "s").as_bytes(), "swift.conf", Path::new("/")).unwrap();
-        assert_eq!((conf.hash.prefix.as_slice(), conf.hash.suffix.as_slice()), (&b"p"[..], &b"s"[..]));
-        let names: Vec<_> = conf.policies.iter().map(|p| (p.name.as_str(), p.is_default)).collect();
-        assert_eq!(names, [("standard", true), ("archive", false)]);
+    fn swift_conf_has_an_erasure_coded_policy_if_there_are_devices_for_it() {
+        let mut settings = Wished::default().for_new().unwrap();
+        let names = |settings: &Settings| -> Vec<(String, bool)> {
+            let text = swift_conf(settings, "p", "s");
+            let conf = SwiftConf::parse(text.as_bytes(), "swift.conf", Path::new("/")).unwrap();
+            assert_eq!((conf.hash.prefix.as_slice(), conf.hash.suffix.as_slice()), (&b"p"[..], &b"s"[..]));
+            conf.policies.iter().map(|p| (p.name.clone(), p.is_default)).collect()
+        };
+        let expected = [("standard", true), ("archive", false), ("erasure", false)];
+        let expected = expected.map(|(name, is_default)| (name.to_owned(), is_default));
+        assert_eq!(names(&settings), expected);
+        settings.devices = 1;
+        assert_eq!(names(&settings), expected[..2]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use ring::{Device, FormatVersion, RingBuilder};
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
-use super::conf::{self, POLICIES, Places};
+use super::conf::{self, Places};
 use super::settings::{Settings, Wished};
 
 const MARKER: &str = "martlet-up.json";
@@ -108,7 +108,7 @@ impl Folder {
         fs::create_dir_all(&new)?;
         let user = user_name();
         let places = Places { settings: &self.settings, data: &self.path, user: &user };
-        write(&new, "swift.conf", &conf::swift_conf(&random_hex()?, &random_hex()?))?;
+        write(&new, "swift.conf", &conf::swift_conf(&self.settings, &random_hex()?, &random_hex()?))?;
         write(&new, "proxy-server.conf", &places.proxy_server())?;
         write(&new, "object-expirer.conf", &places.object_expirer())?;
         for node in 1..=self.settings.nodes {
@@ -127,16 +127,16 @@ impl Folder {
     }
 
     fn write_rings(&self, dir: &Path) -> Result<()> {
+        let replicas = self.settings.replicas;
         let mut rings = vec![
-            ("account".to_owned(), Settings::account_port as fn(&Settings, u16) -> u16),
-            ("container".to_owned(), Settings::container_port),
+            ("account".to_owned(), Settings::account_port as fn(&Settings, u16) -> u16, replicas),
+            ("container".to_owned(), Settings::container_port, replicas),
         ];
-        for (index, ..) in POLICIES {
-            let name = if index == 0 { "object".to_owned() } else { format!("object-{index}") };
-            rings.push((name, Settings::object_port));
+        for policy in conf::policies(&self.settings) {
+            rings.push((policy.ring_name(), Settings::object_port, policy.replicas));
         }
-        for (seed, (name, port)) in rings.into_iter().enumerate() {
-            let mut builder = RingBuilder::new(self.settings.part_power, self.settings.replicas.into(), 1)?;
+        for (seed, (name, port, replicas)) in rings.into_iter().enumerate() {
+            let mut builder = RingBuilder::new(self.settings.part_power, replicas.into(), 1)?;
             for node in 1..=self.settings.nodes {
                 for device in 1..=self.settings.devices {
                     builder.add_dev(self.device(node, device, port(&self.settings, node)))?;

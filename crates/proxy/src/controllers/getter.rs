@@ -34,12 +34,12 @@ use crate::info::{is_server_error, is_success};
 use crate::node_iter::NodeIter;
 
 /// What every attempt of a GET or HEAD needs.
-struct Ask {
-    app: Arc<Application>,
-    logger: Logger,
-    server_type: ServerType,
-    target: Target,
-    node_timeout: Duration,
+pub struct Ask {
+    pub app: Arc<Application>,
+    pub logger: Logger,
+    pub server_type: ServerType,
+    pub target: Target,
+    pub node_timeout: Duration,
 }
 
 pub struct Getter {
@@ -95,7 +95,7 @@ impl Getter {
         let ask =
             Ask { app: app.clone(), logger: app.logger(req.trans_id()), server_type, target, node_timeout };
         Self {
-            concurrency: if options.concurrent_gets { nodes.num_primary_nodes } else { 1 },
+            concurrency: if options.concurrent_gets { app.sources_of(policy, &nodes) } else { 1 },
             concurrency_timeout: options.concurrency_timeout,
             suppress_missing: options
                 .rebalance_missing_suppression_count
@@ -288,7 +288,7 @@ impl Getter {
 
 impl Ask {
     /// A good response, or an answer read to its end which is not; `None` if the node could not be talked to.
-    async fn ask(
+    pub async fn ask(
         self: Arc<Self>,
         node: Node,
         headers: Arc<Headers>,

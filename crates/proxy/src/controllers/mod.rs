@@ -123,16 +123,7 @@ async fn object_policy(
             PolicyIndex(parsed.ok_or_else(unknown_policy)?)
         }
     };
-    match app.policies().get(index) {
-        None => Err(unknown_policy()),
-        Some(policy) if policy.is_erasure() => {
-            app.ctx
-                .logger
-                .error(format_args!("policy {} is not a replication policy: not served", policy.name));
-            Err(Response::error(503))
-        }
-        Some(_) => Ok(index),
-    }
+    app.policies().get(index).map(|_| index).ok_or_else(unknown_policy)
 }
 
 /// 503: the policy may be one that the next reload of the configuration brings.

@@ -108,7 +108,7 @@ pub struct ClientConn {
     /// What a Host header says.
     host: String,
     timeout: Duration,
-    /// A head that waits for company.
+    /// What waits for company: a head, or small pieces of a chunked body.
     held: Vec<u8>,
     method: Method,
     sending: Sending,
@@ -214,22 +214,40 @@ impl ClientConn {
 
     /// Sends a piece of the body; the framing is ours. An empty piece does nothing.
     pub async fn write_body(&mut self, piece: impl AsRef<[u8]>) -> Result<(), ClientError> {
-        let piece = piece.as_ref();
-        if piece.is_empty() {
+        self.write_body_pieces(&[piece.as_ref()]).await
+    }
+
+    /// Sends several pieces of the body as if they were one.
+    pub async fn write_body_pieces(&mut self, pieces: &[&[u8]]) -> Result<(), ClientError> {
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if len == 0 {
             return Ok(());
         }
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(pieces.len() + 2);
+        let size;
         match &mut self.sending {
             Sending::Chunked => {
-                let size = format!("{:x}\r\n", piece.len());
-                self.write(&[size.as_bytes(), piece, b"\r\n"]).await
+                size = format!("{len:x}\r\n");
+                parts.push(size.as_bytes());
+                parts.extend_from_slice(pieces);
+                parts.push(b"\r\n");
             }
             Sending::Length(left) => {
-                *left =
-                    left.checked_sub(piece.len() as u64).ok_or(ClientError::Malformed("body too long"))?;
-                self.write(&[piece]).await
+                *left = left.checked_sub(len as u64).ok_or(ClientError::Malformed("body too long"))?;
+                parts.extend_from_slice(pieces);
             }
-            Sending::Done => Err(ClientError::Malformed("body after its end")),
+            Sending::Done => return Err(ClientError::Malformed("body after its end")),
         }
+        self.write(&parts).await
+    }
+
+    /// A small piece of a chunked body that goes out with whatever is sent next.
+    pub fn hold_body(&mut self, piece: impl AsRef<[u8]>) {
+        let piece = piece.as_ref();
+        debug_assert!(matches!(self.sending, Sending::Chunked));
+        self.held.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+        self.held.extend_from_slice(piece);
+        self.held.extend_from_slice(b"\r\n");
     }
 
     /// Ends the body.
@@ -437,11 +455,10 @@ impl ClientConn {
     }
 
     async fn write(&mut self, parts: &[&[u8]]) -> Result<(), ClientError> {
-        let mut slices = [IoSlice::new(&self.held), IoSlice::new(&[]), IoSlice::new(&[]), IoSlice::new(&[])];
-        for (slice, part) in slices[1..].iter_mut().zip(parts) {
-            *slice = IoSlice::new(part);
-        }
-        let written = self.writer.write_all(&mut slices[..=parts.len()], self.timeout).await;
+        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(1 + parts.len());
+        slices.push(IoSlice::new(&self.held));
+        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+        let written = self.writer.write_all(&mut slices, self.timeout).await;
         self.held.clear();
         if written.is_err() {
             self.keep_alive = false;

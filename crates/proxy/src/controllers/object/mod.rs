@@ -1,11 +1,13 @@
-//! Requests to an object: what all policies have in common, and GET, HEAD, POST and DELETE of replicated ones.
+//! Requests to an object: GET and HEAD up to where policies differ, POST and DELETE.
 //!
 //! Backend requests which change an object name the container servers (and for an object with a time to be
 //! deleted, the servers of the expirer's queue) that the object servers shall update, so that every one of these
 //! is told by somebody. What it does not do: find the shard of a sharded container; its updates go to the root,
 //! from where they are redirected.
 
+pub mod ec;
 pub mod headers;
+pub mod put;
 pub mod putter;
 pub mod replicated;
 
@@ -87,7 +89,10 @@ impl ObjectController {
         let nodes = NodeIter::new(app, "object", &ring, part, app.options.policy(Some(self.policy)));
         let query = req.query.clone();
         let target = Target::new(req, req.method.clone(), part, entity_path(req)).with_query(query);
-        let mut resp = get_or_head(app, req, ServerType::Object, nodes, target, Some(self.policy)).await;
+        let mut resp = match app.ec_policy(self.policy) {
+            Ok(policy) => ec::get::get_or_head(app, req, nodes, target, self.policy, policy).await,
+            Err(_) => get_or_head(app, req, ServerType::Object, nodes, target, Some(self.policy)).await,
+        };
         clean_content_type(&mut resp.headers);
         Ok(resp)
     }

@@ -14,6 +14,17 @@
 //! {"Name": "value", ...}
 //! --BOUNDARY--
 //! ```
+//!
+//! With a commit there is a second phase. The document has no end yet: the server stores the data, under a name that shows
+//! it is not durable, and says `100 Continue` again. When enough servers have, each is sent the rest as another chunked
+//! body, and makes its data durable:
+//!
+//! ```text
+//! X-Document: put commit
+//!
+//! put_commit_confirmation
+//! --BOUNDARY--
+//! ```
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +33,7 @@ use bytes::Bytes;
 use common::digest::{hex, md5};
 use common::headers::{
     EXPECT, X_BACKEND_OBJ_CONTENT_LENGTH, X_BACKEND_OBJ_METADATA_FOOTER,
-    X_BACKEND_OBJ_MULTIPART_MIME_BOUNDARY,
+    X_BACKEND_OBJ_MULTIPART_MIME_BOUNDARY, X_BACKEND_OBJ_MULTIPHASE_COMMIT,
 };
 use ring::Node;
 use serde_json::{Map, Value};
@@ -33,7 +44,7 @@ use service::http::{Headers, Method};
 use crate::app::MAX_ERROR_BODY;
 use crate::controllers::base::Answer;
 use crate::controllers::info::to_ascii_json;
-use crate::controllers::object::replicated::Put;
+use crate::controllers::object::put::Put;
 use crate::info::is_server_error;
 
 /// What is asked of the servers of a PUT.
@@ -44,6 +55,8 @@ pub struct Wanted {
     /// The object must not exist.
     pub conditional: bool,
     pub footers: bool,
+    /// A second phase, which takes footers.
+    pub commit: bool,
 }
 
 pub struct Putter {
@@ -55,6 +68,7 @@ pub struct Putter {
     answered: Option<ResponseHead>,
     /// Of the MIME document, with footers.
     boundary: Option<String>,
+    commit: bool,
     started: bool,
 }
 
@@ -63,7 +77,7 @@ impl Putter {
     pub async fn connect(put: &Put, node: Node, headers: &Headers, wanted: Wanted) -> Option<Putter> {
         let mut headers = headers.clone();
         headers.insert(EXPECT, "100-continue");
-        let boundary = wanted.footers.then(|| ask_for_footers(put, &mut headers, wanted.length));
+        let boundary = wanted.footers.then(|| ask_for_footers(put, &mut headers, wanted));
         // Swift: a body must be expected to be asked for, so nothing is sent as an empty chunked body.
         let framing = match wanted.length {
             Some(length) if length > 0 && !wanted.footers => BodyFraming::Length(length),
@@ -92,6 +106,10 @@ impl Putter {
                 failure(&"footers are not supported");
                 None
             }
+            100..200 if wanted.commit && !head.headers.get_bool("X-Obj-Multiphase-Commit") => {
+                failure(&"a commit is not supported");
+                None
+            }
             507 => {
                 put.app.error_limit(&put.logger, &node, "ERROR Insufficient Storage");
                 None
@@ -103,7 +121,8 @@ impl Putter {
             }
             status => {
                 let answered = (status >= 200).then_some(head);
-                Some(Putter { node, failed: false, conn, answered, boundary, started: false })
+                let commit = wanted.commit;
+                Some(Putter { node, failed: false, conn, answered, boundary, commit, started: false })
             }
         }
     }
@@ -114,13 +133,16 @@ impl Putter {
     }
 
     pub async fn send_chunk(&mut self, put: &Put, chunk: Bytes) {
+        self.send_chunks(put, &[&chunk]).await;
+    }
+
+    /// Sends several pieces as one.
+    pub async fn send_chunks(&mut self, put: &Put, pieces: &[&[u8]]) {
         if self.failed || self.answered.is_some() {
             return;
         }
-        let result = match self.start().await {
-            Ok(()) => self.conn.write_body(&chunk).await,
-            Err(error) => Err(error),
-        };
+        self.start();
+        let result = self.conn.write_body_pieces(pieces).await;
         self.note(put, result);
     }
 
@@ -133,27 +155,62 @@ impl Putter {
         self.note(put, result);
     }
 
-    async fn start(&mut self) -> Result<(), ClientError> {
+    /// What stands before the data goes out with the data.
+    fn start(&mut self) {
         if let Some(boundary) = self.boundary.as_ref().filter(|_| !self.started) {
-            let start = format!("--{boundary}\r\nX-Document: object body\r\n\r\n");
             self.started = true;
-            self.conn.write_body(start).await?;
+            self.conn.hold_body(format!("--{boundary}\r\nX-Document: object body\r\n\r\n"));
         }
-        Ok(())
     }
 
     async fn finish(&mut self, footers: &Headers) -> Result<(), ClientError> {
-        self.start().await?;
+        self.start();
         if let Some(boundary) = &self.boundary {
             let footers = footers_json(footers);
             let digest = hex(&md5(footers.as_bytes()));
-            let end = format!(
+            let end = if self.commit { "" } else { "--" };
+            self.conn.hold_body(format!(
                 "\r\n--{boundary}\r\nX-Document: object metadata\r\nContent-MD5: {digest}\r\n\r\n\
-                 {footers}\r\n--{boundary}--\r\n"
-            );
-            self.conn.write_body(end).await?;
+                 {footers}\r\n--{boundary}{end}\r\n"
+            ));
         }
         self.conn.finish_body().await
+    }
+
+    /// What the server says when it has stored the data: 100 if it waits for the commit. `None` (and it is logged and
+    /// counted) if it says nothing.
+    pub async fn stored(&mut self, put: &Put) -> Option<u16> {
+        if self.failed {
+            return None;
+        }
+        if self.answered.is_none() {
+            match self.conn.read_response_head(true).await {
+                Ok(head) if head.status.is_informational() => return Some(head.status.0),
+                Ok(head) => self.answered = Some(head),
+                Err(error) => {
+                    self.failed = true;
+                    let doing = format!("Trying to get commit status of PUT to {}", put.target.path);
+                    put.app.exception_occurred(&put.logger, &self.node, "Object", &doing, &error);
+                    return None;
+                }
+            }
+        }
+        let status = self.final_status()?;
+        self.failed |= !put.app.check_response(&put.logger, &self.node, "Object", status, &put.target, b"");
+        Some(status)
+    }
+
+    /// Lets the server make its data durable.
+    pub async fn send_commit(&mut self, put: &Put) {
+        if self.failed || self.answered.is_some() {
+            return;
+        }
+        let Some(boundary) = &self.boundary else { return };
+        self.conn.start_next_chunked_body();
+        self.conn
+            .hold_body(format!("X-Document: put commit\r\n\r\nput_commit_confirmation\r\n--{boundary}--"));
+        let result = self.conn.finish_body().await;
+        self.note(put, result);
     }
 
     fn note(&mut self, put: &Put, result: Result<(), ClientError>) {
@@ -212,15 +269,18 @@ async fn begin(
     Ok((conn, head))
 }
 
-/// Makes the request one with footers: gives the boundary back.
-fn ask_for_footers(put: &Put, headers: &mut Headers, length: Option<u64>) -> String {
+/// Makes the request one with footers, and with a commit if that is wanted: gives the boundary back.
+fn ask_for_footers(put: &Put, headers: &mut Headers, wanted: Wanted) -> String {
     let rng = &put.app.rng;
     let boundary: String = (0..4).map(|_| format!("{:016x}", rng.next_u64())).collect();
-    if let Some(length) = length {
+    if let Some(length) = wanted.length {
         headers.insert_default(X_BACKEND_OBJ_CONTENT_LENGTH, length);
     }
     headers.insert(X_BACKEND_OBJ_MULTIPART_MIME_BOUNDARY, &boundary);
     headers.insert(X_BACKEND_OBJ_METADATA_FOOTER, "yes");
+    if wanted.commit {
+        headers.insert(X_BACKEND_OBJ_MULTIPHASE_COMMIT, "yes");
+    }
     boundary
 }
 

@@ -1,0 +1,347 @@
+//! PUT of an erasure coded object.
+//!
+//! Heads go out to as many servers as there are archives, and enough of them must want the data: `ec_ndata + 1` for each
+//! duplicate. While the client sends a segment, the fragments of the one before it are sent on, so that memory holds a few
+//! segments whatever the object's length. After the data follow footers: the archive's own ETag, and the object's.
+//! When enough servers say that they have stored that (the second `100 Continue`), all of these are told to commit, and
+//! enough of them must have made it durable before the client hears 201. Until then a GET does not see the object.
+//!
+//! A primary stores the fragment of its place in the ring; a handoff that of a primary which is missing.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use common::digest::Md5Stream;
+use common::headers::{
+    ETAG, IF_NONE_MATCH, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, X_OBJECT_SYSMETA_EC_ETAG,
+    X_OBJECT_SYSMETA_EC_FRAG_INDEX, X_OBJECT_SYSMETA_EC_SCHEME, X_OBJECT_SYSMETA_EC_SEGMENT_SIZE,
+};
+use common::policy::PolicyIndex;
+use ec::Fragment;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use service::http::{Headers, Request, Response};
+
+use super::EcPolicy;
+use crate::controllers::base::{Answer, best_response, starts_with_ignore_case};
+use crate::controllers::getter::normalize_etag;
+use crate::controllers::object::put::{Put, check_failures, pad};
+use crate::controllers::object::putter::{Putter, Wanted};
+use crate::environ::UpdateFooters;
+use crate::info::is_success;
+use crate::quorum::have_quorum;
+
+/// So many bytes are encoded and hashed on the spot; more, on a thread that may work for a while.
+const LITTLE: usize = 64 * 1024;
+
+impl Put {
+    pub async fn store_erasure(
+        self: &Arc<Self>,
+        req: &mut Request,
+        mut headers: Vec<Headers>,
+        length: Option<u64>,
+        policy: PolicyIndex,
+    ) -> Result<Response, Response> {
+        let policy = self.app.ec_policy(policy)?;
+        let count = headers.len();
+        let min = (policy.ndata() + 1) * policy.duplication;
+        // The ETag that the client has sent is of other bytes than those the servers get.
+        headers.iter_mut().for_each(|headers| drop(headers.remove(ETAG)));
+        let archive_len = length.filter(|length| *length > 0).map(|length| policy.archive_len(length));
+        let conditional = req.headers.contains(IF_NONE_MATCH);
+        let wanted = Wanted { length: archive_len, conditional, footers: true, commit: true };
+        let connecting = headers.into_iter().map(|headers| self.clone().connect(headers, wanted));
+        let putters: Vec<Putter> = join_all(connecting).await.into_iter().flatten().collect();
+        check_failures(&putters, conditional)?;
+        self.check_connections(putters.len(), min)?;
+
+        let mut archives = archives_of(putters, &policy);
+        let encoder = self.transfer_segments(req, &policy, &mut archives, min, length).await?;
+        let etag = encoder.etag.hexdigest();
+        self.end_data(req, &policy, &mut archives, &encoder, &etag).await?;
+        self.commit(&mut archives, min).await?;
+
+        let mut pending: FuturesUnordered<_> = archives
+            .into_iter()
+            .filter(|archive| !archive.putter.failed)
+            .map(|archive| archive.putter.response(self.clone()))
+            .collect();
+        let successes = |statuses: &[u16]| statuses.iter().filter(|status| is_success(**status)).count();
+        let answers = self.gather(&mut pending, |statuses| successes(statuses) >= min).await;
+        // Swift: the client sees no header of the backends.
+        let mut answers: Vec<Answer> =
+            answers.into_iter().map(|answer| Answer { headers: Headers::new(), ..answer }).collect();
+        pad(&mut answers, count);
+        let mut resp = best_response(&self.logger, &answers, "Object PUT", &[], Some(min));
+        if resp.status.0 != 503 {
+            resp.headers.insert(ETAG, etag);
+        }
+        Ok(resp)
+    }
+
+    /// Encodes what the client sends, and passes it on.
+    async fn transfer_segments(
+        &self,
+        req: &mut Request,
+        policy: &Arc<EcPolicy>,
+        archives: &mut Vec<Archive>,
+        min: usize,
+        length: Option<u64>,
+    ) -> Result<Encoder, Response> {
+        let mut encoder = Encoder::new(policy.clone());
+        let mut source = Source { pieces: Vec::new(), buffered: 0, transferred: 0 };
+        let mut ready: Option<Vec<Fragment>> = None;
+        loop {
+            let next = async {
+                match self.next_segment(req, policy, &mut source).await? {
+                    Some(segment) => encoder.encode(segment).await.map(Some).map_err(|error| {
+                        self.logger.error(format_args!("Object PUT cannot encode: {error}"));
+                        Response::error(500)
+                    }),
+                    None => Ok(None),
+                }
+            };
+            let (next, ()) = tokio::join!(next, self.send_segment(archives, ready.as_deref()));
+            archives.retain(|archive| !archive.putter.failed);
+            if archives.len() < min {
+                self.logger.error(format_args!(
+                    "Object PUT exceptions during send, {}/{min} required connections",
+                    archives.len()
+                ));
+                return Err(Response::error(503));
+            }
+            ready = next?;
+            if ready.is_none() {
+                break;
+            }
+        }
+        if length.is_some_and(|length| source.transferred < length) {
+            return Err(self.client_disconnected("Client disconnected without sending enough data"));
+        }
+        encoder.transferred = source.transferred;
+        Ok(encoder)
+    }
+
+    /// A full segment of the client's data, or the last one.
+    async fn next_segment(
+        &self,
+        req: &mut Request,
+        policy: &EcPolicy,
+        source: &mut Source,
+    ) -> Result<Option<Bytes>, Response> {
+        let limit = self.app.ctx.swift_conf.constraints.max_file_size;
+        let size = policy.segment_size as usize;
+        while source.buffered < size {
+            let Some(piece) = self.next_piece(req).await? else { break };
+            source.transferred += piece.len() as u64;
+            if source.transferred > limit {
+                return Err(Response::error(413));
+            }
+            source.buffered += piece.len();
+            source.pieces.push(piece);
+        }
+        Ok(source.take(size))
+    }
+
+    async fn send_segment(&self, archives: &mut [Archive], fragments: Option<&[Fragment]>) {
+        let Some(fragments) = fragments else { return };
+        let sends = archives.iter_mut().map(|archive| {
+            let fragment = &fragments[archive.index];
+            async move { archive.putter.send_chunks(self, &[&fragment.header, &fragment.payload]).await }
+        });
+        join_all(sends).await;
+    }
+
+    /// Checks the ETag that the client has sent, and sends each archive's metadata.
+    async fn end_data(
+        &self,
+        req: &mut Request,
+        policy: &EcPolicy,
+        archives: &mut [Archive],
+        encoder: &Encoder,
+        etag: &str,
+    ) -> Result<(), Response> {
+        let mut footers = Headers::new();
+        if let Some(update) = req.env.get::<UpdateFooters>().cloned() {
+            (update.0)(&mut footers);
+        }
+        let received = normalize_etag(footers.get(ETAG).or_else(|| req.headers.get(ETAG)));
+        if !received.is_empty() && received != etag.as_bytes() {
+            return Err(Response::error(422));
+        }
+        footers.retain(|name, _| !starts_with_ignore_case(name, "x-object-sysmeta-ec-"));
+        let ends = archives.iter_mut().map(|archive| {
+            let mut trailer = encoder.metadata(policy, archive.index, etag);
+            trailer.update(&footers);
+            trailer.insert("Etag", encoder.archives[archive.index].hexdigest());
+            async move { archive.putter.end_of_object_data(self, &trailer).await }
+        });
+        join_all(ends).await;
+        Ok(())
+    }
+
+    /// Lets all servers commit that have stored their archive, if these are enough.
+    async fn commit(&self, archives: &mut [Archive], min: usize) -> Result<(), Response> {
+        let stored = join_all(archives.iter_mut().map(|archive| archive.putter.stored(self))).await;
+        let statuses: Vec<u16> = stored.into_iter().flatten().collect();
+        let continues = statuses.iter().filter(|status| (100..200).contains(*status)).count();
+        if !have_quorum(&statuses, min) {
+            self.logger.error(format_args!("Not enough object servers ack'ed (got {continues})"));
+            return Err(Response::error(503));
+        }
+        if continues < min {
+            let answers: Vec<Answer> = statuses.into_iter().map(Answer::nothing).collect();
+            let resp = best_response(&self.logger, &answers, "Object PUT", &[], Some(min));
+            // A refusal now is a mistake of ours or the servers', not of the client.
+            return Err(if resp.status.is_client_error() { Response::error(503) } else { resp });
+        }
+        join_all(archives.iter_mut().map(|archive| archive.putter.send_commit(self))).await;
+        Ok(())
+    }
+}
+
+/// The client's data that is not encoded yet.
+struct Source {
+    pieces: Vec<Bytes>,
+    buffered: usize,
+    transferred: u64,
+}
+
+impl Source {
+    /// A segment of that size, or what there is; `None` if there is nothing.
+    fn take(&mut self, size: usize) -> Option<Bytes> {
+        let len = self.buffered.min(size);
+        if len == 0 {
+            return None;
+        }
+        self.buffered -= len;
+        if self.pieces.len() == 1 && self.buffered == 0 {
+            return self.pieces.pop();
+        }
+        let mut segment = BytesMut::with_capacity(len);
+        let mut pieces = std::mem::take(&mut self.pieces).into_iter();
+        for mut piece in pieces.by_ref() {
+            let taken = piece.split_to(piece.len().min(len - segment.len()));
+            segment.extend_from_slice(&taken);
+            if !piece.is_empty() {
+                self.pieces.push(piece);
+            }
+            if segment.len() == len {
+                break;
+            }
+        }
+        self.pieces.extend(pieces);
+        Some(segment.freeze())
+    }
+}
+
+/// What becomes of the object: its fragments, and the MD5 of itself and of each archive.
+struct Encoder {
+    policy: Arc<EcPolicy>,
+    etag: Md5Stream,
+    archives: Vec<Md5Stream>,
+    transferred: u64,
+}
+
+impl Encoder {
+    fn new(policy: Arc<EcPolicy>) -> Self {
+        let archives = (0..policy.archives()).map(|_| Md5Stream::new()).collect();
+        Self { policy, etag: Md5Stream::new(), archives, transferred: 0 }
+    }
+
+    async fn encode(&mut self, segment: Bytes) -> Result<Vec<Fragment>, tokio::task::JoinError> {
+        if segment.len() <= LITTLE {
+            return Ok(self.encode_now(segment));
+        }
+        let mut encoder = std::mem::replace(self, Encoder::new(self.policy.clone()));
+        let (encoder, fragments) = tokio::task::spawn_blocking(move || {
+            let fragments = encoder.encode_now(segment);
+            (encoder, fragments)
+        })
+        .await?;
+        *self = encoder;
+        Ok(fragments)
+    }
+
+    fn encode_now(&mut self, segment: Bytes) -> Vec<Fragment> {
+        let fragments = self.policy.codec.encode(&segment);
+        for (archive, fragment) in self.archives.iter_mut().zip(&fragments) {
+            archive.update(fragment.header.clone());
+            archive.update(fragment.payload.clone());
+        }
+        self.etag.update(segment);
+        fragments
+    }
+
+    /// What a fragment archive's metadata says of the object.
+    fn metadata(&self, policy: &EcPolicy, index: usize, etag: &str) -> Headers {
+        let length = self.transferred.to_string();
+        Headers::from([
+            (X_OBJECT_SYSMETA_EC_ETAG, etag),
+            (X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, &length),
+            // The container is to list the object, not the archive.
+            ("X-Backend-Container-Update-Override-Etag", etag),
+            ("X-Backend-Container-Update-Override-Size", &length),
+            (X_OBJECT_SYSMETA_EC_FRAG_INDEX, &index.to_string()),
+            (X_OBJECT_SYSMETA_EC_SCHEME, &policy.description),
+            (X_OBJECT_SYSMETA_EC_SEGMENT_SIZE, &policy.segment_size.to_string()),
+        ])
+    }
+}
+
+/// A putter with the index of the fragments that it is sent.
+struct Archive {
+    putter: Putter,
+    index: usize,
+}
+
+fn archives_of(putters: Vec<Putter>, policy: &EcPolicy) -> Vec<Archive> {
+    let places: Vec<Option<usize>> = putters
+        .iter()
+        .map(|putter| putter.node.handoff_index.is_none().then_some(putter.node.index))
+        .collect();
+    let indexes = destinations(&places, policy.archives(), policy.duplication);
+    let pairs = putters.into_iter().zip(indexes);
+    pairs.filter_map(|(putter, index)| index.map(|index| Archive { putter, index })).collect()
+}
+
+/// The fragment index of each server: of a primary, of which the place in the ring is given, that of its place; of a
+/// handoff one that is missing, those first of which most duplicates are.
+fn destinations(places: &[Option<usize>], archives: usize, duplication: usize) -> Vec<Option<usize>> {
+    let of_primaries: Vec<usize> = places.iter().flatten().map(|place| place % archives).collect();
+    let missing = |index: usize| {
+        let there = of_primaries.iter().filter(|of_primary| **of_primary == index).count();
+        duplication.saturating_sub(there)
+    };
+    let tiers = (0..duplication).rev();
+    let mut holes =
+        tiers.flat_map(|tier| (0..archives).filter(move |index| missing(*index) > tier).collect::<Vec<_>>());
+    places.iter().map(|place| place.map(|place| place % archives).or_else(|| holes.next())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handoffs_stand_in_for_missing_primaries() {
+        let found = destinations(&[Some(0), None, Some(2), Some(3), None, Some(5)], 6, 1);
+        assert_eq!(found, [Some(0), Some(1), Some(2), Some(3), Some(4), Some(5)]);
+        // More holes than handoffs.
+        assert_eq!(destinations(&[Some(1), None], 3, 1), [Some(1), Some(0)]);
+        // Both of index 1 are missing, and one of index 0 and 2 each.
+        let found = destinations(&[Some(0), Some(5), None, None, None, None], 3, 2);
+        assert_eq!(found, [Some(0), Some(2), Some(1), Some(0), Some(1), Some(2)]);
+    }
+
+    #[test]
+    fn segments_are_taken_from_pieces_of_any_size() {
+        let mut source = Source { pieces: Vec::new(), buffered: 0, transferred: 0 };
+        for piece in ["abc", "defgh", "i", "jk"] {
+            source.pieces.push(Bytes::from(piece));
+            source.buffered += piece.len();
+        }
+        let taken: Vec<Bytes> = std::iter::from_fn(|| source.take(4)).collect();
+        assert_eq!(taken, ["abcd", "efgh", "ijk"]);
+    }
+}
