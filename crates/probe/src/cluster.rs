@@ -109,6 +109,14 @@ impl Cluster {
         self.processes.iter().map(Process::pid).collect()
     }
 
+    /// Stops a node's server, and forgets it.
+    pub fn stop_node(&mut self, program: &str, node: u16) -> Result<()> {
+        let ending = format!("/node{node}/{program}.conf");
+        let found = self.processes.iter().position(|process| process.name.ends_with(&ending));
+        let mut process = self.processes.remove(found.with_context(|| format!("no {ending} runs"))?);
+        process.stop()
+    }
+
     pub fn stop_all(&mut self) -> Result<()> {
         for mut process in self.processes.drain(..) {
             process.check()?;

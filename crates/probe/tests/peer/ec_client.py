@@ -10,6 +10,7 @@ import sys
 
 SEGMENT = 1 << 20
 SIZES = [0, 1, 79, 4096, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT + 12345]
+MANY_RANGES = [79, 3 * SEGMENT + 12345]
 SHOWN = ['content-length', 'content-range', 'content-type', 'etag', 'accept-ranges', 'x-object-meta-colour', 'x-storage-policy']
 
 
@@ -68,6 +69,8 @@ class Client:
 
 def ranges_of(size):
     ends = [0, 1, size // 2, max(size - 1, 0), size, SEGMENT - 1, SEGMENT, SEGMENT + 1, 2 * SEGMENT - 1]
+    if size not in MANY_RANGES:
+        ends = ends[:2]
     for start in ends:
         for end in ends:
             if start <= end:

@@ -265,7 +265,7 @@ impl Search {
         }
         let etag = resolve_etag_is_at(&req.headers, &resp.headers);
         let resp = finish(resp);
-        let range = if whole || ignored { req.headers.remove(RANGE) } else { None };
+        let range = if ignored || (whole && !none_satisfiable) { req.headers.remove(RANGE) } else { None };
         let mut resp = finish_with_ranges(req, resp, etag);
         // Swift: an error's own type, but not if ranges overlap too much.
         if resp.status.0 == 416 && none_satisfiable {
