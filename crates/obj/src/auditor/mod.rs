@@ -7,7 +7,8 @@
 //! On the way it removes temporary files that rsync has left, marks suffixes with old tombstones to be hashed (which removes these),
 //! and shows sound objects to the `watchers`; of these there is one, `dark_data`.
 //!
-//! Policies of erasure coding are left out.
+//! Of an EC policy the durable fragment is audited, of several in one place one: its ETag, the headers of its fragments, and that
+//! it tells what its object is.
 
 mod dark_data;
 mod pass;
@@ -201,14 +202,7 @@ impl Total {
 
 fn managers(conf: &DiskFileConf, ctx: &Context) -> Vec<Arc<DiskFileManager>> {
     let router = DiskFileRouter::new(conf, &ctx.swift_conf, &ctx.clock, &ctx.logger, &ctx.statsd);
-    let (erasure, replication): (Vec<_>, Vec<_>) =
-        ctx.swift_conf.policies.iter().partition(|policy| policy.is_erasure());
-    if !erasure.is_empty() {
-        let names: Vec<&str> = erasure.iter().map(|policy| policy.name.as_str()).collect();
-        let names = names.join(", ");
-        ctx.logger.warning(format_args!("Policies of erasure coding are not audited: {names}"));
-    }
-    replication.iter().filter_map(|policy| router.get(policy.index).cloned()).collect()
+    router.iter().cloned().collect()
 }
 
 /// `auto` follows the replicator's own time-out.

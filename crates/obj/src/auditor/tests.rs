@@ -302,13 +302,33 @@ async fn the_command_line_chooses_devices() {
 }
 
 #[test]
-fn watchers_must_exist_and_coded_policies_are_left_out_with_a_warning() {
+fn watchers_must_exist() {
     let node = Node::new();
     let err = node.auditor("watchers = swift#dark_matter").err().unwrap().to_string();
     assert!(err.contains("[object-auditor] watchers = swift#dark_matter: there is no watcher"), "{err}");
     let auditor = node.auditor("watchers = swift#dark_data").unwrap();
-    assert_eq!((auditor.managers.len(), auditor.watchers.len()), (2, 1));
-    assert!(node.lines.contains("Policies of erasure coding are not audited: coded"));
+    assert_eq!((auditor.managers.len(), auditor.watchers.len()), (3, 1));
+}
+
+#[tokio::test]
+async fn fragments_must_tell_what_they_are_of() {
+    let node = Node::new();
+    let put = |name: &str, etag: &str| {
+        let mut metadata = Metadata::new();
+        metadata.insert("X-Timestamp", Timestamp::from_secs_f64(OLD).internal());
+        metadata.insert("Content-Length", "0");
+        metadata.insert("ETag", common::digest::hex(&common::digest::md5(b"")));
+        metadata.insert("X-Object-Sysmeta-Ec-Frag-Index", "1");
+        metadata.insert("X-Object-Sysmeta-Ec-Etag", etag);
+        let diskfile = node.diskfile(2, 1, name);
+        diskfile.put_small(b"", metadata).unwrap();
+        diskfile.hash().to_string()
+    };
+    put("sound", "etag");
+    let bad = put("bad", "");
+    node.audit("").await;
+    assert_eq!(node.quarantined("objects-2"), BTreeSet::from([bad]));
+    assert!(node.lines.contains("Metadata failed validation"));
 }
 
 /// Three container servers on one address, of which each answers as told.

@@ -332,6 +332,14 @@ impl ObjectAudit {
 
     fn opened(opened: OpenDiskFile, auditor_type: AuditorType) -> Self {
         let (diskfile, size) = (opened.diskfile().clone(), opened.content_length());
+        if diskfile.manager().is_erasure() && !opened.validate_metadata() {
+            // Swift does, but neither logs nor counts it.
+            let found = match opened.quarantine("Metadata failed validation".to_owned()) {
+                DiskFileError::Quarantined(reason) => Audited::Quarantined(reason),
+                err => Audited::Failed(err),
+            };
+            return ObjectAudit { diskfile, state: State::Ended(found), bytes: 0, size: Some(size) };
+        }
         let sound = SoundObject {
             diskfile: diskfile.clone(),
             metadata: opened.metadata().clone(),
