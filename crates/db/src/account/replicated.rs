@@ -87,6 +87,7 @@ fn replication_info(info: AccountInfo, metadata: String, max_row: i64) -> Replic
         metadata,
         max_row,
         storage_policy_index: None,
+        is_status_deleted: info.status == "DELETED",
         is_reported: true,
         json,
     }

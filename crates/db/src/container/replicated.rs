@@ -253,6 +253,7 @@ fn replication_info(
         metadata,
         max_row,
         storage_policy_index: Some(info.storage_policy_index),
+        is_status_deleted: info.status == "DELETED",
         is_reported,
         json,
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use common::headers::{X_BACKEND_STORAGE_POLICY_INDEX, X_TIMESTAMP};
 use common::quote::quote_path;
 use ring::Device;
 use serde_json::{Value, json};
@@ -59,9 +60,13 @@ struct Local {
 impl<B: Replicated> Conversation<'_, B> {
     /// Whether the other has all that we have.
     pub async fn replicate(&self) -> Done {
-        let with_policy = self.replicator.ctx.swift_conf.policies.iter().count() > 1;
-        let asked = self.request(&self.info.sync_args(with_policy)).await;
-        let Some((status, body)) = asked else { return Ok(false) };
+        let Some((mut status, mut body)) = self.ask_for_sync().await else { return Ok(false) };
+        if status == Status::NOT_FOUND && self.can_create() && self.create().await {
+            match self.ask_for_sync().await {
+                Some(answer) => (status, body) = answer,
+                None => return Ok(false),
+            }
+        }
         match status {
             Status::NOT_FOUND => {
                 self.count("rsyncs", |stats| stats.rsync += 1);
@@ -74,6 +79,38 @@ impl<B: Replicated> Conversation<'_, B> {
             }
             _ => Ok(false),
         }
+    }
+
+    async fn ask_for_sync(&self) -> Option<(Status, Bytes)> {
+        let with_policy = self.replicator.ctx.swift_conf.policies.iter().count() > 1;
+        self.request(&self.info.sync_args(with_policy)).await
+    }
+
+    /// A database whose file has an epoch is not what a PUT would make.
+    fn can_create(&self) -> bool {
+        let stem = self.db_file.file_stem().unwrap_or_default();
+        self.replicator.conf.without_rsync && !stem.as_encoded_bytes().contains(&b'_')
+    }
+
+    /// Make the database on the other node, with the timestamps of ours.
+    async fn create(&self) -> bool {
+        let mut headers = Headers::new();
+        if let Some(policy) = self.info.storage_policy_index {
+            headers.insert(X_BACKEND_STORAGE_POLICY_INDEX, policy);
+        }
+        let timestamps = &self.info.timestamps;
+        let made = self.request_by_name(Method::Put, &timestamps.put_timestamp, headers).await;
+        made && (!self.info.is_status_deleted
+            || self.request_by_name(Method::Delete, &timestamps.delete_timestamp, Headers::new()).await)
+    }
+
+    async fn request_by_name(&self, method: Method, timestamp: &str, mut headers: Headers) -> bool {
+        let ReplicationInfo { account, container, .. } = self.info;
+        let names = container.as_ref().map_or(account.clone(), |container| format!("{account}/{container}"));
+        let path = quote_path(format!("/{}/{}/{names}", self.node.device, self.partition));
+        headers.insert(X_TIMESTAMP, crate::server::internal(timestamp));
+        let timeout = self.replicator.conf.node_timeout;
+        self.is_accepted(self.exchange(method, path, headers, Body::empty(), timeout).await)
     }
 
     async fn bring_together(&self, theirs: RemoteInfo) -> Done {
@@ -158,7 +195,8 @@ impl<B: Replicated> Conversation<'_, B> {
         }
         let (ours, per_diff) = (self.info.max_row, self.replicator.conf.per_diff);
         let lacks_half = (theirs.max_row as f64) / (ours as f64) < 0.5;
-        if lacks_half && ours - theirs.max_row > i64::try_from(per_diff).unwrap_or(i64::MAX) {
+        let by_file = lacks_half && !self.replicator.conf.without_rsync;
+        if by_file && ours - theirs.max_row > i64::try_from(per_diff).unwrap_or(i64::MAX) {
             self.count("remote_merges", |stats| stats.remote_merge += 1);
             // Swift: waits no longer than this even where that is less than `node_timeout`.
             let merging = Duration::from_millis(u64::try_from(self.info.count).unwrap_or(0) / 2);
@@ -263,17 +301,26 @@ impl<B: Replicated> Conversation<'_, B> {
         self.request_body(body, self.replicator.conf.node_timeout).await
     }
 
-    /// The answer to a REPLICATE request; what went wrong is logged.
     async fn request_body(&self, body: Vec<u8>, timeout: Duration) -> Option<(Status, Bytes)> {
-        let Replicator { ctx, conf, .. } = &**self.replicator;
         let mut headers = Headers::new();
         headers.insert("Content-Type", "application/json");
+        self.exchange(Method::Replicate, self.path(), headers, Body::from(body), timeout).await
+    }
+
+    /// The answer to a request; what went wrong is logged.
+    async fn exchange(
+        &self,
+        method: Method,
+        path: String,
+        headers: Headers,
+        body: Body,
+        timeout: Duration,
+    ) -> Option<(Status, Bytes)> {
+        let Replicator { ctx, conf, .. } = &**self.replicator;
         let timeouts = Timeouts { conn: conf.conn_timeout, node: timeout };
         let addr = (self.node.replication_ip.as_str(), self.node.replication_port);
         let exchange = async {
-            let path = self.path();
-            let body = Body::from(body);
-            let answer = ctx.pool.request(addr, Method::Replicate, &path, &headers, body, timeouts).await;
+            let answer = ctx.pool.request(addr, method, &path, &headers, body, timeouts).await;
             let mut answer = answer.map_err(|error| error.to_string())?;
             let body = answer.body.collect(MAX_ANSWER).await.map_err(|error| error.to_string())?;
             Ok::<_, String>((answer.status, body))

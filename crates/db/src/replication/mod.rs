@@ -145,6 +145,8 @@ pub struct ReplicationInfo {
     pub max_row: i64,
     /// Of a container.
     pub storage_policy_index: Option<i64>,
+    /// Whether a client has deleted it.
+    pub is_status_deleted: bool,
     /// Whether all that would be told to the account has been told. True for an account.
     pub is_reported: bool,
     pub json: Value,

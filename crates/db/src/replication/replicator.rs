@@ -6,6 +6,9 @@
 //! meanwhile. One that lies in the wrong partition goes to the right one in the same way (so it is after an increase of the part power, of
 //! which these replicators know nothing else). One that was deleted for `reclaim_age`, and has told the account so, is removed.
 //!
+//! Where there is no rsync daemon, `sync_method = usync` does without: a database that is missing on a node is made there by the requests
+//! that proxies make, and filled with rows like any other. Swift has no such option, but its servers understand all of it.
+//!
 //! Stricter than Swift: before a database is removed it is looked at once more under its lock, with what is pending; Swift may
 //! remove rows that came after the last look. Its answer to `rsync_then_merge` is waited for at least `node_timeout`.
 
@@ -48,6 +51,8 @@ pub struct ReplicatorConf {
     pub conn_timeout: Duration,
     pub rsync_compress: bool,
     pub rsync_module: Module,
+    /// `sync_method = usync`, which Swift has not.
+    pub without_rsync: bool,
     reclaim_age: Duration,
     handoffs_only: bool,
     /// How many nodes must have a handoff before it is removed; 0: all.
@@ -137,7 +142,13 @@ impl ReplicatorConf {
             ));
             handoff_delete = 0;
         }
+        let without_rsync = match section.get("sync_method").filter(|method| !method.is_empty()) {
+            None | Some("rsync") => false,
+            Some("usync") => true,
+            Some(_) => return Err(section.error("sync_method", "expected rsync or usync")),
+        };
         Ok(Self {
+            without_rsync,
             devices: section.str("devices", "/srv/node").into(),
             mount_check: section.bool("mount_check", true)?,
             bind_ip: section.str("bind_ip", "0.0.0.0"),

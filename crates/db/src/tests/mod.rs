@@ -2,6 +2,7 @@
 
 mod brokers;
 mod replicate;
+mod replicator;
 mod servers;
 mod updater;
 

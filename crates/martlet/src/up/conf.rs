@@ -15,6 +15,8 @@ const REPLICATOR_INTERVAL: u32 = 30;
 const UPDATER_INTERVAL: u32 = 10;
 const AUDITOR_INTERVAL: u32 = 300;
 const EXPIRER_INTERVAL: u32 = 10;
+/// No rsync daemon runs.
+const DATABASE_REPLICATOR: &str = "sync_method = usync\ninterval = 30\nconcurrency = 2\n";
 
 /// A storage policy of `up`.
 pub struct Policy {
@@ -107,7 +109,7 @@ impl Places<'_> {
 
     pub fn container_server(&self, node: u16) -> String {
         format!(
-            "{}{}\n[container-replicator]\n\n[container-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\
+            "{}{}\n[container-replicator]\n{DATABASE_REPLICATOR}\n[container-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\
              \n[container-auditor]\n",
             self.node_default(node, self.settings.container_port(node)),
             Self::storage_pipeline("container-server", "container"),
@@ -116,7 +118,7 @@ impl Places<'_> {
 
     pub fn account_server(&self, node: u16) -> String {
         format!(
-            "{}{}\n[account-replicator]\n\n[account-auditor]\n\n[account-reaper]\n",
+            "{}{}\n[account-replicator]\n{DATABASE_REPLICATOR}\n[account-auditor]\n\n[account-reaper]\n",
             self.node_default(node, self.settings.account_port(node)),
             Self::storage_pipeline("account-server", "account"),
         )

@@ -1,0 +1,283 @@
+//! Replicators on several nodes, against servers on sockets. That passes do what Swift's do is shown beside real Swift; here three replicas
+//! are held against a model.
+
+use super::*;
+use crate::account::broker::AccountBroker;
+use crate::broker::{Options, Shared};
+use crate::container::broker::ContainerBroker;
+use crate::container::rows::ObjectRecord;
+use crate::replication::Replicated;
+use common::Conf;
+use proptest::prelude::*;
+use ring::{FormatVersion, RingBuilder};
+use service::Daemon;
+use service::http::serve::{ServeOptions, Server, ServerHandle};
+use std::collections::BTreeMap;
+
+const PART_POWER: u32 = 1;
+
+/// Nodes with a device `sdN` each, below one folder of rings; each has a container and an account server.
+struct Cluster {
+    dir: TempDir,
+    swift_conf: Arc<SwiftConf>,
+    clock: Clock,
+    servers: Vec<[ServerHandle; 2]>,
+    logs: Vec<Lines>,
+}
+
+const KINDS: [&str; 2] = ["account", "container"];
+
+impl Cluster {
+    /// `primaries` of the nodes have partitions, the others are handoffs.
+    fn new(nodes: usize, primaries: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let swift_conf = SwiftConf::parse(SWIFT_CONF.as_bytes(), "swift.conf", dir.path()).unwrap();
+        let clock = Clock::manual(Timestamp::from_secs_f64(NOW as f64));
+        let mut cluster =
+            Self { dir, swift_conf: Arc::new(swift_conf), clock, servers: Vec::new(), logs: Vec::new() };
+        for node in 0..nodes {
+            std::fs::create_dir_all(cluster.device(node)).unwrap();
+            let servers = KINDS.map(|kind| cluster.serve(node, kind));
+            cluster.servers.push(servers);
+        }
+        for (kind, name) in KINDS.iter().enumerate() {
+            let mut builder = RingBuilder::new(PART_POWER, primaries as f64, 0).unwrap();
+            for node in 0..nodes {
+                let port = cluster.servers[node][kind].addrs()[0].port();
+                let weight = if node < primaries { 1.0 } else { 0.0 };
+                let place = ring::Device {
+                    id: node as u32,
+                    device: format!("sd{node}"),
+                    zone: node as u32,
+                    weight,
+                    ..device(port)
+                };
+                builder.add_dev(place).unwrap();
+            }
+            builder.rebalance(0).unwrap();
+            builder
+                .save_ring(&cluster.dir.path().join(format!("{name}.ring.gz")), FormatVersion::V1)
+                .unwrap();
+        }
+        cluster
+    }
+
+    fn device(&self, node: usize) -> PathBuf {
+        self.dir.path().join(format!("node{node}/sd{node}"))
+    }
+
+    fn context(&mut self, name: &str) -> Context {
+        let (logger, lines) = Logger::memory();
+        self.logs.push(lines);
+        Context::builder(name)
+            .clock(self.clock.clone())
+            .swift_conf(self.swift_conf.clone())
+            .swift_dir(self.dir.path())
+            .disk_pools(DiskPools::inline())
+            .recon_cache_path(self.dir.path())
+            .logger(logger)
+            .build()
+    }
+
+    fn serve(&mut self, node: usize, kind: &str) -> ServerHandle {
+        let ctx = self.context(&format!("{kind}-server"));
+        let devices = self.dir.path().join(format!("node{node}"));
+        let options =
+            [("devices", devices.to_str().unwrap()), ("mount_check", "false"), ("fallocate_reserve", "0")];
+        let section = Section::from_pairs(&format!("app:{kind}-server"), options);
+        let app = match kind {
+            "account" => crate::account::server::app(&section, &ctx),
+            _ => crate::container::server::app(&section, &ctx),
+        };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Server::start(vec![listener], app.unwrap(), ServeOptions::default()).unwrap()
+    }
+
+    /// A pass of a node's replicator.
+    async fn pass(&mut self, node: usize, kind: usize) {
+        let port = self.servers[node][kind].addrs()[0].port();
+        let devices = self.dir.path().join(format!("node{node}"));
+        let conf = format!(
+            "[{}-replicator]\nsync_method = usync\ndevices = {}\nmount_check = false\nbind_ip = 127.0.0.1\nbind_port = {port}\n\
+             per_diff = 3\ndatabases_per_second = 0\n",
+            KINDS[kind],
+            devices.display()
+        );
+        let conf = Conf::parse(&conf, "server.conf").unwrap();
+        let ctx = self.context(&format!("{}-replicator", KINDS[kind]));
+        let daemon: Arc<dyn Daemon> = match kind {
+            0 => crate::account::replicator::build(&conf, &ctx),
+            _ => crate::container::replicator::build(&conf, &ctx),
+        }
+        .unwrap();
+        daemon.run_once().await;
+    }
+
+    fn shared(&self) -> Arc<Shared> {
+        Shared::new(self.clock.clone(), |line| panic!("{line}"))
+    }
+
+    fn db_file(&self, node: usize, names: [Option<&str>; 2]) -> PathBuf {
+        let hash = self.swift_conf.hash.hash_path(names[0].unwrap(), names[1], None);
+        let kind = if names[1].is_some() { "containers" } else { "accounts" };
+        let part = hash.partition(PART_POWER).to_string();
+        crate::server::db_path(&self.device(node), kind, &part, &hash)
+    }
+
+    fn container(&self, node: usize) -> ContainerBroker {
+        ContainerBroker::new(&self.shared(), &self.db_file(node, [Some("a"), Some("c")]), Options::default())
+    }
+
+    fn errors(&self) -> Vec<String> {
+        self.logs.iter().flat_map(|lines| lines.at_least(service::logs::Level::Warning)).collect()
+    }
+}
+
+/// What a container holds, without what is its own affair.
+fn contents(broker: &mut ContainerBroker) -> (Vec<String>, i64, i64, String, String) {
+    let mut rows: Vec<String> = Vec::new();
+    let items = broker.db().items_since(-1, 10_000).unwrap();
+    let parsed: Vec<serde_json::Value> = serde_json::from_slice(&items.json).unwrap();
+    for mut row in parsed {
+        row.as_object_mut().unwrap().remove("ROWID");
+        rows.push(row.to_string());
+    }
+    rows.sort();
+    let check: String =
+        broker.db().read(|sqlite| sqlite.query_row("PRAGMA integrity_check", [], |row| row.get(0))).unwrap();
+    assert_eq!(check, "ok");
+    let info = broker.info().unwrap();
+    (rows, info.object_count, info.bytes_used, info.hash, info.put_timestamp)
+}
+
+fn record(name: &str, at: u64, deleted: bool) -> ObjectRecord {
+    let created_at = Timestamp::from_secs_f64((NOW - 1000 + at) as f64).internal();
+    if deleted {
+        return ObjectRecord::tombstone(name.into(), created_at, 0);
+    }
+    ObjectRecord {
+        name: name.into(),
+        created_at,
+        size: at as i64,
+        content_type: format!("t{at}"),
+        etag: format!("e{at}"),
+        ..ObjectRecord::default()
+    }
+}
+
+#[tokio::test]
+async fn without_rsync_missing_databases_are_made_by_requests() {
+    let mut cluster = Cluster::new(3, 3);
+    let mut broker = cluster.container(0);
+    broker.initialize("a", "c", &Timestamp::from_secs_f64(NOW as f64 - 50.0).internal(), 1).unwrap();
+    broker.merge_items((0..10).map(|n| record(&format!("o{n}"), n, n == 3)).collect()).unwrap();
+    let before = contents(&mut broker);
+    drop(broker);
+    let mut account =
+        AccountBroker::new(&cluster.shared(), cluster.db_file(0, [Some("a"), None]), Options::default());
+    account.initialize("a", &Timestamp::from_secs_f64(NOW as f64 - 50.0).internal()).unwrap();
+    account.db.delete_db(&Timestamp::from_secs_f64(NOW as f64 - 20.0).internal()).unwrap();
+    drop(account);
+    for kind in [0, 1] {
+        cluster.pass(0, kind).await;
+    }
+    for node in [1, 2] {
+        let mut broker = cluster.container(node);
+        assert_eq!(contents(&mut broker), before, "node {node}");
+        assert_eq!(broker.storage_policy_index().unwrap(), 1);
+        let file = cluster.db_file(node, [Some("a"), None]);
+        let mut account = AccountBroker::new(&cluster.shared(), file, Options::default());
+        assert_eq!(account.info().unwrap().status, "DELETED");
+    }
+    assert_eq!(cluster.errors(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_is_pending_on_a_handoff_travels_before_it_is_removed() {
+    let mut cluster = Cluster::new(4, 3);
+    for node in [0, 1, 2, 3] {
+        let mut broker = cluster.container(node);
+        broker.initialize("a", "c", "1700000000.00000", 0).unwrap();
+    }
+    cluster.container(3).put_object(record("first", 1, false)).unwrap();
+    cluster.pass(3, 1).await;
+    assert!(!cluster.db_file(3, [Some("a"), Some("c")]).exists());
+    assert_eq!(contents(&mut cluster.container(0)).1, 1);
+    assert_eq!(cluster.errors(), Vec::<String>::new());
+}
+
+/// An update, and to which of three replicas it goes in which order. Each goes to one of them at least.
+#[derive(Clone, Debug)]
+struct Update {
+    name: String,
+    deleted: bool,
+    replicas: u8,
+}
+
+fn updates() -> impl Strategy<Value = Vec<Update>> {
+    let update = ("[a-e]", any::<bool>(), 1u8..8);
+    proptest::collection::vec(
+        update.prop_map(|(name, deleted, replicas)| Update { name, deleted, replicas }),
+        1..25,
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    /// Updates arrive at some of the replicas, in any order, twice, with passes between them; in the end all three hold what
+    /// the model does.
+    #[test]
+    fn three_replicas_come_to_hold_what_the_model_holds(
+        updates in updates(),
+        order in any::<u64>(),
+        passes in proptest::collection::vec((0usize..3, 0usize..30), 0..4),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut cluster = Cluster::new(3, 3);
+            for node in 0..3 {
+                let created = Timestamp::from_secs_f64((NOW - 2000 + node as u64) as f64).internal();
+                cluster.container(node).initialize("a", "c", &created, 0).unwrap();
+            }
+            let mut model: BTreeMap<String, (u64, bool)> = BTreeMap::new();
+            let mut deliveries = Vec::new();
+            for (at, update) in updates.iter().enumerate() {
+                model.insert(update.name.clone(), (at as u64, update.deleted));
+                for node in (0..3).filter(|node| update.replicas & (1 << node) != 0) {
+                    deliveries.extend([(node, at), (node, at)]);
+                }
+            }
+            service::Rng::seeded(order).shuffle(&mut deliveries);
+            for (step, (node, at)) in deliveries.into_iter().enumerate() {
+                for (passing, _) in passes.iter().filter(|(_, when)| *when == step) {
+                    cluster.pass(*passing, 1).await;
+                }
+                let Update { name, deleted, .. } = &updates[at];
+                cluster.container(node).put_object(record(name, at as u64, *deleted)).unwrap();
+            }
+            for node in [0, 1, 2, 0, 1, 2] {
+                cluster.pass(node, 1).await;
+            }
+            let expected: Vec<(String, u64, bool)> =
+                model.into_iter().map(|(name, (at, deleted))| (name, at, deleted)).collect();
+            let first = contents(&mut cluster.container(0));
+            for node in 0..3 {
+                let mut broker = cluster.container(node);
+                assert_eq!(contents(&mut broker), first, "node {node}");
+                let items = broker.db().items_since(-1, 1000).unwrap();
+                let rows: Vec<serde_json::Value> = serde_json::from_slice(&items.json).unwrap();
+                let mut held: Vec<(String, u64, bool)> = rows
+                    .iter()
+                    .map(|row| {
+                        let at = Timestamp::parse(row["created_at"].as_str().unwrap()).unwrap().as_secs();
+                        (row["name"].as_str().unwrap().to_owned(), at + 1000 - NOW, row["deleted"] == 1)
+                    })
+                    .collect();
+                held.sort();
+                assert_eq!(held, expected, "node {node}");
+            }
+            assert_eq!(cluster.errors(), Vec::<String>::new());
+        });
+    }
+}
