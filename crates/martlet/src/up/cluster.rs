@@ -158,6 +158,10 @@ impl Cluster {
             if let Some(build) = program.build_on_node() {
                 let tier = program.name.split('-').next().unwrap_or_default();
                 let conf = self.folder.node_conf(node, &format!("{tier}-server"));
+                // A folder of before there was this daemon runs without it.
+                if Conf::load(&conf)?.section(program.name).is_none() {
+                    continue;
+                }
                 let daemon = start_daemon(&running.process, program.name, &conf, build);
                 running.daemons.push(daemon.with_context(|| format!("cannot start node {node}"))?);
             }
