@@ -17,12 +17,12 @@ use ring::{Device, FormatVersion, RingBuilder};
 use service::context::Context;
 use service::daemon::DaemonArgs;
 use service::http::serve::{ServeOptions, Server, ServerHandle};
-use service::http::{Body, Method, Request, SharedApp, app_fn};
+use service::http::{Body, BodyError, Method, Request, Response, SharedApp, app_fn};
 use service::logs::{Lines, Logger};
 use service::pipeline::{Registry, load_app};
 
 pub const PART_POWER: u32 = 2;
-const SECRET: &[u8] = b"[swift-hash]\nswift_hash_path_suffix = endcap\n";
+const SECRET: &str = "[swift-hash]\nswift_hash_path_suffix = endcap\n";
 
 pub struct Cluster {
     pub dir: tempfile::TempDir,
@@ -36,6 +36,18 @@ pub struct Node {
     server: Option<ServerHandle>,
     /// Runs each time this node's server has told a sender that its updates are done.
     pub after_updates: Arc<Mutex<Option<SharedApp>>>,
+    pub trouble: Arc<Mutex<Trouble>>,
+}
+
+/// What a node's server does to some requests.
+#[derive(Clone, Default)]
+pub enum Trouble {
+    #[default]
+    None,
+    /// 507 to everything.
+    Unmounted,
+    /// Bodies of GETs end after so many bytes.
+    Cut(usize),
 }
 
 /// Path below the device -> (metadata, data).
@@ -61,8 +73,40 @@ impl Cluster {
         Self::in_dir(dir.unwrap_or_else(|| tempfile::tempdir().unwrap()), nodes, primaries, options)
     }
 
+    /// With policy 0 an EC policy, of which each partition has so many primaries; any other node is a handoff.
+    pub fn of_fragments(nodes: usize, (ndata, nparity): (usize, usize), options: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let policy = format!(
+            "[storage-policy:0]\nname = ec\ndefault = yes\npolicy_type = erasure_coding\nec_type = isa_l_rs_cauchy\n\
+             ec_num_data_fragments = {ndata}\nec_num_parity_fragments = {nparity}\n"
+        );
+        std::fs::write(dir.path().join("swift.conf"), format!("{SECRET}{policy}")).unwrap();
+        let cluster = Self::with_servers(dir, nodes, options);
+        let mut builder = RingBuilder::new(PART_POWER, (ndata + nparity) as f64, 0).unwrap();
+        for id in 0..nodes {
+            builder.add_dev(cluster.dev(id, 1.0)).unwrap();
+        }
+        builder.rebalance(1).unwrap();
+        builder.save_ring(&cluster.dir.path().join("object.ring.gz"), FormatVersion::V1).unwrap();
+        cluster
+    }
+
+    /// The nodes of an object's partition: the primaries in their order, then the handoffs in theirs.
+    pub fn homes(&self, object: &str) -> Vec<usize> {
+        let ring = Arc::new(ring::Ring::load(&self.dir.path().join("object.ring.gz")).unwrap());
+        let part = self.part(object);
+        let nodes = ring.get_part_nodes(part).into_iter().chain(ring.get_more_nodes(part));
+        nodes.map(|node| node.id as usize).collect()
+    }
+
     fn in_dir(dir: tempfile::TempDir, nodes: usize, primaries: &[usize], options: &str) -> Self {
         std::fs::write(dir.path().join("swift.conf"), SECRET).unwrap();
+        let cluster = Self::with_servers(dir, nodes, options);
+        cluster.ring(primaries);
+        cluster
+    }
+
+    fn with_servers(dir: tempfile::TempDir, nodes: usize, options: &str) -> Self {
         let listeners: Vec<_> = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
         let mut cluster = Self { dir, nodes: Vec::new() };
@@ -71,7 +115,6 @@ impl Cluster {
             let node = cluster.node(id, ports[id], listener, options);
             cluster.nodes.push(node);
         }
-        cluster.ring(primaries);
         cluster
     }
 
@@ -103,7 +146,7 @@ impl Cluster {
         format!(
             "[DEFAULT]\ndevices = {}\nmount_check = false\nfallocate_reserve = 0\nbind_ip = 127.0.0.1\nbind_port = {port}\n\
              [pipeline:main]\npipeline = object-server\n[app:object-server]\nuse = egg:swift#object\n\
-             {options}\n[object-replicator]\nsync_method = ssync\n{options}\n",
+             {options}\n[object-replicator]\nsync_method = ssync\n{options}\n[object-reconstructor]\n{options}\n",
             self.devices(id).display()
         )
     }
@@ -115,12 +158,10 @@ impl Cluster {
         let paste = Paste::parse(&self.conf(id, port, options), "object-server.conf", "main").unwrap();
         let app = load_app(&paste, &registry, &ctx).unwrap();
         let after_updates = Arc::new(Mutex::new(None::<SharedApp>));
-        let server = Server::start(
-            vec![listener],
-            hooked(app.clone(), after_updates.clone()),
-            ServeOptions::default(),
-        );
-        Node { port, app, lines, server: Some(server.unwrap()), after_updates }
+        let trouble = Arc::new(Mutex::new(Trouble::None));
+        let served = troubled(hooked(app.clone(), after_updates.clone()), trouble.clone());
+        let server = Server::start(vec![listener], served, ServeOptions::default());
+        Node { port, app, lines, server: Some(server.unwrap()), after_updates, trouble }
     }
 
     /// A ring in which `primaries` have every partition.
@@ -200,6 +241,14 @@ impl Cluster {
         lines
     }
 
+    /// One pass of the reconstructor on node `id`; what it logged.
+    pub async fn reconstruct(&self, id: usize, options: &str) -> Lines {
+        let (ctx, lines) = self.context("object-reconstructor", DaemonArgs::default());
+        let conf = Conf::parse(&self.conf(id, self.nodes[id].port, options), "object-server.conf").unwrap();
+        obj::reconstructor::build(&conf, &ctx).unwrap().run_once().await;
+        lines
+    }
+
     pub fn recon(&self) -> serde_json::Value {
         let text = std::fs::read(self.dir.path().join("object.recon")).unwrap();
         serde_json::from_slice(&text).unwrap()
@@ -267,6 +316,31 @@ fn hooked(app: SharedApp, hook: Arc<Mutex<Option<SharedApp>>>) -> SharedApp {
                 inner.abandon().await;
             });
             resp
+        }
+    })
+}
+
+fn troubled(app: SharedApp, trouble: Arc<Mutex<Trouble>>) -> SharedApp {
+    app_fn(move |req| {
+        let (app, trouble) = (app.clone(), trouble.lock().clone());
+        async move {
+            let is_get = req.method == Method::Get;
+            match trouble {
+                Trouble::Unmounted => Response::insufficient_storage("sd"),
+                Trouble::Cut(length) if is_get => {
+                    let mut resp = app.call(req).await;
+                    let whole = resp.body.collect(usize::MAX).await.unwrap();
+                    let (told, sent) = (whole.len() as u64, whole.slice(..length.min(whole.len())));
+                    resp.body = Body::driven(|tx| async move {
+                        if tx.send(sent).await.is_ok() && told > length as u64 {
+                            tx.fail(BodyError::Disconnected).await;
+                        }
+                    })
+                    .with_length(told);
+                    resp
+                }
+                _ => app.call(req).await,
+            }
         }
     })
 }
