@@ -213,6 +213,26 @@ fn talk(port: u16, steps: &[Step], ending: Ending) -> Heard {
     Heard::parse(&answer)
 }
 
+/// Says the steps, and then a letter now and then until the server hangs up: what it has said.
+fn trickle(port: u16, steps: &[Step]) -> Heard {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
+    let says = steps.iter().flat_map(|step| step.says.clone()).collect::<Vec<u8>>();
+    stream.write_all(&says).expect("the server reads");
+    stream.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+    let (began, mut answer, mut buffer) = (Instant::now(), Vec::new(), [0; 4096]);
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(n @ 1..) => answer.extend_from_slice(&buffer[..n]),
+            Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                assert!(began.elapsed() < PATIENCE, "the server hangs up");
+                // If it has hung up, the next read says so.
+                let _ = stream.write_all(&chunk("5"));
+            }
+            Ok(0) | Err(_) => return Heard::parse(&answer),
+        }
+    }
+}
+
 /// A partition's objects, by their names, and all whole.
 fn objects(devices: &Path, partition: usize) -> BTreeSet<String> {
     let dir = devices.join("sda1/objects").join(partition.to_string());
@@ -236,6 +256,8 @@ fn objects(devices: &Path, partition: usize) -> BTreeSet<String> {
     found
 }
 
+/// The wanted ones' lines are some 37 bytes each; a socket takes up to 4 MiB.
+const OFFERS: usize = 200_000;
 const TIMEOUT: &str = "client_timeout = 0.4\nreplication_concurrency = 1\n";
 const NO_TIMEOUT: &str = "client_timeout = 120\nreplication_concurrency = 1\n";
 
@@ -328,6 +350,60 @@ fn a_receiver_ends_as_swifts_however_its_sender_ends() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_receiver_waits_for_a_whole_line_and_for_one_who_listens() -> Result<()> {
+    let dir = swift_dir()?;
+    let dir = dir.path();
+    let ports = peer::free_ports(2)?;
+    let _python = object_server(Peer::Python, dir, "python", ports[0], TIMEOUT)?;
+    let runtime = runtime();
+    let _inside = runtime.enter();
+    let mut registry = service::Registry::new();
+    obj::register(&mut registry);
+    let conf = write_conf(dir, "ours", &dir.join("ours"), ports[1], TIMEOUT)?;
+    let _server = service::server::load(&service::Process::new(), &registry, "object-server", &conf)?
+        .bind_and_start()?;
+    let tasks = || runtime.metrics().num_alive_tasks();
+    let idle = tasks();
+    let device = dir.join("ours/sda1");
+    let is_let_go = |partition: usize, when: &str| {
+        wait_until(when, || tasks() == idle && open_below(&device).is_empty());
+        assert_free(&device.join("objects").join(partition.to_string()), Some("replication"), when);
+        assert_free(&device, None, when);
+    };
+    for (partition, after) in
+        ["half a line of missing_check", "half a subrequest's header"].into_iter().enumerate()
+    {
+        let steps = conversation(partition, 1_700_000_000);
+        let steps = steps.split_inclusive(|step| step.after == after).next().unwrap_or_default();
+        let told = [ports[0], ports[1]].map(|port| trickle(port, steps));
+        assert!(told[1].text.contains(":ERROR: 408 '0.4 seconds: "), "{after}: {told:?}");
+        assert_eq!(told[1], told[0], "{after}");
+        is_let_go(partition, after);
+    }
+    // More answers than the sockets hold, to a sender that does not read them.
+    let mut offers = ":MISSING_CHECK: START\r\n".to_owned();
+    for n in 0..OFFERS {
+        offers.push_str(&format!("{} 1700000000.00000\r\n", hash(&n.to_string())));
+    }
+    offers.push_str(":MISSING_CHECK: END\r\n");
+    let head = "SSYNC /sda1/7 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let says = [head.as_bytes(), &chunk(&offers)].concat();
+    let mut stream = TcpStream::connect(("127.0.0.1", ports[1]))?;
+    stream.write_all(&says)?;
+    is_let_go(7, "many answers");
+    let mut answer = Vec::new();
+    // It ends with a reset.
+    let _ = stream.read_to_end(&mut answer);
+    let heard = Heard::parse(&answer);
+    assert!(
+        heard.text.len() > 1 << 16 && !heard.text.contains(":MISSING_CHECK: END"),
+        "{}",
+        heard.text.len()
+    );
+    Ok(())
+}
+
 /// What a receiver does next.
 enum Act {
     /// Reads until the sender has said this.
@@ -337,6 +413,8 @@ enum Act {
     Chunk(&'static str),
     /// Reads until the sender hangs up.
     Wait,
+    /// Says a letter now and then until the sender hangs up.
+    Trickle,
     /// Reads nothing until the sender has given up.
     Stall,
 }
@@ -350,7 +428,7 @@ struct Part {
 }
 
 fn parts() -> Vec<Part> {
-    use Act::{Chunk, Hear, Say, Stall, Wait};
+    use Act::{Chunk, Hear, Say, Stall, Trickle, Wait};
     const HEAD: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     const WANTED: &str = "\r\n:MISSING_CHECK: START\r\nLARGE dm\r\nSMALL dm\r\n:MISSING_CHECK: END\r\n";
     let mut parts = Vec::new();
@@ -411,6 +489,7 @@ fn parts() -> Vec<Part> {
     silent("silent in the middle of a wanted line", vec![half()]);
     silent("silent after the updates", vec![Chunk(WANTED)]);
     silent("silent before it says the end", vec![Chunk(WANTED), Chunk(":UPDATES: START\r\n")]);
+    part("a line without an end", "http", vec![head(), Say(HEAD), half(), Trickle]);
     parts
 }
 
@@ -451,6 +530,12 @@ fn play(listener: &TcpListener, acts: &[Act], names: [&str; 2], over: mpsc::Rece
                             }
                         }
                     }
+                }
+            }
+            Act::Trickle => {
+                // The pause is what makes it a trickle; what ends it is the sender.
+                while stream.write_all(&chunk("5")).is_ok() && over.try_recv().is_err() {
+                    std::thread::sleep(Duration::from_millis(50));
                 }
             }
             Act::Stall => {

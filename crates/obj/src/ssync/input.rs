@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use service::http::{Body, BodyError};
+use tokio::time::Instant;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InputError {
@@ -37,6 +38,8 @@ impl Input {
     pub async fn read_line(&mut self, context: &str) -> Result<Bytes, InputError> {
         self.check()?;
         let mut searched = 0;
+        // For the whole line, as in Swift: a sender which trickles must not hold the locks.
+        let mut deadline = None;
         loop {
             if let Some(line) = self.buffered_line(&mut searched) {
                 return Ok(line);
@@ -47,7 +50,8 @@ impl Input {
             if self.ended {
                 return Ok(Bytes::new());
             }
-            self.fill(context).await?;
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.timeout);
+            self.fill(context, deadline).await?;
         }
     }
 
@@ -77,14 +81,14 @@ impl Input {
             if self.ended {
                 return self.fail(InputError::Read(format!("Early termination for {context}")));
             }
-            self.fill(context).await?;
+            self.fill(context, Instant::now() + self.timeout).await?;
         }
         let len = self.buffer.len().min(limit).min(self.chunk_size);
         Ok(self.buffer.split_to(len).freeze())
     }
 
-    async fn fill(&mut self, context: &str) -> Result<(), InputError> {
-        let piece = match tokio::time::timeout(self.timeout, self.body.next()).await {
+    async fn fill(&mut self, context: &str, deadline: Instant) -> Result<(), InputError> {
+        let piece = match tokio::time::timeout_at(deadline, self.body.next()).await {
             Err(_) | Ok(Some(Err(BodyError::Timeout))) => {
                 return self.fail(InputError::Timeout(timeout_message(self.timeout, context)));
             }

@@ -24,6 +24,7 @@ use service::http::client::{BodyFraming, ClientConn, ClientError, Timeouts};
 use service::http::{Body, BoxFuture, Headers, Method, Status};
 use service::logs::Logger;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::input::timeout_message;
 use super::protocol::{
@@ -514,10 +515,11 @@ impl Link {
         }
     }
 
-    /// The next line without its line end.
+    /// The next line without its line end; all of it within the time, however it trickles.
     async fn read_line(&mut self, context: &str) -> Result<Bytes, SendError> {
         let timeout = self.conf.http_timeout;
         self.conn.set_timeout(timeout);
+        let mut deadline = None;
         loop {
             if let Some(at) = memchr::memchr(b'\n', &self.buffer) {
                 return Ok(self.buffer.split_to(at + 1).freeze());
@@ -531,7 +533,9 @@ impl Link {
                     false => Ok(self.buffer.split().freeze()),
                 };
             }
-            match self.conn.next_body().await {
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + timeout);
+            let piece = tokio::time::timeout_at(deadline, self.conn.next_body()).await;
+            match piece.unwrap_or(Some(Err(ClientError::Timeout))) {
                 Some(Ok(piece)) => self.buffer.extend_from_slice(&piece),
                 None => self.ended = true,
                 // A part of a line may say why.

@@ -251,7 +251,8 @@ def snapshot(cluster, node):
         base = os.path.join(cluster.device(node), diskfile.get_data_dir(policy))
         for root, _dirs, files in os.walk(base):
             for name in files:
-                if name.startswith(('hashes.', '.lock')):
+                # And what a killed server was about to make hashes.pkl of.
+                if name.startswith(('hashes.', '.lock', '.hashes.', 'tmp')):
                     continue
                 path = os.path.join(root, name)
                 with open(path, 'rb') as fp:
