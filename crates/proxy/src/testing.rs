@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::config::{Section, SwiftConf};
 use common::digest::{hex, md5};
+use common::headers::X_OBJECT_SYSMETA_EC_FRAG_INDEX;
 use parking_lot::Mutex;
 use ring::{Device, FormatVersion, RingBuilder};
 use service::http::{
@@ -32,6 +33,12 @@ pub enum Fault {
     CutBody(usize),
     /// Does not answer.
     Hang,
+    /// Answers a PUT with this status once it has the data.
+    StatusAfterData(u16),
+    /// Stores the data of a PUT, and fails to commit it.
+    NoCommit,
+    /// Spoils a byte of an object's body.
+    Spoil(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -85,7 +92,9 @@ impl Cluster {
         write_rings(dir.path().to_owned(), &ports);
         let swift_conf = "[swift-hash]\nswift_hash_path_suffix = endcap\n\
             [storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n\
-            [storage-policy:2]\nname = old\ndeprecated = yes\n";
+            [storage-policy:2]\nname = old\ndeprecated = yes\n\
+            [storage-policy:3]\nname = ec\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n\
+            ec_num_data_fragments = 4\nec_num_parity_fragments = 2\nec_object_segment_size = 100000\n";
         let swift_conf = SwiftConf::parse(swift_conf.as_bytes(), "swift.conf", dir.path()).unwrap();
         let (logger, lines) = Logger::memory();
         let ctx = Context::builder("proxy-server")
@@ -155,6 +164,26 @@ impl Cluster {
         nodes
     }
 
+    /// What the nodes have of an erasure coded object: the archive, its metadata and whether it was committed.
+    pub fn archives(&self, path: &str) -> Vec<(Bytes, Headers, bool)> {
+        let state = self.state.lock();
+        let of_path = state.objects.iter().filter(|((_, other), _)| other == path);
+        of_path
+            .map(|(_, object)| {
+                let committed = object.headers.contains("X-Committed");
+                (object.data.clone(), object.headers.clone(), committed)
+            })
+            .collect()
+    }
+
+    /// The node that has a fragment of that index.
+    pub fn holder_of(&self, path: &str, index: usize) -> usize {
+        let state = self.state.lock();
+        let has = |headers: &Headers| headers.get_int(X_OBJECT_SYSMETA_EC_FRAG_INDEX) == Some(index);
+        let found = state.objects.iter().find(|((_, other), object)| other == path && has(&object.headers));
+        found.unwrap().0.0
+    }
+
     pub fn forget(&self, node: usize, path: &str) {
         self.state.lock().objects.remove(&(node, path.to_owned()));
     }
@@ -179,8 +208,9 @@ pub fn chunked_request(path: &str, pieces: Vec<Result<Bytes, BodyError>>) -> Req
 }
 
 fn write_rings(dir: PathBuf, ports: &[u16]) {
-    for name in ["account", "container", "object", "object-1", "object-2"] {
-        let mut builder = RingBuilder::new(2, 3.0, 1).unwrap();
+    for name in ["account", "container", "object", "object-1", "object-2", "object-3"] {
+        let replicas = if name == "object-3" { ports.len().min(6) } else { 3 };
+        let mut builder = RingBuilder::new(2, replicas as f64, 1).unwrap();
         for (id, port) in ports.iter().enumerate() {
             let dev = Device {
                 id: id as u32,
@@ -216,14 +246,22 @@ async fn answer(node: usize, state: Arc<Mutex<State>>, mut req: Request) -> Resp
         note(node, &state, &req, &path, Bytes::new());
         return Response::error(412);
     }
-    req.body.set_continue_headers(Headers::from([("X-Obj-Metadata-Footer", "yes")]));
+    let able = [("X-Obj-Metadata-Footer", "yes"), ("X-Obj-Multiphase-Commit", "yes")];
+    req.body.set_continue_headers(Headers::from(able));
     let Ok(mut data) = req.body.collect(1 << 24).await else { return Response::error(499) };
     note(node, &state, &req, &path, data.clone());
+    let document = data.clone();
     if let Some(boundary) = req.headers.get_str("X-Backend-Obj-Multipart-Mime-Boundary") {
         data = first_document(&data, boundary);
     }
     if fault == Some(Fault::Hang) {
         std::future::pending::<()>().await;
+    }
+    if let (Some(Fault::StatusAfterData(status)), Method::Put) = (&fault, &req.method) {
+        return Response::error(*status);
+    }
+    if req.headers.contains("X-Backend-Obj-Multiphase-Commit") {
+        return commit(node, &state, req, path, data, document, fault).await;
     }
     let mut state = state.lock();
     match path.matches('/').count() {
@@ -232,6 +270,51 @@ async fn answer(node: usize, state: Arc<Mutex<State>>, mut req: Request) -> Resp
             .with_header("X-Put-Timestamp", "1"),
         2 => container(&mut state, node, &req, path),
         _ => object(&mut state, node, &req, path, data, fault),
+    }
+}
+
+/// The second phase of a PUT: until the commit has come the object is not durable.
+async fn commit(
+    node: usize,
+    state: &Mutex<State>,
+    mut req: Request,
+    path: String,
+    data: Bytes,
+    document: Bytes,
+    fault: Option<Fault>,
+) -> Response {
+    let mut headers = req.headers.clone();
+    let start = memchr::memmem::rfind(&document, b"\r\n\r\n{").unwrap() + 4;
+    let end = memchr::memrchr(b'}', &document).unwrap() + 1;
+    let footers: HashMap<String, String> = serde_json::from_slice(&document[start..end]).unwrap();
+    footers.iter().for_each(|(name, value)| headers.insert(name, value));
+    assert_eq!(headers.get_str("Etag"), Some(&*hex(&md5(&data))), "an archive with the wrong ETag");
+    let key = (node, path);
+    state.lock().objects.insert(key.clone(), StoredObject { data, headers });
+    req.body.set_continue_headers(Headers::new());
+    if req.body.next_chunked_body().await.is_err() {
+        return Response::error(499);
+    }
+    let Ok(rest) = req.body.collect(1000).await else { return Response::error(499) };
+    if fault == Some(Fault::NoCommit) {
+        return Response::error(500);
+    }
+    assert!(rest.starts_with(b"X-Document: put commit\r\n\r\nput_commit_confirmation\r\n--"));
+    state.lock().objects.get_mut(&key).unwrap().headers.insert("X-Committed", "yes");
+    Response::error(201)
+}
+
+/// What an object server says of a fragment archive.
+fn tell_of_archive(stored: &Headers, timestamp: &str, resp: &mut Response) {
+    let Some(index) = stored.get_str(X_OBJECT_SYSMETA_EC_FRAG_INDEX) else { return };
+    for (name, value) in stored.iter().filter(|(name, _)| name.to_ascii_lowercase().starts_with(b"x-object-"))
+    {
+        resp.headers.insert(name, value);
+    }
+    resp.headers.insert("X-Backend-Data-Timestamp", timestamp);
+    resp.headers.insert("X-Backend-Fragments", format!("{{\"{timestamp}\": [{index}]}}"));
+    if stored.contains("X-Committed") {
+        resp.headers.insert("X-Backend-Durable-Timestamp", timestamp);
     }
 }
 
@@ -294,6 +377,7 @@ fn object(
                     .with_header("Content-Type", "a/b; swift_bytes=7")
                     .with_header("X-Timestamp", timestamp)
                     .with_header("X-Backend-Timestamp", timestamp);
+                tell_of_archive(&object.headers, timestamp, &mut resp);
                 let length = object.data.len();
                 let range = req.headers.get_str("Range").and_then(|range| range.strip_prefix("bytes="));
                 let mut data = object.data.clone();
@@ -307,6 +391,11 @@ fn object(
                 resp.headers.insert("Content-Length", data.len());
                 resp.body = match fault {
                     Some(Fault::CutBody(at)) if at < data.len() => cut(data, at),
+                    Some(Fault::Spoil(at)) if at < data.len() => {
+                        let mut spoilt = data.to_vec();
+                        spoilt[at] ^= 1;
+                        spoilt.into()
+                    }
                     _ => data.into(),
                 };
                 resp

@@ -35,7 +35,7 @@ const FREED: Duration = Duration::from_secs(65);
 #[derive(Parser, Clone)]
 struct Cli {
     /// What to measure
-    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ssync,idle")]
+    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ec-proxy,ssync,idle")]
     tables: Vec<String>,
     /// Seconds of load for a cell
     #[arg(long, default_value_t = 2.0)]
@@ -70,10 +70,11 @@ fn main() -> Result<()> {
         match table.as_str() {
             "ec" => codes::table(cli.alone)?,
             "object" => runtime.block_on(object_table(&cli, &dir))?,
-            "proxy" => runtime.block_on(proxy_table(&cli, &dir))?,
+            "proxy" => runtime.block_on(proxy_table(&cli, &dir, "standard"))?,
+            "ec-proxy" => runtime.block_on(proxy_table(&cli, &dir, "erasure"))?,
             "ssync" => ssync::table(&peers(&cli), &dir)?,
             "idle" => idle_table(&cli, &dir)?,
-            other => bail!("{other}: expected ec, object, proxy, ssync or idle"),
+            other => bail!("{other}: expected ec, object, proxy, ec-proxy, ssync or idle"),
         }
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
@@ -170,24 +171,25 @@ fn user() -> String {
     std::env::var("USER").unwrap_or_else(|_| "root".into())
 }
 
-async fn proxy_table(cli: &Cli, dir: &Path) -> Result<()> {
+async fn proxy_table(cli: &Cli, dir: &Path, policy: &str) -> Result<()> {
+    let stored = if policy == "erasure" { "erasure coded 4+2" } else { "three replicas" };
     println!(
-        "\nproxy, four storage nodes of separate processes, three replicas, fsync on; CPU of all servers together"
+        "\nproxy, four storage nodes of separate processes, {stored}, fsync on; CPU of all servers together"
     );
     let mut sides = Vec::new();
     for peer in peers(cli) {
-        sides.push(proxy_side(peer, dir).await?);
+        sides.push(proxy_side(peer, dir, policy).await?);
     }
     rows(cli, &sides, &[(SMALL, &CONCURRENCIES), (MEDIUM, &CONCURRENCIES)]).await
 }
 
-async fn proxy_side(peer: Peer, dir: &Path) -> Result<Side> {
+async fn proxy_side(peer: Peer, dir: &Path, policy: &str) -> Result<Side> {
     let dir = dir.join(peer.name());
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let cluster = start_cluster(peer, &dir)?;
     let memcached = cluster.memcached()?;
     let addr = listening(&cluster.confs("proxy-server")?[0])?;
-    cluster.client(&dir, &["post", "bench"])?;
+    cluster.client(&dir, &["post", "-H", &format!("X-Storage-Policy: {policy}"), "bench"])?;
     let auth = cluster.client(&dir, &["auth"])?;
     let token =
         auth.lines().find_map(|l| l.strip_prefix("export OS_AUTH_TOKEN=")).context("no token")?.to_string();

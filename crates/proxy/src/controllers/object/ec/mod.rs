@@ -18,6 +18,8 @@ pub mod download;
 pub mod get;
 pub mod put;
 pub mod ranges;
+#[cfg(test)]
+mod tests;
 
 use common::policy::{PolicyKind, StoragePolicy};
 use ec::{Codec, CodecError};

@@ -1,0 +1,247 @@
+//! Erasure coded objects before fake storage servers: six of them for 4+2, with segments of 100,000 bytes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::digest::{hex, md5};
+use ec::Codec;
+use service::http::{Method, Request, Response};
+
+use crate::environ::NonClientDisconnect;
+use crate::testing::{Cluster, Fault, chunked_request, put_request};
+
+const OBJECT: &str = "/v1/a/c/o";
+const PATH: &str = "/a/c/o";
+/// Two full segments and a short one.
+const LEN: usize = 250_000;
+const FRAGMENT: usize = 25_080;
+
+async fn cluster(nodes: usize, options: &[(&str, &str)]) -> Cluster {
+    let cluster = Cluster::start(nodes, options);
+    assert_eq!(cluster.status(Method::Put, "/v1/a/c").await, 201);
+    cluster.asked();
+    cluster
+}
+
+fn data(seed: u8) -> Bytes {
+    (0..LEN as u32).map(|i| (i / 7) as u8 ^ (i / 1000) as u8 ^ seed).collect()
+}
+
+/// With the policy that a container would tell of.
+async fn call(cluster: &Cluster, req: Request) -> (Response, Bytes) {
+    cluster.call(req.with_header("X-Backend-Storage-Policy-Index", "3")).await
+}
+
+async fn put(cluster: &Cluster, seed: u8) -> u16 {
+    call(cluster, put_request(OBJECT, data(seed))).await.0.status.0
+}
+
+async fn get(cluster: &Cluster) -> (u16, Bytes) {
+    let (resp, body) = call(cluster, Request::new(Method::Get, OBJECT)).await;
+    (resp.status.0, body)
+}
+
+#[tokio::test]
+async fn archives_are_stored_with_their_metadata_and_committed() {
+    let cluster = cluster(6, &[]).await;
+    let pieces = data(1).chunks(70_001).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    let (resp, _) = call(&cluster, chunked_request(OBJECT, pieces)).await;
+    let etag = hex(&md5(&data(1)));
+    assert_eq!((resp.status.0, resp.headers.get_str("Etag")), (201, Some(&*etag)));
+
+    let codec = Codec::new("isa_l_rs_vand", 4, 2).expect("a code");
+    let all = data(1);
+    let segments: Vec<Bytes> = (0..3).map(|i| all.slice(i * 100_000..LEN.min((i + 1) * 100_000))).collect();
+    let mut archives = cluster.archives(PATH);
+    archives.sort_by_key(|(_, headers, _)| headers.get_int::<usize>("X-Object-Sysmeta-Ec-Frag-Index"));
+    assert_eq!(archives.len(), 6);
+    for (index, (archive, headers, committed)) in archives.into_iter().enumerate() {
+        let fragments = segments.iter().map(|segment| codec.encode(segment)[index].to_bytes());
+        assert_eq!(archive, fragments.collect::<Vec<_>>().concat(), "archive {index}");
+        assert!(committed);
+        for (name, value) in [
+            ("X-Object-Sysmeta-Ec-Etag", &*etag),
+            ("X-Object-Sysmeta-Ec-Content-Length", "250000"),
+            ("X-Object-Sysmeta-Ec-Frag-Index", &index.to_string()),
+            ("X-Object-Sysmeta-Ec-Scheme", "isa_l_rs_vand 4+2"),
+            ("X-Object-Sysmeta-Ec-Segment-Size", "100000"),
+            ("X-Backend-Container-Update-Override-Etag", &etag),
+            ("X-Backend-Container-Update-Override-Size", "250000"),
+        ] {
+            assert_eq!(headers.get_str(name), Some(value), "{name}");
+        }
+    }
+    assert_eq!(get(&cluster).await, (200, data(1)));
+}
+
+#[tokio::test]
+async fn the_length_of_an_archive_is_said_if_that_of_the_object_is_known() {
+    let cluster = cluster(6, &[]).await;
+    assert_eq!(put(&cluster, 1).await, 201);
+    let asked = cluster.asked_with(&Method::Put);
+    let length = |headers: &service::http::Headers| headers.get_int::<usize>("X-Backend-Obj-Content-Length");
+    assert!(asked.iter().all(|asked| length(&asked.headers) == Some(2 * FRAGMENT + 12_580)));
+    assert!(asked.iter().all(|asked| !asked.headers.contains("Etag")));
+}
+
+#[tokio::test]
+async fn two_of_six_servers_may_be_without_it() {
+    let cluster = cluster(6, &[]).await;
+    assert_eq!(put(&cluster, 2).await, 201);
+    for (a, b) in [(0, 1), (2, 5), (4, 3)] {
+        for node in 0..6 {
+            cluster.fail(node, if node == a || node == b { Fault::Status(404) } else { Fault::CutBody(LEN) });
+        }
+        assert_eq!(get(&cluster).await, (200, data(2)), "without {a} and {b}");
+    }
+    cluster.fail(0, Fault::Status(404));
+    // Three of six: good data is known to be somewhere, so this is no 404.
+    assert_eq!(get(&cluster).await.0, 503);
+}
+
+#[tokio::test]
+async fn a_server_that_fails_on_the_way_is_replaced_from_the_fragment_on() {
+    let cluster = cluster(6, &[]).await;
+    assert_eq!(put(&cluster, 3).await, 201);
+    cluster.asked();
+    // Within the second fragment of two servers, whichever they are asked as.
+    cluster.fail(cluster.holder_of(PATH, 0), Fault::CutBody(FRAGMENT + 1000));
+    cluster.fail(cluster.holder_of(PATH, 3), Fault::CutBody(FRAGMENT + 1000));
+    assert_eq!(get(&cluster).await, (200, data(3)));
+    let asked = cluster.asked_with(&Method::Get);
+    let ranges: Vec<&str> = asked.iter().filter_map(|asked| asked.headers.get_str("Range")).collect();
+    assert!(!ranges.is_empty());
+    for range in ranges {
+        let (start, end) =
+            range.strip_prefix("bytes=").and_then(|range| range.split_once('-')).expect("a range");
+        let start: usize = start.parse().expect("a number");
+        assert!(start > 0 && start.is_multiple_of(FRAGMENT), "{range}");
+        assert_eq!(end, "62739");
+    }
+
+    let req = Request::new(Method::Get, OBJECT).with_header("Range", "bytes=120000-210000");
+    let (resp, body) = call(&cluster, req).await;
+    assert_eq!((resp.status.0, body), (206, data(3).slice(120_000..=210_000)));
+    assert_eq!(resp.headers.get_str("Content-Range"), Some("bytes 120000-210000/250000"));
+}
+
+#[tokio::test]
+async fn what_is_no_fragment_is_not_decoded() {
+    let cluster = cluster(6, &[]).await;
+    assert_eq!(put(&cluster, 4).await, 201);
+    // In the header of the second fragment; the index, for one, which no server may lie about.
+    cluster.fail(cluster.holder_of(PATH, 1), Fault::Spoil(FRAGMENT));
+    cluster.fail(cluster.holder_of(PATH, 2), Fault::Spoil(FRAGMENT + 60));
+    for _ in 0..10 {
+        assert_eq!(get(&cluster).await, (200, data(4)));
+    }
+    assert!(cluster.lines.contains("Trying to read EC fragment during GET (retrying)"));
+}
+
+#[tokio::test]
+async fn too_many_failures_on_the_way_break_the_download_off() {
+    let cluster = cluster(6, &[]).await;
+    assert_eq!(put(&cluster, 5).await, 201);
+    for node in 0..6 {
+        cluster.fail(node, Fault::CutBody(FRAGMENT + 10));
+    }
+    let mut req = Request::new(Method::Get, OBJECT);
+    let disconnect = NonClientDisconnect::default();
+    req.env.insert(disconnect.clone());
+    let (resp, body) = call(&cluster, req).await;
+    assert_eq!((resp.status.0, body.len()), (200, 0), "an error, and not a short object");
+    assert!(disconnect.get());
+}
+
+#[tokio::test]
+async fn a_put_needs_five_of_six_servers_in_each_phase() {
+    for (fault, one, two) in [
+        (Fault::Status(503), 201, 503),
+        (Fault::StatusAfterData(503), 201, 503),
+        (Fault::StatusAfterData(422), 201, 503),
+        (Fault::NoCommit, 201, 503),
+    ] {
+        let cluster = cluster(6, &[]).await;
+        cluster.fail(0, fault.clone());
+        assert_eq!(put(&cluster, 6).await, one, "one server: {fault:?}");
+        cluster.fail(1, fault.clone());
+        assert_eq!(put(&cluster, 7).await, two, "two servers: {fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_not_committed_is_not_shown() {
+    let cluster = cluster(6, &[]).await;
+    for node in 0..2 {
+        cluster.fail(node, Fault::StatusAfterData(503));
+    }
+    assert_eq!(put(&cluster, 8).await, 503);
+    cluster.heal();
+    assert_eq!(cluster.archives(PATH).iter().filter(|(_, _, committed)| *committed).count(), 0);
+    assert_eq!(cluster.archives(PATH).len(), 4, "enough to decode");
+    assert_eq!(get(&cluster).await.0, 404);
+}
+
+#[tokio::test]
+async fn one_durable_archive_makes_the_others_count() {
+    let cluster = cluster(6, &[]).await;
+    for node in 0..5 {
+        cluster.fail(node, Fault::NoCommit);
+    }
+    assert_eq!(put(&cluster, 9).await, 503);
+    cluster.heal();
+    assert_eq!(cluster.archives(PATH).iter().filter(|(_, _, committed)| *committed).count(), 1);
+    for _ in 0..5 {
+        assert_eq!(get(&cluster).await, (200, data(9)));
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_etag_is_refused_before_anything_is_committed() {
+    let cluster = cluster(6, &[]).await;
+    let req = put_request(OBJECT, data(1)).with_header("Etag", "5d41402abc4b2a76b9719d911017c592");
+    assert_eq!(call(&cluster, req).await.0.status.0, 422);
+    assert!(cluster.archives(PATH).iter().all(|(_, _, committed)| !committed));
+    assert_eq!(get(&cluster).await.0, 404);
+}
+
+#[tokio::test]
+async fn handoffs_stand_in_for_servers_that_refuse() {
+    let cluster = cluster(8, &[]).await;
+    let refusing = [2, 5];
+    refusing.iter().for_each(|node| cluster.fail(*node, Fault::Status(507)));
+    assert_eq!(put(&cluster, 1).await, 201);
+    let indexes = cluster.archives(PATH).into_iter();
+    let mut indexes: Vec<usize> =
+        indexes.filter_map(|(_, headers, _)| headers.get_int("X-Object-Sysmeta-Ec-Frag-Index")).collect();
+    indexes.sort_unstable();
+    assert_eq!(indexes, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(get(&cluster).await, (200, data(1)));
+}
+
+#[tokio::test]
+async fn with_concurrent_gets_slow_servers_are_passed_by() {
+    let options = [("concurrent_gets", "yes"), ("concurrency_timeout", "0.02"), ("node_timeout", "60")];
+    let cluster = cluster(6, &options).await;
+    assert_eq!(put(&cluster, 1).await, 201);
+    cluster.fail(1, Fault::Hang);
+    cluster.fail(4, Fault::Hang);
+    let patient = tokio::time::timeout(Duration::from_secs(30), get(&cluster));
+    assert_eq!(patient.await.expect("does not wait for node_timeout"), (200, data(1)));
+}
+
+#[tokio::test]
+async fn a_head_and_a_get_show_the_object_not_the_archive() {
+    let cluster = cluster(6, &[]).await;
+    assert_eq!(put(&cluster, 1).await, 201);
+    for method in [Method::Head, Method::Get] {
+        let (resp, _) = call(&cluster, Request::new(method, OBJECT)).await;
+        assert_eq!((resp.status.0, resp.content_length()), (200, Some(LEN as u64)));
+        assert_eq!(resp.headers.get_str("Etag"), Some(&*hex(&md5(&data(1)))));
+        let shown = resp
+            .headers
+            .iter()
+            .any(|(name, _)| name.to_ascii_lowercase().starts_with(b"x-object-sysmeta-ec"));
+        assert!(!shown);
+    }
+}
