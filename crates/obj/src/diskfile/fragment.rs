@@ -28,7 +28,7 @@ use serde_json::Value;
 
 use super::cleanup::is_file_older;
 use super::files::{Ext, Scheme, get_ondisk_files, make_on_disk_filename};
-use super::hashes::{Invalidation, invalidate_suffixes_unsynced};
+use super::hashes::{Invalidation, invalidate_suffixes, invalidate_suffixes_unsynced};
 use super::listing::{Names, open_dir};
 use super::{DiskFile, DiskFileError, DiskFileManager, FragPref, Metadata};
 
@@ -237,7 +237,8 @@ impl DiskFile {
     /// Removes what has been reverted to where it belongs: the tombstone of `timestamp` or the fragment, and the meta
     /// file. A fragment without a commit stays until it is older than `nondurable_purge_delay`: its PUT may go on.
     ///
-    /// A crash brings the files back, to be reverted again; the suffix is marked afterwards, which is no worse.
+    /// The suffix is marked before, on disk: a node that is stopped in between and has the partition back later must not
+    /// take itself for in sync. It is marked afterwards, too: somebody may have hashed it meanwhile.
     pub fn purge(
         &self,
         timestamp: Timestamp,
@@ -245,7 +246,9 @@ impl DiskFile {
         nondurable_purge_delay: Duration,
         meta_timestamp: Option<Timestamp>,
     ) -> Result<(), DiskFileError> {
-        let datadir = self.datadir();
+        let (place, datadir) = (&self.place, self.datadir());
+        let suffixes = [place.hash.suffix()];
+        invalidate_suffixes(place.partition_dir(), &place.device_path, &suffixes)?;
         let remove = |name: String| {
             let path = datadir.join(name);
             fs::remove_file(&path).map_err(|err| DiskFileError::io("cannot remove", path, err))
@@ -263,7 +266,6 @@ impl DiskFile {
             remove(make_fragment_filename(timestamp, index, true))?;
             fs::remove_empty_dir(datadir).map_err(|err| DiskFileError::io("cannot remove", datadir, err))?;
         }
-        let place = &self.place;
-        invalidate_suffixes_unsynced(place.partition_dir(), &place.device_path, &[place.hash.suffix()])
+        invalidate_suffixes_unsynced(place.partition_dir(), &place.device_path, &suffixes)
     }
 }

@@ -218,7 +218,7 @@ fn what_has_been_reverted_is_purged_and_nothing_else() {
     purge(10, Some(1), 0);
     assert_eq!(disk.files("o"), ["0000000010.00000#4#d.data"]);
     let durable = fs::read_to_string(disk.partition().join("hashes.invalid")).unwrap();
-    assert_eq!(durable, format!("{}\n", object.hash().suffix()).repeat(3));
+    assert_eq!(durable, format!("{}\n", object.hash().suffix()).repeat(6));
 
     drop(disk.place(11, 1, b""));
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
