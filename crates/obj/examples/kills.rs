@@ -22,6 +22,7 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::config::{Conf, Paste, SwiftConf};
 use common::digest::{hex, md5};
@@ -62,7 +63,7 @@ struct Scenario {
     durable: bool,
 }
 
-const SCENARIOS: [Scenario; 12] = [
+const SCENARIOS: [Scenario; 14] = [
     Scenario { name: "put", armed: "", durable: true },
     Scenario { name: "put_new", armed: "", durable: true },
     Scenario { name: "put_again", armed: "", durable: true },
@@ -72,6 +73,8 @@ const SCENARIOS: [Scenario; 12] = [
     Scenario { name: "post", armed: "", durable: true },
     Scenario { name: "delete", armed: "", durable: true },
     Scenario { name: "ssync", armed: "", durable: true },
+    Scenario { name: "put_fragment", armed: "", durable: true },
+    Scenario { name: "purge", armed: "", durable: false },
     Scenario { name: "revert", armed: "", durable: false },
     Scenario { name: "get_hashes", armed: "", durable: false },
     Scenario { name: "quarantine", armed: "", durable: false },
@@ -122,9 +125,17 @@ fn metadata(at: f64, body: &[u8]) -> Metadata {
     ])
 }
 
+/// Policy 1 is erasure coded.
+fn swift_conf_text() -> String {
+    format!(
+        "[swift-hash]\nswift_hash_path_suffix = {SUFFIX}\n[storage-policy:0]\nname = gold\ndefault = yes\n\
+         [storage-policy:1]\nname = ec\npolicy_type = erasure_coding\nec_type = isa_l_rs_cauchy\n\
+         ec_num_data_fragments = 4\nec_num_parity_fragments = 2\n"
+    )
+}
+
 fn swift_conf() -> SwiftConf {
-    let text = format!("[swift-hash]\nswift_hash_path_suffix = {SUFFIX}\n");
-    SwiftConf::parse(text.as_bytes(), "swift.conf", "/".as_ref()).unwrap()
+    SwiftConf::parse(swift_conf_text().as_bytes(), "swift.conf", "/".as_ref()).unwrap()
 }
 
 fn internal(secs: f64) -> String {
@@ -189,6 +200,11 @@ impl Node {
         if scenario == "get_hashes" {
             assert_eq!(self.send(Method::Delete, 4, BEFORE, &[], ""), 404);
         }
+        if matches!(scenario, "put_fragment" | "purge") {
+            let disk = Disk::new(&self.folder);
+            (0..2).for_each(|n| put_fragment(&disk, n, BEFORE).unwrap());
+            disk.check_hashes();
+        }
         assert!(self.get_hashes());
         if scenario == "post" {
             // Whoever made the hashes, as rsync does, has not made this.
@@ -237,6 +253,11 @@ impl Node {
             }
             "post" => self.send(Method::Post, 0, NOW, &CONTAINER, "") == 202,
             "delete" => self.send(Method::Delete, 2, NOW, &CONTAINER, "") == 204,
+            "put_fragment" => put_fragment(&Disk::new(&self.folder), 0, NOW).is_ok(),
+            "purge" => {
+                let at = Timestamp::from_secs_f64(BEFORE);
+                Disk::new(&self.folder).fragment(0).purge(at, Some(3), Duration::ZERO, None).is_ok()
+            }
             "ssync" => self.ssync(),
             "revert" => self.revert(),
             "get_hashes" => self.get_hashes(),
@@ -281,10 +302,15 @@ impl Node {
             let conf = conf(&self.folder).replace("bind_port = 1\n", &format!("bind_port = {port}\n"));
             let conf = Conf::parse(&conf, "object-server.conf").unwrap();
             obj::replicator::build(&conf, &context(&self.folder)).unwrap().run_once().await;
-            server.stop(std::time::Duration::ZERO).await;
+            server.stop(Duration::ZERO).await;
         });
         !self.folder.join(format!("sda1/objects/{PARTITION}")).exists()
     }
+}
+
+/// Places a fragment and commits it.
+fn put_fragment(disk: &Disk, n: usize, at: f64) -> Result<(), DiskFileError> {
+    disk.fragment(n).place_small(b"", metadata(at, b""))?.0.commit()
 }
 
 /// Updates go to a host that there is not.
@@ -325,8 +351,7 @@ fn conf(folder: &Path) -> String {
 }
 
 fn context(folder: &Path) -> Context {
-    std::fs::write(folder.join("swift.conf"), format!("[swift-hash]\nswift_hash_path_suffix = {SUFFIX}\n"))
-        .unwrap();
+    std::fs::write(folder.join("swift.conf"), swift_conf_text()).unwrap();
     Context::builder("object-server")
         .logger(Logger::memory().0)
         .swift_conf(SwiftConf::load(folder).unwrap())
@@ -373,7 +398,7 @@ impl Disk {
         let conf = DiskFileConf {
             devices: folder.into(),
             mount_check: false,
-            reclaim_age: std::time::Duration::from_secs(RECLAIM_AGE),
+            reclaim_age: Duration::from_secs(RECLAIM_AGE),
             ..DiskFileConf::default()
         };
         let (logger, lines) = Logger::memory();
@@ -388,6 +413,12 @@ impl Disk {
 
     fn diskfile(&self, device: &str, partition: u32, name: &str) -> DiskFile {
         self.manager().diskfile(device, partition, "a", "c", name).unwrap()
+    }
+
+    /// Fragment 3 of an object of the other policy.
+    fn fragment(&self, n: usize) -> DiskFile {
+        let diskfile = self.managers[1].diskfile("sda1", PARTITION, "a", "c", &object(n)).unwrap();
+        diskfile.frag_index(Some(3))
     }
 
     fn find(&self, scenario: &str) -> Found {
@@ -407,6 +438,16 @@ impl Disk {
         if scenario == "get_hashes" {
             let places = [in_partition(0).with_file_name(stray()), quarantined.join(stray())];
             found.insert("strays".into(), json!(places.iter().filter(|path| path.exists()).count()));
+        }
+        if matches!(scenario, "put_fragment" | "purge") {
+            for n in 0..2 {
+                let state = match self.fragment(n).open(None) {
+                    Ok(opened) => json!(opened.data_timestamp().internal()),
+                    Err(DiskFileError::NotExist) => Value::Null,
+                    Err(err) => panic!("fragment {n}: {err}"),
+                };
+                found.insert(format!("fragment {n}"), state);
+            }
         }
         for device in ["sda1", "sda2"].into_iter().filter(|device| self.folder.join(device).exists()) {
             for n in 0..8 {
@@ -458,12 +499,11 @@ impl Disk {
 
     /// Suffix hashes of every partition, in order: those that are cached are those of the files.
     fn check_hashes(&self) {
-        for device in ["sda1", "sda2"] {
-            let objects = self.folder.join(device).join("objects");
+        for (device, objects, manager) in self.places() {
             for partition in names(&objects) {
                 let number = partition.parse().unwrap();
                 let hashes = || {
-                    let hashes = self.manager().get_hashes(device, number, &[], false).unwrap().unwrap();
+                    let hashes = manager.get_hashes(device, number, &[], false).unwrap().unwrap();
                     let hashes = hashes.iter().map(|(suffix, hash)| (suffix, hash.cloned()));
                     hashes.collect::<BTreeMap<_, _>>()
                 };
@@ -471,15 +511,28 @@ impl Disk {
                 for file in ["hashes.pkl", "hashes.invalid"] {
                     fs::remove_file(&objects.join(&partition).join(file)).unwrap();
                 }
-                assert_eq!(cached, hashes(), "stale hashes of partition {partition} of {device}");
+                assert_eq!(
+                    cached,
+                    hashes(),
+                    "stale hashes of partition {partition} of {}",
+                    objects.display()
+                );
             }
         }
     }
 
+    /// The datadirs of each device and policy.
+    fn places(&self) -> impl Iterator<Item = (&'static str, PathBuf, &Arc<DiskFileManager>)> {
+        let policies = move |device: &'static str| {
+            let managers = ["objects", "objects-1"].into_iter().zip(&self.managers);
+            managers.map(move |(name, manager)| (device, self.folder.join(device).join(name), manager))
+        };
+        ["sda1", "sda2"].into_iter().flat_map(policies)
+    }
+
     /// Nothing lies where it would be in the way.
     fn check_names(&self) {
-        for device in ["sda1", "sda2"] {
-            let objects = self.folder.join(device).join("objects");
+        for (_, objects, _) in self.places() {
             for partition in names(&objects) {
                 for name in names(&objects.join(&partition)) {
                     let known = name.len() == 3
