@@ -143,8 +143,8 @@ async fn a_corrupt_source_is_quarantined_and_all_is_rebuilt_without_it() {
         .unwrap();
     cluster.pass("").await;
     cluster.pass("").await;
-    for index in 0..4 {
-        assert_eq!(cluster.data(homes[index], "o"), archives(&body(1000))[index], "{index}");
+    for (archive, &node) in archives(&body(1000)).iter().zip(&homes) {
+        assert_eq!(cluster.data(node, "o"), *archive);
     }
     assert!(cluster.0.device(homes[1]).join("quarantined/objects").exists());
 }
@@ -260,7 +260,7 @@ async fn a_handoff_keeps_what_its_primary_has_not_taken() {
     cluster.0.reconstruct(homes[4], "").await;
     // Without its commit it is sent, but not yet removed: its PUT may go on.
     let uncommitted = format!("{}#2.data", Timestamp::from_secs_f64(now).internal());
-    assert_eq!(cluster.files(homes[2], "o"), [uncommitted.clone()]);
+    assert_eq!(cluster.files(homes[2], "o"), std::slice::from_ref(&uncommitted));
     assert_eq!(cluster.files(homes[4], "o"), [durable(1), vec![uncommitted.clone()]].concat());
     cluster.0.reconstruct(homes[4], "commit_window = 0").await;
     assert_eq!(cluster.files(homes[4], "o"), durable(1));

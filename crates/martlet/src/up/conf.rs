@@ -31,6 +31,10 @@ impl Policy {
     pub fn ring_name(&self) -> String {
         if self.index == 0 { "object".to_owned() } else { format!("object-{}", self.index) }
     }
+
+    fn is_erasure(&self) -> bool {
+        self.words.contains("erasure_coding")
+    }
 }
 
 /// Two replicated policies, and an erasure coded one where there are devices enough for its fragments.
@@ -98,8 +102,15 @@ impl Places<'_> {
     }
 
     pub fn object_server(&self, node: u16) -> String {
+        let reconstructor = match policies(self.settings).any(|policy| policy.is_erasure()) {
+            true => {
+                format!("[object-reconstructor]\ninterval = {REPLICATOR_INTERVAL}\nconcurrency = 2\n\n")
+            }
+            false => String::new(),
+        };
         format!(
             "{}{}\n[object-replicator]\nsync_method = ssync\ninterval = {REPLICATOR_INTERVAL}\nconcurrency = 2\n\n\
+             {reconstructor}\
              [object-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\n\
              [object-auditor]\ninterval = {AUDITOR_INTERVAL}\nfiles_per_second = 100\n",
             self.node_default(node, self.settings.object_port(node)),
@@ -235,6 +246,14 @@ mod tests {
             (Some("ssync"), Some("/srv/data/node3"))
         );
         assert!(conf.section("object-updater").is_some());
+        let mut settings = settings;
+        let has_reconstructor = |settings: &Settings| {
+            let conf = Conf::parse(&places(settings).object_server(1), "x.conf").unwrap();
+            conf.section("object-reconstructor").is_some()
+        };
+        assert!(has_reconstructor(&settings));
+        (settings.nodes, settings.devices) = (1, 3);
+        assert!(!has_reconstructor(&settings), "there is nothing for it to do");
     }
 
     #[test]
