@@ -2,11 +2,12 @@
 //!
 //! `broker` is what both kinds of database share, `connections` how they are opened; `account` and `container` hold a broker and a
 //! server each, and `container` the container-updater. `listing` walks names for both, `listing_formats` and `json` write them.
-//! `replication` keeps the replicas of a database alike.
+//! `replication` keeps the replicas of a database alike, `auditor` reads all of them now and then.
 //!
-//! Not here yet: auditing, the account reaper, the sharder, container sync, the reconciler.
+//! Not here yet: the account reaper, the sharder, container sync, the reconciler.
 
 pub mod account;
+mod auditor;
 pub mod broker;
 pub mod connections;
 pub mod container;
@@ -14,6 +15,7 @@ mod content_type;
 mod json;
 pub mod listing;
 mod listing_formats;
+mod locations;
 pub mod metadata;
 mod pace;
 pub mod replication;

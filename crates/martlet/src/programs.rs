@@ -24,7 +24,7 @@ enum Kind {
     Daemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 12] = [
+pub const PROGRAMS: [Program; 14] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
     Program {
@@ -32,11 +32,21 @@ pub const PROGRAMS: [Program; 12] = [
         about: "keeps the replicas of accounts alike",
         kind: Kind::Daemon(db::account::replicator::build, Takes::WithoutPolicies),
     },
+    Program {
+        name: "account-auditor",
+        about: "finds accounts that have gone bad",
+        kind: Kind::Daemon(db::account::auditor::build, Takes::Daemon),
+    },
     Program { name: "container-server", about: "keeps the listings of containers", kind: Kind::Server },
     Program {
         name: "container-replicator",
         about: "keeps the replicas of containers alike",
         kind: Kind::Daemon(db::container::replicator::build, Takes::WithoutPolicies),
+    },
+    Program {
+        name: "container-auditor",
+        about: "finds containers that have gone bad",
+        kind: Kind::Daemon(db::container::auditor::build, Takes::Daemon),
     },
     Program {
         name: "container-updater",

@@ -1,4 +1,4 @@
-//! The account- and container-replicators beside Swift's: the same passes on copies of the same devices, by usync and by rsync against a
+//! The account- and container-replicators and -auditors beside Swift's: the same passes on copies of the same devices, by usync and by rsync against a
 //! real daemon. Every second node has Swift's servers. The comparing is done by `peer/db_replicator.py`, which runs in the venv of
 //! real Swift; it has a description of each case.
 
@@ -10,7 +10,7 @@ fn compare(cases: &[&str]) -> Result<()> {
     let bin = dir.path().join("bin");
     std::fs::create_dir(&bin)?;
     for tier in ["account", "container"] {
-        for program in ["server", "replicator"] {
+        for program in ["server", "replicator", "auditor"] {
             Peer::Martlet.command(&bin, dir.path(), &format!("swift-{tier}-{program}"))?;
         }
     }
@@ -48,4 +48,9 @@ fn both_do_what_the_command_line_chooses() -> Result<()> {
 #[test]
 fn containers_agree_on_policies_and_shard_ranges() -> Result<()> {
     compare(&["policies", "sharded", "synced"])
+}
+
+#[test]
+fn auditors_find_the_same() -> Result<()> {
+    compare(&["audited"])
 }

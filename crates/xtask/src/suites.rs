@@ -22,9 +22,11 @@ const PROGRAMS: &[&str] = &[
     "object-relinker",
     "container-server",
     "container-replicator",
+    "container-auditor",
     "container-updater",
     "account-server",
     "account-replicator",
+    "account-auditor",
     "proxy-server",
 ];
 

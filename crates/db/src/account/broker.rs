@@ -283,6 +283,12 @@ impl AccountBroker {
         found.ok_or_else(|| self.db.quarantine("missing row in account_stat table"))
     }
 
+    /// Bring statistics of before they counted containers up to date.
+    pub fn migrate_policy_stats(&mut self) -> Result<()> {
+        self.db.commit_puts()?;
+        self.db.read(schema::migrate_policy_stats)
+    }
+
     pub fn policy_stats(&mut self) -> Result<Vec<(i64, PolicyStats)>> {
         self.db.commit_puts()?;
         self.db.read(|sqlite| match query_policy_stats(sqlite, "container_count") {

@@ -1,5 +1,6 @@
-//! The account tier: databases of container rows, the server over them, and their replicator.
+//! The account tier: databases of container rows, the server over them, their replicator and auditor.
 
+pub mod auditor;
 pub mod broker;
 mod listing;
 mod replicated;

@@ -128,3 +128,30 @@ pub fn migrate(sqlite: &Connection, error: &rusqlite::Error) -> rusqlite::Result
     ))?;
     Ok(true)
 }
+
+/// Make the statistics of policies, or let them count containers, in a database from before either.
+pub fn migrate_policy_stats(sqlite: &Connection) -> rusqlite::Result<()> {
+    match sqlite.prepare("SELECT container_count FROM policy_stat LIMIT 0") {
+        Err(error) if is_missing(&error, "no such table: policy_stat") => sqlite.execute_batch(POLICY_STAT),
+        Err(error) if is_missing(&error, "no such column: container_count") => add_container_count(sqlite),
+        other => other.map(drop),
+    }
+}
+
+fn add_container_count(sqlite: &Connection) -> rusqlite::Result<()> {
+    let migrated = sqlite.execute_batch(&format!(
+        "BEGIN IMMEDIATE;
+         DROP TRIGGER container_insert_ps;
+         DROP TRIGGER container_delete_ps;
+         ALTER TABLE policy_stat ADD COLUMN container_count INTEGER DEFAULT 0;
+         {POLICY_TRIGGERS}
+         UPDATE policy_stat SET container_count =
+             (SELECT count(*) FROM container WHERE deleted = 0
+              AND container.storage_policy_index = policy_stat.storage_policy_index);
+         COMMIT;"
+    ));
+    if !sqlite.is_autocommit() {
+        sqlite.execute_batch("ROLLBACK")?;
+    }
+    migrated
+}

@@ -1,6 +1,7 @@
-//! The container tier: databases of object rows, the server over them, their replicator, and the daemon that reports their counts to accounts.
+//! The container tier: databases of object rows, the server over them, their replicator and auditor, and the daemon that reports their counts to accounts.
 
 mod account_update;
+pub mod auditor;
 pub mod broker;
 mod listing;
 mod policy_conflict;

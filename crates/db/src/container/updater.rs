@@ -28,6 +28,7 @@ use service::{Context, Daemon, recon};
 use super::account_update::{self, Place, Report};
 use super::broker::{ContainerBroker, ContainerInfo, DATADIR};
 use crate::broker::{BrokerError, Options, Shared};
+use crate::locations::{database_files, names_in};
 use crate::pace::Pace;
 
 const NAME: &str = "container-updater";
@@ -418,20 +419,4 @@ impl FileState {
         let found = std::fs::metadata(file).ok()?;
         Some(Self { inode: found.ino(), size: found.len(), modified: (found.mtime(), found.mtime_nsec()) })
     }
-}
-
-fn names_in(dir: &Path) -> std::io::Result<Vec<String>> {
-    std::fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-}
-
-/// The databases of a partition: `PARTITION/SUFFIX/HASH/*.db`.
-fn database_files(partition: &Path) -> Vec<PathBuf> {
-    let below = |dir: PathBuf| {
-        std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>()
-    };
-    let hashes = below(partition.to_owned()).into_iter().flat_map(below);
-    hashes
-        .flat_map(below)
-        .filter(|path| path.extension().is_some_and(|extension| extension == "db"))
-        .collect()
 }

@@ -1,4 +1,4 @@
-"""Compares account- and container-replicators: Swift's and Martlet's on copies of the same devices, by usync and rsync.
+"""Compares account- and container-replicators and -auditors: Swift's and Martlet's on copies of the same devices.
 
     db_replicator.py SCRATCH BIN SERVERS CASES...
 
@@ -114,6 +114,12 @@ class Tree:
             self.rows(self.create(node, name, **how), numbers)
 
 
+def is_empty(path):
+    """Whether a database has none of the tables that it should."""
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        return conn.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE '%_stat'").fetchone()[0] == 0
+
+
 class Side(ObjectSide):
     """One replicator with nodes, logs and figures of its own."""
 
@@ -154,8 +160,14 @@ log_statsd_port = %d
 log_statsd_metric_prefix = here
 databases_per_second = 1000
 %s
+[%s-auditor]
+log_level = DEBUG
+log_udp_port = %d
+log_statsd_host = 127.0.0.1
+log_statsd_port = %d
+log_statsd_metric_prefix = here
 ''' % (ETC, self.top, node, SERVER_PORTS[self.tier][node], self.home, self.tier, self.tier, self.tier, self.servers.port,
-                server_options, self.tier, self.log.port, self.statsd.port, options))
+                server_options, self.tier, self.log.port, self.statsd.port, options, self.tier, self.log.port, self.statsd.port))
 
     def rsyncd(self, modules):
         path = os.path.join(self.home, 'rsyncd.conf')
@@ -167,15 +179,15 @@ databases_per_second = 1000
                     SERVER_PORTS[self.tier][node], self.top, node))
         return ['rsync', '--daemon', '--no-detach', '--config', path]
 
-    def once(self, *args, node=0, maker=None):
-        command = program(maker or self.kind, self.tier + '-replicator') + [self.conf(node), 'once'] + list(args)
+    def once(self, *args, node=0, daemon='replicator'):
+        command = program(self.kind, '%s-%s' % (self.tier, daemon)) + [self.conf(node), 'once'] + list(args)
         subprocess.run(command, stdout=subprocess.DEVNULL, env=dict(os.environ, PYTHONWARNINGS='ignore'), check=True, timeout=120)
         self.settle()
 
     def recon(self):
         with open(os.path.join(self.home, self.tier + '.recon')) as fp:
             text = fp.read()
-        return json.loads(re.sub(r'"(replication_(?:time|last)|start)": ?[0-9.e+-]+', r'"\1": 0', text))
+        return json.loads(re.sub(r'"(replication_(?:time|last)|start|\w*_completed)": ?[0-9.e+-]+', r'"\1": 0', text))
 
     def db_paths(self):
         for folder, _, files in os.walk(self.top):
@@ -187,7 +199,7 @@ databases_per_second = 1000
         """What the databases hold, by their paths; databases are called by their nodes."""
         names, found = {}, {}
         tables = ('object', 'shard_range') if self.tier == 'container' else ('container',)
-        paths = [path for path in self.db_paths() if '/quarantined/' not in path]
+        paths = [path for path in self.db_paths() if '/quarantined/' not in path and not is_empty(path)]
         for path in paths:
             with contextlib.closing(sqlite3.connect(path)) as conn:
                 assert conn.execute('PRAGMA integrity_check').fetchall() == [('ok',)], path
@@ -223,7 +235,8 @@ databases_per_second = 1000
         def plain(line):
             line = line.replace(self.top, '').replace(self.home, '')
             line = re.sub(r'in [0-9.]+ seconds \([0-9.]+/s\)', 'in time', line)
-            line = re.sub(r'\([0-9.e-]+g?s\)', '(time)', line)
+            line = re.sub(r'\([0-9.e-]+g?s\)|completed: [0-9.]+s', '(time)', line)
+            line = re.sub(r'(ERROR Could not get \w+ info [^ :]*).*', r'\1', line, flags=re.DOTALL)
             line = re.sub(r'[0-9a-f]{8}-[0-9a-f-]{27}-\w*', 'ID', line)
             # Nodes as dicts, tracebacks, and what the exceptions of each are called.
             line = re.sub(r'(ERROR (?:reading HTTP response from|syncing with|Remote drive not mounted)) .*', r'\1', line, flags=re.DOTALL)
@@ -244,7 +257,8 @@ OPTIONS = 'rsync_module = rsync://{replication_ip}:%d/db_{replication_port}\n' %
 class Case:
     """Both replicators on the same nodes. `up` are the nodes with servers, `rsync` those with rsync modules."""
 
-    def __init__(self, name, kind, options='', up=(0, 1, 2, 3, 4), rsync=(0, 1, 2, 3, 4), args=(), **ring):
+    def __init__(self, name, kind, options='', up=(0, 1, 2, 3, 4), rsync=(0, 1, 2, 3, 4), args=(), daemon='replicator', **ring):
+        self.daemon = daemon
         self.name, self.options, self.up, self.modules, self.args = '%s-%s' % (name, kind), options, up, rsync, args
         rings(**ring)
         self.template = Tree(os.path.join(SCRATCH, self.name + '-template'), kind)
@@ -271,7 +285,7 @@ class Case:
                     if index and between:
                         between(side)
                     for node in nodes:
-                        side.once(*self.args, node=node)
+                        side.once(*self.args, node=node, daemon=self.daemon)
                 side.settle()
             sides.append(side)
         python, ours = sides
@@ -282,7 +296,7 @@ class Case:
         same(name + ': log', *([line for line in side.said() if not any(part in line for part in ignore_log)] for side in sides))
         if requests:
             same(name + ': requests', sorted(python.requests), sorted(ours.requests))
-        stats = ours.recon()['replication_stats']
+        stats = ours.recon().get('replication_stats', {})
         print('%s: %d databases, %d requests, %d lines of log, %s' % (
             name, len(ours.databases()), len(ours.requests), len(ours.said()),
             ', '.join('%s %s' % item for item in sorted(stats.items()) if item[1])))
@@ -580,9 +594,37 @@ def synced():
     case.run()
 
 
+@each_kind
+def audited(kind):
+    """Databases that are fine, deleted, garbage, without tables, or count wrong."""
+    case = Case('audited', kind, up=(), rsync=(), daemon='auditor')
+    tree = case.template
+    for name in ('good', 'empty', 'deleted', 'garbage', 'tables', 'wrong', 'uncounted'):
+        tree.rows(tree.create(0, name), range(0 if name in ('empty', 'deleted') else 4))
+    tree.broker(0, 'deleted').delete_db(stamp(300))
+    with open(tree.db_file(0, 'garbage'), 'w') as fp:
+        fp.write('x' * 10000)
+    os.unlink(tree.db_file(0, 'tables'))
+    for name, script in (('tables', 'CREATE TABLE other (x)'), ('wrong', 'UPDATE policy_stat SET bytes_used = 1000'),
+                         ('uncounted', 'ALTER TABLE policy_stat DROP COLUMN container_count')):
+        if name == 'uncounted' and kind == 'container':
+            continue
+        with contextlib.closing(sqlite3.connect(tree.db_file(0, name))) as conn:
+            if name == 'uncounted':
+                # As it was before policies counted their containers.
+                conn.executescript('DROP TRIGGER container_insert_ps; DROP TRIGGER container_delete_ps;')
+                conn.execute(script)
+                conn.executescript('CREATE TRIGGER container_insert_ps AFTER INSERT ON container BEGIN SELECT 1; END;'
+                                   'CREATE TRIGGER container_delete_ps AFTER DELETE ON container BEGIN SELECT 1; END;')
+            else:
+                conn.execute(script)
+            conn.commit()
+    case.run(passes=((0,), (0,)))
+
+
 CASES = {case.__name__: case for case in (
     in_sync, usync, missing, merged_by_rsync, handoffs, reclaimed, misplaced, partners, damaged, overrides, elsewhere, policies,
-    sharded, synced)}
+    sharded, synced, audited)}
 if __name__ == '__main__':
     for case_name in WANTED or CASES:
         CASES[case_name]()
