@@ -63,19 +63,14 @@ impl Cluster {
         Self::in_dir(tempfile::tempdir().unwrap(), nodes, primaries, options)
     }
 
-    /// For many clusters: where a sync takes no time, if there is such a place that takes metadata.
+    /// For many clusters.
     pub fn in_memory(nodes: usize, primaries: &[usize], options: &str) -> Self {
-        let takes_metadata = |dir: &tempfile::TempDir| {
-            let file = std::fs::File::create(dir.path().join("file")).unwrap();
-            common::fs::write_metadata_xattrs(file, b"pickle", 6).is_ok()
-        };
-        let dir = tempfile::tempdir_in("/dev/shm").ok().filter(takes_metadata);
-        Self::in_dir(dir.unwrap_or_else(|| tempfile::tempdir().unwrap()), nodes, primaries, options)
+        Self::in_dir(memory_dir(), nodes, primaries, options)
     }
 
     /// With policy 0 an EC policy, of which each partition has so many primaries; any other node is a handoff.
     pub fn of_fragments(nodes: usize, (ndata, nparity): (usize, usize), options: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = memory_dir();
         let policy = format!(
             "[storage-policy:0]\nname = ec\ndefault = yes\npolicy_type = erasure_coding\nec_type = isa_l_rs_cauchy\n\
              ec_num_data_fragments = {ndata}\nec_num_parity_fragments = {nparity}\n"
@@ -292,6 +287,16 @@ impl Cluster {
             assert_eq!(node.lines.at_least(service::logs::Level::Warning), Vec::<String>::new());
         }
     }
+}
+
+/// A folder where a sync takes no time, if there is such a place that takes metadata.
+fn memory_dir() -> tempfile::TempDir {
+    let takes_metadata = |dir: &tempfile::TempDir| {
+        let file = std::fs::File::create(dir.path().join("file")).unwrap();
+        common::fs::write_metadata_xattrs(file, b"pickle", 6).is_ok()
+    };
+    let dir = tempfile::tempdir_in("/dev/shm").ok().filter(takes_metadata);
+    dir.unwrap_or_else(|| tempfile::tempdir().unwrap())
 }
 
 /// Calls the hook before the end of a session's updates is passed on to the sender.

@@ -38,21 +38,24 @@ os.makedirs(ETC)
 with open(os.path.join(ETC, 'swift.conf'), 'w') as conf:
     conf.write('[swift-hash]\nswift_hash_path_suffix = endcap\n'
                '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n'
-               '[storage-policy:2]\nname = bronze\n')
+               '[storage-policy:2]\nname = bronze\n'
+               '[storage-policy:3]\nname = coded\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n'
+               'ec_num_data_fragments = 2\nec_num_parity_fragments = 1\n')
 utils.set_swift_dir(ETC)
 reload_storage_policies()
 logging.disable(logging.CRITICAL)
 
 
 class Rings:
-    """The rings of both policies, which go through an increase together; bronze's never does."""
+    """The rings of the policies, which go through an increase together; bronze's never does."""
 
     def __init__(self):
         self.builders = {}
-        for name in ('object', 'object-1', 'object-2'):
-            builder = self.builders[name] = RingBuilder(PART_POWER, 1, 1)
-            builder.add_dev({'id': 0, 'region': 1, 'zone': 1, 'ip': '127.0.0.1', 'port': 6200, 'device': 'sda',
-                             'weight': 1})
+        for name, replicas in (('object', 1), ('object-1', 1), ('object-2', 1), ('object-3', 3)):
+            builder = self.builders[name] = RingBuilder(PART_POWER, replicas, 1)
+            for number in range(replicas):
+                builder.add_dev({'id': number, 'region': 1, 'zone': number, 'ip': '127.0.0.1', 'port': 6200,
+                                 'device': 'sda' if number == 0 else 'sdf%d' % number, 'weight': 1})
             builder.rebalance()
         self.save()
 
@@ -63,7 +66,7 @@ class Rings:
             builder.get_ring().save(os.path.join(ETC, name + '.ring.gz'))
 
     def each(self, method):
-        for name in ('object', 'object-1'):
+        for name in ('object', 'object-1', 'object-3'):
             assert getattr(self.builders[name], method)(), method
         self.save()
 
@@ -71,6 +74,20 @@ class Rings:
 def manager(devices):
     return diskfile.DiskFileManager(
         {'devices': devices, 'mount_check': 'false', 'reclaim_age': str(10 ** 9)}, utils.get_logger({}, 'peer'))
+
+
+def fragments(devices, name, *indexes, at=NOW - 1000, commit=True, power=PART_POWER):
+    mgr = diskfile.ECDiskFileManager({'devices': devices, 'mount_check': 'false', 'reclaim_age': str(10 ** 9)},
+                                     utils.get_logger({}, 'peer'))
+    df = mgr.get_diskfile('sda', part_of(name, power), 'a', 'c', name, POLICIES[3])
+    for index in indexes:
+        with df.create(size=4) as writer:
+            writer.write(b'frag')
+            writer.put({'X-Timestamp': Timestamp(at).internal, 'Content-Length': '4', 'Content-Type': 'x/y', 'ETag': 'x',
+                        'X-Object-Sysmeta-Ec-Frag-Index': str(index), 'X-Object-Sysmeta-Ec-Etag': 'etag'})
+            if commit:
+                writer.commit(Timestamp(at))
+    return df
 
 
 def part_of(name, power=PART_POWER):
@@ -110,6 +127,18 @@ def cases(devices):
         put(devices, on('sda'), 'o%d' % n, policy=n % 2)
     for n in range(3):
         put(devices, 'sda', 'bronze%d' % n, policy=2)
+    # Durable, not durable, both, with a legacy marker, with metadata of a POST, and a newer one in the partition to be.
+    for n in range(4):
+        fragments(devices, 'c%d' % n, n % 3)
+    fragments(devices, upper('fresh'), 0, 2, commit=False)
+    fragments(devices, upper('both'), 1)
+    fragments(devices, upper('both'), 1, at=NOW - 900, commit=False)
+    df = fragments(devices, upper('legacy'), 1, commit=False)
+    open(os.path.join(df._datadir, Timestamp(NOW - 1000).internal + '.durable'), 'w').close()
+    fragments(devices, upper('posted'), 0, 1).write_metadata(
+        {'X-Timestamp': Timestamp(NOW - 10).internal, 'X-Object-Meta-A': 'b'})
+    fragments(devices, upper('newer'), 1)
+    fragments(devices, upper('newer'), 1, at=NOW - 5, power=PART_POWER + 1)
     find(devices, 'sda', 'o2').write_metadata({'X-Timestamp': Timestamp(NOW - 10).internal, 'X-Object-Meta-A': 'b'})
     find(devices, 'sda', 'o4').delete(Timestamp(NOW - 20))
     for n in range(5):
@@ -404,7 +433,7 @@ def main():
     same('mounts: exit code', *[side.run('relink') for side in sides])
     same('mounts: files', *[tree(side.devices) for side in sides])
     same('mounts: recon', *[side.recon() for side in sides])
-    assert sides[1].recon()['devices']['sdb']['stats']['unmounted'] == 2
+    assert sides[1].recon()['devices']['sdb']['stats']['unmounted'] == 3
     sides = [Side(kind, 'unlistable', template) for kind in SIDES]
     for side in sides:
         shutil.rmtree(os.path.join(side.devices, 'sda/objects'))
