@@ -14,8 +14,7 @@ mod cluster;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use bytes::Bytes;
-use cluster::{Cluster, Trouble};
+use cluster::{Cluster, SEGMENT, Trouble, archives};
 use common::digest::{hex, md5};
 use common::fs::fail::{self, Action};
 use common::{Clock, Timestamp};
@@ -28,7 +27,6 @@ const OBJECTS: usize = 2;
 const NDATA: usize = 2;
 const FRAGMENTS: usize = 4;
 const QUORUM: usize = 3;
-const SEGMENT: usize = 1 << 20;
 const POINTS: [&str; 8] = [
     "put.write",
     "put.before_link",
@@ -113,19 +111,6 @@ struct Found {
 
 fn name(object: usize) -> String {
     format!("o{object}")
-}
-
-fn archives(body: &[u8]) -> Vec<Vec<u8>> {
-    let codec = ec::Codec::new("isa_l_rs_cauchy", NDATA, FRAGMENTS - NDATA).unwrap();
-    let mut archives = vec![Vec::new(); FRAGMENTS];
-    for segment in body.chunks(SEGMENT) {
-        let fragments = codec.encode(&Bytes::copy_from_slice(segment));
-        fragments
-            .iter()
-            .zip(&mut archives)
-            .for_each(|(fragment, archive)| archive.extend(fragment.to_bytes()));
-    }
-    archives
 }
 
 impl World {

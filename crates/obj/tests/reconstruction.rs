@@ -7,29 +7,13 @@ mod cluster;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use bytes::Bytes;
-use cluster::{Cluster, Trouble};
+use cluster::{Cluster, SEGMENT, Trouble, archives};
 use common::Timestamp;
 use common::digest::{hex, md5};
 use service::http::Method;
 use service::logs::Level;
 
-const SEGMENT: usize = 1 << 20;
 const OLD: f64 = 1_600_000_000.0;
-
-/// The archives of an object.
-fn archives(body: &[u8]) -> Vec<Vec<u8>> {
-    let codec = ec::Codec::new("isa_l_rs_cauchy", 2, 2).unwrap();
-    let mut archives = vec![Vec::new(); 4];
-    for segment in body.chunks(SEGMENT) {
-        let fragments = codec.encode(&Bytes::copy_from_slice(segment));
-        fragments
-            .iter()
-            .zip(&mut archives)
-            .for_each(|(fragment, archive)| archive.extend(fragment.to_bytes()));
-    }
-    archives
-}
 
 struct Fragments(Cluster);
 

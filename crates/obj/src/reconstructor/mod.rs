@@ -34,10 +34,10 @@ use service::recon;
 use tokio::task::JoinSet;
 
 use crate::diskfile::{DiskFileConf, DiskFileManager, DiskFileRouter};
-use crate::replicator::job::{Overrides, local_devices, sweep_tmp};
+use crate::replicator::job::{Overrides, local_devices, ring_changed, ring_to_sync, sweep_tmp};
 use crate::replicator::revert::remove_partition;
-use crate::replicator::stats::compute_eta;
-use crate::replicator::workers::distribute_evenly;
+use crate::replicator::stats::{compute_eta, suffix_lines};
+use crate::replicator::workers::{all_local_devices, distribute_evenly, gone};
 use crate::ssync::sender::{SenderConf, node_to_string};
 
 mod job;
@@ -121,12 +121,7 @@ impl ReconstructorConf {
             quarantine_age: section.secs("quarantine_age", reclaim_age.as_secs_f64())?,
             request_node_count,
             max_objects_per_revert: section.int("max_objects_per_revert", 0)?,
-            sender: SenderConf {
-                conn_timeout: section.secs("conn_timeout", 0.5)?,
-                node_timeout: section.secs("node_timeout", 10.0)?,
-                http_timeout: section.secs("http_timeout", 60.0)?,
-                network_chunk_size: section.positive_int("network_chunk_size", 65536)?,
-            },
+            sender: SenderConf::from_section(section)?,
         })
     }
 }
@@ -238,18 +233,8 @@ impl ObjectReconstructor {
         distribute_evenly(devices.collect(), self.conf.workers)
     }
 
-    /// The names of this machine's devices in any ring of an EC policy.
     fn all_local_devices(&self) -> BTreeSet<String> {
-        let policies = &self.ctx.swift_conf.policies;
-        let ips = whataremyips(&self.conf.ring_ip);
-        let mut names = BTreeSet::new();
-        for policy in policies.iter().filter(|policy| policy.is_erasure()) {
-            // A ring that cannot be loaded is logged by the passes.
-            let Ok(ring) = self.ctx.rings.object(policy.index, policies) else { continue };
-            let local = local_devices(&ring, &ips, self.conf.port, &Overrides::default());
-            names.extend(local.into_iter().map(|dev| dev.device.clone()));
-        }
-        names
+        all_local_devices(&self.ctx, &self.conf.ring_ip, self.conf.port, StoragePolicy::is_erasure)
     }
 
     /// A pass of all workers.
@@ -295,14 +280,7 @@ fn aggregate(cache: &Map<String, Value>, local: &BTreeSet<String>) -> Vec<(Strin
         entries.push(("object_reconstruction_time".to_owned(), json!((last - began) / 60.0)));
         entries.push(("object_reconstruction_last".to_owned(), json!(last)));
     }
-    let gone: Map<String, Value> = per_disk
-        .keys()
-        .filter(|device| !local.contains(*device))
-        .map(|dev| (dev.clone(), json!({})))
-        .collect();
-    if !gone.is_empty() {
-        entries.push((PER_DISK.to_owned(), Value::Object(gone)));
-    }
+    entries.extend(gone(PER_DISK, per_disk, local));
     entries
 }
 
@@ -386,7 +364,7 @@ impl Reconstructor {
             let policy = part.manager.policy();
             if Instant::now() >= next_check {
                 next_check = Instant::now() + self.conf.ring_check_interval;
-                if self.ring_changed(&part) && changed.insert(policy) {
+                if ring_changed(&self.ctx, policy, &part.ring) && changed.insert(policy) {
                     let name = self.ctx.swift_conf.policies.get(policy).map_or("", |policy| &policy.name);
                     self.logger.info(format_args!(
                         "Ring change detected for policy {policy} ({name}). Aborting current reconstruction pass for this \
@@ -496,19 +474,7 @@ impl Reconstructor {
             else {
                 continue;
             };
-            let ring = match self.ctx.rings.object(policy.index, policies) {
-                Ok(ring) => ring,
-                Err(err) => {
-                    self.logger.error(err);
-                    continue;
-                }
-            };
-            // While the part power is being increased every object has two names here, and would be copied twice.
-            if ring.next_part_power().is_some() {
-                let name = &policy.name;
-                self.logger.warning(format_args!("next_part_power set in policy '{name}'. Skipping"));
-                continue;
-            }
+            let Some(ring) = ring_to_sync(&self.ctx, policy, &self.logger) else { continue };
             let ips = whataremyips(&self.conf.ring_ip);
             for dev in local_devices(&ring, &ips, self.conf.port, &self.overrides) {
                 add(&pass.device_count, 1);
@@ -555,15 +521,6 @@ impl Reconstructor {
         found.into_iter().filter(wanted).map(part).collect()
     }
 
-    fn ring_changed(&self, part: &Part) -> bool {
-        let policies = &self.ctx.swift_conf.policies;
-        let Some(policy) = policies.get(part.manager.policy()) else { return true };
-        match self.ctx.rings.file(&policy.object_ring_name) {
-            Ok(file) => file.has_changed() || !Arc::ptr_eq(&file.get(), &part.ring),
-            Err(_) => false,
-        }
-    }
-
     fn log_stats(&self, pass: &Pass) {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let secs = pass.started.elapsed().as_secs_f64();
@@ -578,20 +535,9 @@ impl Reconstructor {
             done as f64 / secs.max(0.000_001),
             compute_eta(secs, done, total)
         ));
-        let mut times: Vec<f64> = pass.partition_times.lock().iter().map(Duration::as_secs_f64).collect();
-        let checked = of(&pass.suffix_count);
-        times.sort_by(f64::total_cmp);
-        let (Some(min), Some(max)) = (times.first(), times.last()) else { return };
-        if checked > 0 {
-            let percent = |counter| of(counter) as f64 * 100.0 / checked as f64;
-            self.logger.info(format_args!(
-                "{checked} suffixes checked - {:.2}% hashed, {:.2}% synced",
-                percent(&pass.suffix_hash),
-                percent(&pass.suffix_sync)
-            ));
-            let med = times[times.len() / 2];
-            self.logger.info(format_args!("Partition times: max {max:.4}s, min {min:.4}s, med {med:.4}s"));
-        }
+        let times = pass.partition_times.lock().clone();
+        let suffixes = [of(&pass.suffix_count), of(&pass.suffix_hash), of(&pass.suffix_sync)];
+        suffix_lines(suffixes, &times).into_iter().for_each(|line| self.logger.info(line));
     }
 
     fn log_handoffs(&self, pass: &Pass) {

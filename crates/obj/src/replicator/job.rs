@@ -4,8 +4,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::policy::data_dir;
+use common::policy::{PolicyIndex, StoragePolicy, data_dir};
 use ring::{Device, Node, Ring, is_local_device};
+use service::context::Context;
 use service::daemon::DaemonArgs;
 use service::logs::Logger;
 
@@ -80,6 +81,27 @@ pub fn local_devices(
             && overrides.takes_device(&dev.device)
     };
     ring.devs().iter().flatten().filter(local).cloned().collect()
+}
+
+/// The ring of a policy; `None` if there is none or nothing is to be synced now, which is logged.
+pub fn ring_to_sync(ctx: &Context, policy: &StoragePolicy, logger: &Logger) -> Option<Arc<Ring>> {
+    let ring = ctx.rings.object(policy.index, &ctx.swift_conf.policies);
+    let ring = ring.inspect_err(|err| logger.error(err)).ok()?;
+    // While the part power is being increased every object has two names here, and would be copied twice.
+    if ring.next_part_power().is_some() {
+        logger.warning(format_args!("next_part_power set in policy '{}'. Skipping", policy.name));
+        return None;
+    }
+    Some(ring)
+}
+
+/// Whether a policy has another ring by now.
+pub fn ring_changed(ctx: &Context, policy: PolicyIndex, ring: &Arc<Ring>) -> bool {
+    let Some(policy) = ctx.swift_conf.policies.get(policy) else { return true };
+    match ctx.rings.file(&policy.object_ring_name) {
+        Ok(file) => file.has_changed() || !Arc::ptr_eq(&file.get(), ring),
+        Err(_) => false,
+    }
 }
 
 /// What a look at one device has found.

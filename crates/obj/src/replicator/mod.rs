@@ -41,7 +41,10 @@ pub(crate) mod stats;
 pub(crate) mod update;
 pub(crate) mod workers;
 
-use job::{DeviceJobs, Job, Overrides, jobs_of_device, local_devices, node_key, not_available};
+use job::{
+    DeviceJobs, Job, Overrides, jobs_of_device, local_devices, node_key, not_available, ring_changed,
+    ring_to_sync,
+};
 use rsync::RsyncConf;
 use stats::{NodeKey, Stats, stats_lines};
 
@@ -109,12 +112,7 @@ impl ReplicatorConf {
             handoffs_first: section.bool("handoffs_first", false)?,
             handoff_delete: section.auto_int::<usize>("handoff_delete")?.unwrap_or(0),
             method,
-            sender: SenderConf {
-                conn_timeout: section.secs("conn_timeout", 0.5)?,
-                node_timeout: section.secs("node_timeout", 10.0)?,
-                http_timeout: section.secs("http_timeout", 60.0)?,
-                network_chunk_size: section.positive_int("network_chunk_size", 65536)?,
-            },
+            sender: SenderConf::from_section(section)?,
         };
         if conf.handoff_delete > 0 || conf.handoffs_first {
             ctx.logger.warning(
@@ -382,7 +380,7 @@ impl Replicator {
             }
             if Instant::now() >= next_check {
                 next_check = Instant::now() + self.conf.ring_check_interval;
-                if self.ring_changed(&job) {
+                if ring_changed(&self.ctx, job.manager.policy(), &job.ring) {
                     self.logger.info("Ring change detected. Aborting current replication pass.");
                     break;
                 }
@@ -464,19 +462,7 @@ impl Replicator {
         let policies = &self.ctx.swift_conf.policies;
         let mut jobs = Vec::new();
         for policy in policies.iter().filter(|policy| !policy.is_erasure()) {
-            let ring = match self.ctx.rings.object(policy.index, policies) {
-                Ok(ring) => ring,
-                Err(err) => {
-                    self.logger.error(err);
-                    continue;
-                }
-            };
-            // While the part power is being increased every object has two names here, and would be copied twice.
-            if ring.next_part_power().is_some() {
-                let name = &policy.name;
-                self.logger.warning(format_args!("next_part_power set in policy '{name}'. Skipping"));
-                continue;
-            }
+            let Some(ring) = ring_to_sync(&self.ctx, policy, &self.logger) else { continue };
             if !self.overrides.takes_policy(policy.index.0) {
                 continue;
             }
@@ -520,15 +506,6 @@ impl Replicator {
                     }
                 }
             }
-        }
-    }
-
-    fn ring_changed(&self, job: &Job) -> bool {
-        let policies = &self.ctx.swift_conf.policies;
-        let Some(policy) = policies.get(job.manager.policy()) else { return true };
-        match self.ctx.rings.file(&policy.object_ring_name) {
-            Ok(file) => file.has_changed() || !Arc::ptr_eq(&file.get(), &job.ring),
-            Err(_) => false,
         }
     }
 

@@ -107,20 +107,23 @@ pub fn stats_lines(stats: &Stats, total: u64, elapsed: Duration, times: &[Durati
         ),
         format!("{} successes, {} failures", stats.success, stats.failure),
     ];
-    if stats.suffix_count > 0 {
-        let percent = |n: u64| n as f64 * 100.0 / stats.suffix_count as f64;
-        lines.push(format!(
-            "{} suffixes checked - {:.2}% hashed, {:.2}% synced",
-            stats.suffix_count,
-            percent(stats.suffix_hash),
-            percent(stats.suffix_sync),
-        ));
-        let mut times: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
-        times.sort_by(f64::total_cmp);
-        if let (Some(min), Some(max)) = (times.first(), times.last()) {
-            let med = times[times.len() / 2];
-            lines.push(format!("Partition times: max {max:.4}s, min {min:.4}s, med {med:.4}s"));
-        }
+    lines.extend(suffix_lines([stats.suffix_count, stats.suffix_hash, stats.suffix_sync], times));
+    lines
+}
+
+/// Of suffixes checked, hashed and synced, if any were, and of the times that partitions took.
+pub fn suffix_lines([checked, hashed, synced]: [u64; 3], times: &[Duration]) -> Vec<String> {
+    if checked == 0 {
+        return Vec::new();
+    }
+    let percent = |n: u64| n as f64 * 100.0 / checked as f64;
+    let (hashed, synced) = (percent(hashed), percent(synced));
+    let mut lines = vec![format!("{checked} suffixes checked - {hashed:.2}% hashed, {synced:.2}% synced")];
+    let mut times: Vec<f64> = times.iter().map(Duration::as_secs_f64).collect();
+    times.sort_by(f64::total_cmp);
+    if let (Some(min), Some(max)) = (times.first(), times.last()) {
+        let med = times[times.len() / 2];
+        lines.push(format!("Partition times: max {max:.4}s, min {min:.4}s, med {med:.4}s"));
     }
     lines
 }

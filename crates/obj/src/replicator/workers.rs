@@ -11,10 +11,12 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
 
+use common::policy::StoragePolicy;
 use common::recon::load_recon;
 use futures_util::future::join_all;
 use ring::whataremyips;
 use serde_json::{Map, Value, json};
+use service::context::Context;
 use service::recon;
 
 use super::job::{Overrides, local_devices};
@@ -36,18 +38,9 @@ impl ObjectReplicator {
         distribute_evenly(devices, self.conf.workers)
     }
 
-    /// The names of this machine's devices in any of the rings.
     fn all_local_devices(&self) -> BTreeSet<String> {
-        let policies = &self.ctx.swift_conf.policies;
-        let ips = whataremyips(&self.conf.ring_ip);
-        let mut names = BTreeSet::new();
-        for policy in policies.iter().filter(|policy| !policy.is_erasure()) {
-            // A ring that cannot be loaded is logged by the passes.
-            let Ok(ring) = self.ctx.rings.object(policy.index, policies) else { continue };
-            let local = local_devices(&ring, &ips, self.conf.port, &Overrides::default());
-            names.extend(local.into_iter().map(|dev| dev.device.clone()));
-        }
-        names
+        let is_replicated = |policy: &StoragePolicy| !policy.is_erasure();
+        all_local_devices(&self.ctx, &self.conf.ring_ip, self.conf.port, is_replicated)
     }
 
     /// A pass of all workers.
@@ -101,6 +94,32 @@ fn per_disk(done: &Done, devices: &[String]) -> Value {
     Value::Object(devices.iter().map(|device| (device.clone(), figures(device))).collect())
 }
 
+/// The names of this machine's devices in any of the rings of some policies.
+pub fn all_local_devices(
+    ctx: &Context,
+    ring_ip: &str,
+    port: Option<u16>,
+    wanted: impl Fn(&StoragePolicy) -> bool,
+) -> BTreeSet<String> {
+    let policies = &ctx.swift_conf.policies;
+    let ips = whataremyips(ring_ip);
+    let mut names = BTreeSet::new();
+    for policy in policies.iter().filter(|policy| wanted(policy)) {
+        // A ring that cannot be loaded is logged by the passes.
+        let Ok(ring) = ctx.rings.object(policy.index, policies) else { continue };
+        let local = local_devices(&ring, &ips, port, &Overrides::default());
+        names.extend(local.into_iter().map(|dev| dev.device.clone()));
+    }
+    names
+}
+
+/// The entry of recon which removes the figures of devices that this machine has no more.
+pub fn gone(key: &str, per_disk: &Map<String, Value>, local: &BTreeSet<String>) -> Option<(String, Value)> {
+    let gone = per_disk.keys().filter(|device| !local.contains(*device));
+    let gone: Map<String, Value> = gone.map(|device| (device.clone(), json!({}))).collect();
+    (!gone.is_empty()).then(|| (key.to_string(), Value::Object(gone)))
+}
+
 /// What the figures by device say of the machine, and that those of devices which are gone are to be removed.
 fn aggregate(cache: &Map<String, Value>, local: &BTreeSet<String>) -> Vec<(String, Value)> {
     let none = Map::new();
@@ -116,14 +135,7 @@ fn aggregate(cache: &Map<String, Value>, local: &BTreeSet<String>) -> Vec<(Strin
         entries.push(("replication_stats".to_string(), sum.to_recon()));
         entries.extend(times(least("object_replication_time"), least("object_replication_last")));
     }
-    let gone: Map<String, Value> = per_disk
-        .keys()
-        .filter(|device| !local.contains(*device))
-        .map(|dev| (dev.clone(), json!({})))
-        .collect();
-    if !gone.is_empty() {
-        entries.push((PER_DISK.to_string(), Value::Object(gone)));
-    }
+    entries.extend(gone(PER_DISK, per_disk, local));
     entries
 }
 

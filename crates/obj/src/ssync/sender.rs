@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use common::config::{ConfigError, Section};
 use common::hash::{ObjHash, Suffix};
 use futures_util::StreamExt;
 use indexmap::IndexMap;
@@ -57,6 +58,17 @@ pub struct SenderConf {
     pub node_timeout: Duration,
     pub http_timeout: Duration,
     pub network_chunk_size: usize,
+}
+
+impl SenderConf {
+    pub fn from_section(section: &Section) -> Result<Self, ConfigError> {
+        Ok(Self {
+            conn_timeout: section.secs("conn_timeout", 0.5)?,
+            node_timeout: section.secs("node_timeout", 10.0)?,
+            http_timeout: section.secs("http_timeout", 60.0)?,
+            network_chunk_size: section.positive_int("network_chunk_size", 65536)?,
+        })
+    }
 }
 
 /// One partition's suffixes on their way to one node.

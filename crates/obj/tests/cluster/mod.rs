@@ -22,6 +22,7 @@ use service::logs::{Lines, Logger};
 use service::pipeline::{Registry, load_app};
 
 pub const PART_POWER: u32 = 2;
+pub const SEGMENT: usize = 1 << 20;
 const SECRET: &str = "[swift-hash]\nswift_hash_path_suffix = endcap\n";
 
 pub struct Cluster {
@@ -297,6 +298,20 @@ fn memory_dir() -> tempfile::TempDir {
     };
     let dir = tempfile::tempdir_in("/dev/shm").ok().filter(takes_metadata);
     dir.unwrap_or_else(|| tempfile::tempdir().unwrap())
+}
+
+/// The fragment archives of an object of a policy 2+2 of [`Cluster::of_fragments`].
+pub fn archives(body: &[u8]) -> Vec<Vec<u8>> {
+    let codec = ec::Codec::new("isa_l_rs_cauchy", 2, 2).unwrap();
+    let mut archives = vec![Vec::new(); 4];
+    for segment in body.chunks(SEGMENT) {
+        let fragments = codec.encode(&bytes::Bytes::copy_from_slice(segment));
+        fragments
+            .iter()
+            .zip(&mut archives)
+            .for_each(|(fragment, archive)| archive.extend(fragment.to_bytes()));
+    }
+    archives
 }
 
 /// Calls the hook before the end of a session's updates is passed on to the sender.
