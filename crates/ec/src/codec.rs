@@ -249,7 +249,8 @@ impl Codec {
             if !fits {
                 return Err(CodecError::Misfit(header.index));
             }
-            if (header.backend, header.backend_version) != (backend.id, backend.version) {
+            // Of another version is fine, as for liberasurecode: no version of a backend ever changed its matrix.
+            if header.backend != backend.id {
                 survivors.foreign.get_or_insert(header.index);
             }
             survivors.there |= 1 << index;

@@ -94,7 +94,10 @@ impl Cluster {
             [storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n\
             [storage-policy:2]\nname = old\ndeprecated = yes\n\
             [storage-policy:3]\nname = ec\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n\
-            ec_num_data_fragments = 4\nec_num_parity_fragments = 2\nec_object_segment_size = 100000\n";
+            ec_num_data_fragments = 4\nec_num_parity_fragments = 2\nec_object_segment_size = 100000\n\
+            [storage-policy:4]\nname = twice\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n\
+            ec_num_data_fragments = 2\nec_num_parity_fragments = 1\nec_duplication_factor = 2\n\
+            ec_object_segment_size = 100000\n";
         let swift_conf = SwiftConf::parse(swift_conf.as_bytes(), "swift.conf", dir.path()).unwrap();
         let (logger, lines) = Logger::memory();
         let ctx = Context::builder("proxy-server")
@@ -176,12 +179,12 @@ impl Cluster {
             .collect()
     }
 
-    /// The node that has a fragment of that index.
-    pub fn holder_of(&self, path: &str, index: usize) -> usize {
+    /// A node that has the fragment archive of that index, and does as it should.
+    pub fn holder_without_fault(&self, path: &str, index: usize) -> usize {
         let state = self.state.lock();
         let has = |headers: &Headers| headers.get_int(X_OBJECT_SYSMETA_EC_FRAG_INDEX) == Some(index);
-        let found = state.objects.iter().find(|((_, other), object)| other == path && has(&object.headers));
-        found.unwrap().0.0
+        let mut holders = state.objects.iter().filter(|((_, other), o)| other == path && has(&o.headers));
+        holders.find(|((node, _), _)| !state.faults.contains_key(node)).unwrap().0.0
     }
 
     pub fn forget(&self, node: usize, path: &str) {
@@ -208,8 +211,9 @@ pub fn chunked_request(path: &str, pieces: Vec<Result<Bytes, BodyError>>) -> Req
 }
 
 fn write_rings(dir: PathBuf, ports: &[u16]) {
-    for name in ["account", "container", "object", "object-1", "object-2", "object-3"] {
-        let replicas = if name == "object-3" { ports.len().min(6) } else { 3 };
+    for name in ["account", "container", "object", "object-1", "object-2", "object-3", "object-4"] {
+        let erasure_coded = ["object-3", "object-4"].contains(&name);
+        let replicas = if erasure_coded { ports.len().min(6) } else { 3 };
         let mut builder = RingBuilder::new(2, replicas as f64, 1).unwrap();
         for (id, port) in ports.iter().enumerate() {
             let dev = Device {

@@ -56,9 +56,8 @@ impl Put {
         self.check_connections(putters.len(), min)?;
 
         let mut archives = archives_of(putters, &policy);
-        let encoder = self.transfer_segments(req, &policy, &mut archives, min, length).await?;
-        let etag = encoder.etag.hexdigest();
-        self.end_data(req, &policy, &mut archives, &encoder, &etag).await?;
+        let encoded = self.transfer_segments(req, &policy, &mut archives, min, length).await?;
+        self.end_data(req, &policy, &mut archives, &encoded).await?;
         self.commit(&mut archives, min).await?;
 
         let mut pending: FuturesUnordered<_> = archives
@@ -74,7 +73,7 @@ impl Put {
         pad(&mut answers, count);
         let mut resp = best_response(&self.logger, &answers, "Object PUT", &[], Some(min));
         if resp.status.0 != 503 {
-            resp.headers.insert(ETAG, etag);
+            resp.headers.insert(ETAG, encoded.etag);
         }
         Ok(resp)
     }
@@ -87,17 +86,14 @@ impl Put {
         archives: &mut Vec<Archive>,
         min: usize,
         length: Option<u64>,
-    ) -> Result<Encoder, Response> {
+    ) -> Result<Encoded, Response> {
         let mut encoder = Encoder::new(policy.clone());
         let mut source = Source { pieces: Vec::new(), buffered: 0, transferred: 0 };
         let mut ready: Option<Vec<Fragment>> = None;
         loop {
             let next = async {
                 match self.next_segment(req, policy, &mut source).await? {
-                    Some(segment) => encoder.encode(segment).await.map(Some).map_err(|error| {
-                        self.logger.error(format_args!("Object PUT cannot encode: {error}"));
-                        Response::error(500)
-                    }),
+                    Some(segment) => encoder.encode(segment).await.map(Some).map_err(|e| self.stuck(&e)),
                     None => Ok(None),
                 }
             };
@@ -118,8 +114,12 @@ impl Put {
         if length.is_some_and(|length| source.transferred < length) {
             return Err(self.client_disconnected("Client disconnected without sending enough data"));
         }
-        encoder.transferred = source.transferred;
-        Ok(encoder)
+        encoder.finish(source.transferred).await.map_err(|error| self.stuck(&error))
+    }
+
+    fn stuck(&self, error: &tokio::task::JoinError) -> Response {
+        self.logger.error(format_args!("Object PUT cannot encode: {error}"));
+        Response::error(500)
     }
 
     /// A full segment of the client's data, or the last one.
@@ -158,22 +158,21 @@ impl Put {
         req: &mut Request,
         policy: &EcPolicy,
         archives: &mut [Archive],
-        encoder: &Encoder,
-        etag: &str,
+        encoded: &Encoded,
     ) -> Result<(), Response> {
         let mut footers = Headers::new();
         if let Some(update) = req.env.get::<UpdateFooters>().cloned() {
             (update.0)(&mut footers);
         }
         let received = normalize_etag(footers.get(ETAG).or_else(|| req.headers.get(ETAG)));
-        if !received.is_empty() && received != etag.as_bytes() {
+        if !received.is_empty() && received != encoded.etag.as_bytes() {
             return Err(Response::error(422));
         }
         footers.retain(|name, _| !starts_with_ignore_case(name, "x-object-sysmeta-ec-"));
         let ends = archives.iter_mut().map(|archive| {
-            let mut trailer = encoder.metadata(policy, archive.index, etag);
+            let mut trailer = encoded.metadata(policy, archive.index);
             trailer.update(&footers);
-            trailer.insert("Etag", encoder.archives[archive.index].hexdigest());
+            trailer.insert("Etag", &encoded.archives[archive.index]);
             async move { archive.putter.end_of_object_data(self, &trailer).await }
         });
         join_all(ends).await;
@@ -240,13 +239,20 @@ struct Encoder {
     policy: Arc<EcPolicy>,
     etag: Md5Stream,
     archives: Vec<Md5Stream>,
-    transferred: u64,
+}
+
+/// What is known of the object at its end.
+struct Encoded {
+    etag: String,
+    /// The ETags of the archives.
+    archives: Vec<String>,
+    len: u64,
 }
 
 impl Encoder {
     fn new(policy: Arc<EcPolicy>) -> Self {
         let archives = (0..policy.archives()).map(|_| Md5Stream::new()).collect();
-        Self { policy, etag: Md5Stream::new(), archives, transferred: 0 }
+        Self { policy, etag: Md5Stream::new(), archives }
     }
 
     async fn encode(&mut self, segment: Bytes) -> Result<Vec<Fragment>, tokio::task::JoinError> {
@@ -273,14 +279,26 @@ impl Encoder {
         fragments
     }
 
+    /// Streams of MD5 keep data for company: there may be much to hash yet.
+    async fn finish(self, len: u64) -> Result<Encoded, tokio::task::JoinError> {
+        let hash = move || Encoded {
+            etag: self.etag.hexdigest(),
+            archives: self.archives.iter().map(Md5Stream::hexdigest).collect(),
+            len,
+        };
+        if len <= LITTLE as u64 { Ok(hash()) } else { tokio::task::spawn_blocking(hash).await }
+    }
+}
+
+impl Encoded {
     /// What a fragment archive's metadata says of the object.
-    fn metadata(&self, policy: &EcPolicy, index: usize, etag: &str) -> Headers {
-        let length = self.transferred.to_string();
+    fn metadata(&self, policy: &EcPolicy, index: usize) -> Headers {
+        let length = self.len.to_string();
         Headers::from([
-            (X_OBJECT_SYSMETA_EC_ETAG, etag),
+            (X_OBJECT_SYSMETA_EC_ETAG, &*self.etag),
             (X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, &length),
             // The container is to list the object, not the archive.
-            ("X-Backend-Container-Update-Override-Etag", etag),
+            ("X-Backend-Container-Update-Override-Etag", &self.etag),
             ("X-Backend-Container-Update-Override-Size", &length),
             (X_OBJECT_SYSMETA_EC_FRAG_INDEX, &index.to_string()),
             (X_OBJECT_SYSMETA_EC_SCHEME, &policy.description),

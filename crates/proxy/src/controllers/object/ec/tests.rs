@@ -105,8 +105,8 @@ async fn a_server_that_fails_on_the_way_is_replaced_from_the_fragment_on() {
     assert_eq!(put(&cluster, 3).await, 201);
     cluster.asked();
     // Within the second fragment of two servers, whichever they are asked as.
-    cluster.fail(cluster.holder_of(PATH, 0), Fault::CutBody(FRAGMENT + 1000));
-    cluster.fail(cluster.holder_of(PATH, 3), Fault::CutBody(FRAGMENT + 1000));
+    cluster.fail(cluster.holder_without_fault(PATH, 0), Fault::CutBody(FRAGMENT + 1000));
+    cluster.fail(cluster.holder_without_fault(PATH, 3), Fault::CutBody(FRAGMENT + 1000));
     assert_eq!(get(&cluster).await, (200, data(3)));
     let asked = cluster.asked_with(&Method::Get);
     let ranges: Vec<&str> = asked.iter().filter_map(|asked| asked.headers.get_str("Range")).collect();
@@ -130,8 +130,8 @@ async fn what_is_no_fragment_is_not_decoded() {
     let cluster = cluster(6, &[]).await;
     assert_eq!(put(&cluster, 4).await, 201);
     // In the header of the second fragment; the index, for one, which no server may lie about.
-    cluster.fail(cluster.holder_of(PATH, 1), Fault::Spoil(FRAGMENT));
-    cluster.fail(cluster.holder_of(PATH, 2), Fault::Spoil(FRAGMENT + 60));
+    cluster.fail(cluster.holder_without_fault(PATH, 1), Fault::Spoil(FRAGMENT));
+    cluster.fail(cluster.holder_without_fault(PATH, 2), Fault::Spoil(FRAGMENT + 60));
     for _ in 0..10 {
         assert_eq!(get(&cluster).await, (200, data(4)));
     }
@@ -228,6 +228,31 @@ async fn with_concurrent_gets_slow_servers_are_passed_by() {
     cluster.fail(4, Fault::Hang);
     let patient = tokio::time::timeout(Duration::from_secs(30), get(&cluster));
     assert_eq!(patient.await.expect("does not wait for node_timeout"), (200, data(1)));
+}
+
+/// 2+1, each archive on two of six servers.
+#[tokio::test]
+async fn duplicates_stand_in_for_each_other() {
+    let cluster = cluster(6, &[]).await;
+    let with_policy = |req: Request| cluster.call(req.with_header("X-Backend-Storage-Policy-Index", "4"));
+    assert_eq!(with_policy(put_request(OBJECT, data(1))).await.0.status.0, 201);
+    let archives = cluster.archives(PATH).into_iter();
+    let index = |headers: &service::http::Headers| headers.get_int("X-Object-Sysmeta-Ec-Frag-Index");
+    let mut indexes: Vec<usize> = archives.filter_map(|(_, headers, _)| index(&headers)).collect();
+    indexes.sort_unstable();
+    assert_eq!(indexes, [0, 0, 1, 1, 2, 2]);
+    // Any two different archives make the object: three servers may be gone if these are not all the others'.
+    for lost in [[0, 0, 1], [0, 0, 2], [1, 1, 0], [2, 2, 1], [0, 1, 2]] {
+        for index in lost {
+            cluster.fail(cluster.holder_without_fault(PATH, index), Fault::Status(503));
+        }
+        let (resp, body) = with_policy(Request::new(Method::Get, OBJECT)).await;
+        assert_eq!((resp.status.0, body), (200, data(1)), "without {lost:?}");
+        cluster.heal();
+    }
+    // A PUT needs three different ones, twice.
+    cluster.fail(0, Fault::Status(503));
+    assert_eq!(with_policy(put_request(OBJECT, data(2))).await.0.status.0, 503);
 }
 
 #[tokio::test]
