@@ -4,7 +4,7 @@
 //! server each, and `container` the container-updater. `listing` walks names for both, `listing_formats` and `json` write them.
 //! `replication` keeps the replicas of a database alike, `auditor` reads all of them now and then.
 //!
-//! Not here yet: the account reaper, the sharder, container sync, the reconciler.
+//! Not here yet: the sharder, container sync, the reconciler.
 
 pub mod account;
 mod auditor;

@@ -24,7 +24,7 @@ enum Kind {
     Daemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 14] = [
+pub const PROGRAMS: [Program; 15] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
     Program {
@@ -36,6 +36,11 @@ pub const PROGRAMS: [Program; 14] = [
         name: "account-auditor",
         about: "finds accounts that have gone bad",
         kind: Kind::Daemon(db::account::auditor::build, Takes::Daemon),
+    },
+    Program {
+        name: "account-reaper",
+        about: "empties accounts that were deleted",
+        kind: Kind::Daemon(db::account::reaper::build, Takes::Daemon),
     },
     Program { name: "container-server", about: "keeps the listings of containers", kind: Kind::Server },
     Program {

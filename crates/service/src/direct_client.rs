@@ -63,6 +63,11 @@ impl DirectClient {
         DirectClient { pool, clock, timeouts, use_replication: false }
     }
 
+    pub fn with_timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
     /// The same, over the nodes' replication addresses.
     pub fn over_replication_network(mut self) -> Self {
         self.use_replication = true;
@@ -150,8 +155,18 @@ impl DirectClient {
         target: &Target<'_>,
         query: &str,
     ) -> Result<(Headers, Value), DirectError> {
+        self.get_listing_with(target, query, Headers::new()).await
+    }
+
+    /// The same with headers of the caller's.
+    pub async fn get_listing_with(
+        &self,
+        target: &Target<'_>,
+        query: &str,
+        headers: Headers,
+    ) -> Result<(Headers, Value), DirectError> {
         let query = if query.is_empty() { "format=json".to_owned() } else { format!("format=json&{query}") };
-        let response = self.request(Method::Get, target, &query, Headers::new(), Body::empty()).await?;
+        let response = self.request(Method::Get, target, &query, headers, Body::empty()).await?;
         let headers = response.headers;
         let bytes = collect(response.body, target, Method::Get).await?;
         if bytes.is_empty() {

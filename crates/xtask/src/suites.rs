@@ -27,6 +27,7 @@ const PROGRAMS: &[&str] = &[
     "account-server",
     "account-replicator",
     "account-auditor",
+    "account-reaper",
     "proxy-server",
 ];
 

@@ -1,4 +1,4 @@
-//! Replicators on several nodes, against servers on sockets. That passes do what Swift's do is shown beside real Swift; here three replicas
+//! Replicators and the reaper on several nodes, against servers on sockets. That passes do what Swift's do is shown beside real Swift; here three replicas
 //! are held against a model.
 
 use super::*;
@@ -41,25 +41,28 @@ impl Cluster {
             cluster.servers.push(servers);
         }
         for (kind, name) in KINDS.iter().enumerate() {
-            let mut builder = RingBuilder::new(PART_POWER, primaries as f64, 0).unwrap();
-            for node in 0..nodes {
-                let port = cluster.servers[node][kind].addrs()[0].port();
-                let weight = if node < primaries { 1.0 } else { 0.0 };
-                let place = ring::Device {
-                    id: node as u32,
-                    device: format!("sd{node}"),
-                    zone: node as u32,
-                    weight,
-                    ..device(port)
-                };
-                builder.add_dev(place).unwrap();
-            }
-            builder.rebalance(0).unwrap();
-            builder
-                .save_ring(&cluster.dir.path().join(format!("{name}.ring.gz")), FormatVersion::V1)
-                .unwrap();
+            let ports: Vec<u16> =
+                cluster.servers.iter().map(|servers| servers[kind].addrs()[0].port()).collect();
+            cluster.save_ring(name, &ports, primaries);
         }
         cluster
+    }
+
+    fn save_ring(&self, name: &str, ports: &[u16], primaries: usize) {
+        let mut builder = RingBuilder::new(PART_POWER, primaries as f64, 0).unwrap();
+        for (node, port) in ports.iter().enumerate() {
+            let weight = if node < primaries { 1.0 } else { 0.0 };
+            let place = ring::Device {
+                id: node as u32,
+                device: format!("sd{node}"),
+                zone: node as u32,
+                weight,
+                ..device(*port)
+            };
+            builder.add_dev(place).unwrap();
+        }
+        builder.rebalance(0).unwrap();
+        builder.save_ring(&self.dir.path().join(format!("{name}.ring.gz")), FormatVersion::V1).unwrap();
     }
 
     fn device(&self, node: usize) -> PathBuf {
@@ -204,6 +207,71 @@ async fn what_is_pending_on_a_handoff_travels_before_it_is_removed() {
     assert!(!cluster.db_file(3, [Some("a"), Some("c")]).exists());
     assert_eq!(contents(&mut cluster.container(0)).1, 1);
     assert_eq!(cluster.errors(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_reaper_deletes_what_a_deleted_account_has() {
+    let mut cluster = Cluster::new(1, 1);
+    // An object server that says yes, and tells no container of it.
+    let asked = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let heard = asked.clone();
+    let objects = service::http::app_fn(move |req: Request| {
+        let header = |name: &str| req.headers.get_str(name).unwrap_or_default().to_owned();
+        heard.lock().push(format!(
+            "{} {} {} {}",
+            req.method,
+            req.path,
+            header("X-Container-Device"),
+            header("X-Backend-Storage-Policy-Index")
+        ));
+        async { Response::new(204) }
+    });
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let objects = Server::start(vec![listener], objects, ServeOptions::default()).unwrap();
+    cluster.save_ring("object-1", &[objects.addrs()[0].port()], 1);
+    let port = cluster.servers[0][0].addrs()[0].port();
+    let file = cluster.db_file(0, [Some("a"), None]);
+    let account = || AccountBroker::new(&cluster.shared(), file.clone(), Options::default());
+    let at = |ago: f64| Timestamp::from_secs_f64(NOW as f64 - ago).internal();
+    account().initialize("a", &at(90.0)).unwrap();
+    for name in ["c", "empty"] {
+        let db_file = cluster.db_file(0, [Some("a"), Some(name)]);
+        let mut broker = ContainerBroker::new(&cluster.shared(), &db_file, Options::default());
+        broker.initialize("a", name, &at(80.0), 1).unwrap();
+        if name == "c" {
+            broker.put_object(ObjectRecord { storage_policy_index: 1, ..record("o", 1, false) }).unwrap();
+        }
+        let told = crate::account::broker::Count::Number(0);
+        let row = crate::account::broker::ContainerRecord::new(
+            name.into(),
+            at(80.0),
+            "0".into(),
+            told.clone(),
+            told.clone(),
+            told,
+        );
+        account().put_container(row).unwrap();
+    }
+    let conf = format!(
+        "[account-reaper]\ndevices = {}\nmount_check = false\nbind_ip = 127.0.0.1\nbind_port = {port}\n",
+        cluster.dir.path().join("node0").display()
+    );
+    let ctx = cluster.context("account-reaper");
+    let conf = Conf::parse(&conf, "account-server.conf").unwrap();
+    let reaper = crate::account::reaper::build(&conf, &ctx).unwrap();
+    reaper.run_once().await;
+    assert_eq!(*asked.lock(), Vec::<String>::new(), "the account is not deleted yet");
+    AccountBroker::new(&cluster.shared(), file.clone(), Options::default()).db.delete_db(&at(20.0)).unwrap();
+    reaper.run_once().await;
+    let part = cluster.swift_conf.hash.hash_path("a", Some("c"), Some("o")).partition(PART_POWER);
+    assert_eq!(*asked.lock(), [format!("DELETE /sd0/{part}/a/c/o sd0 1")]);
+    let log = cluster.logs.last().unwrap();
+    let told = ", 1 containers deleted, 1 objects deleted, 1 containers remaining, return codes: 5 2xxs, 1 4xxs, elapsed: ";
+    assert!(log.contains(told), "{:?}", log.all());
+    // The container that is gone has told the account.
+    let mut account = AccountBroker::new(&cluster.shared(), file, Options::default());
+    assert_eq!(account.info().unwrap().container_count, 1);
+    objects.stop(std::time::Duration::ZERO).await;
 }
 
 /// An update, and to which of three replicas it goes in which order. Each goes to one of them at least.

@@ -290,10 +290,10 @@ class Case:
             sides.append(side)
         python, ours = sides
         name = self.name
+        same(name + ': log', *([line for line in side.said() if not any(part in line for part in ignore_log)] for side in sides))
         for what in ('recon', 'databases', 'files'):
             same('%s: %s' % (name, what), *(getattr(side, what)(*([points] if what == 'databases' else [])) for side in sides))
         same(name + ': metrics', dict(python.metrics), dict(ours.metrics))
-        same(name + ': log', *([line for line in side.said() if not any(part in line for part in ignore_log)] for side in sides))
         if requests:
             same(name + ': requests', sorted(python.requests), sorted(ours.requests))
         stats = ours.recon().get('replication_stats', {})
