@@ -96,7 +96,8 @@ pub fn script(name: &str) -> Result<Command> {
     let mut command = Command::new(venv()?.join("bin/python"));
     command
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peer").join(name))
-        .env("PYTHONWARNINGS", "ignore");
+        .env("PYTHONWARNINGS", "ignore")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     Ok(command)
 }
 

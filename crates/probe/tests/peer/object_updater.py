@@ -18,58 +18,30 @@ import shlex
 import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
+
+from containers import SILENT, ContainerServers, response
 
 NOW = 1700000000
 VARYING = {'object_updater_sweep', 'object_updater_last', 'tracker_memory_usage', 'failures_oldest_timestamp_age'}
 KINDS = ('ok', 'half', 'fail', 'moved', 'moved-half', 'moved-fail', 'circle', 'hang', 's404', 'dead', 'new-\u00e9 %')
 
 
-class Nodes:
+class Nodes(ContainerServers):
     """Container servers, one for each replica. What one answers depends on the object's name and on where it is asked for."""
 
-    def __init__(self, count):
-        self.told, self.lock = [], threading.Lock()
-        self.sockets = [socket.create_server(('127.0.0.1', 0), backlog=64) for _ in range(count)]
-        self.ports = [s.getsockname()[1] for s in self.sockets]
-        self.healed = False
-        for number, s in enumerate(self.sockets):
-            threading.Thread(target=self.accept, args=(number, s), daemon=True).start()
+    healed = False
 
-    def accept(self, number, s):
-        while True:
-            threading.Thread(target=self.serve, args=(number, s.accept()[0]), daemon=True).start()
+    def answer(self, number, line):
+        path = line.split()[1]
+        kind = path.rsplit('/', 1)[1].partition('_')[0]
+        status, location = self.outcome(number, kind, path)
+        if not status:
+            return SILENT
+        return response(status, *(['Location: /' + location, 'X-Backend-Redirect-Timestamp: %d.0000%d' % (NOW, number)]
+                                if location else []))
 
-    def serve(self, number, connection):
-        with connection, connection.makefile('rb') as f:
-            while True:
-                line = f.readline().decode('latin1').strip()
-                if not line:
-                    return
-                headers = {}
-                for header in iter(f.readline, b'\r\n'):
-                    name, _, value = header.decode('latin1').partition(':')
-                    headers[name.lower()] = value.strip()
-                f.read(int(headers.get('content-length', 0)))
-                assert re.fullmatch(r'object-updater \d+', headers.pop('user-agent')), headers
-                for name in ('connection', 'host', 'accept-encoding', 'content-length'):
-                    headers.pop(name, None)
-                headers['referer'] = re.sub('127.0.0.1:[0-9]+', 'HOST', headers['referer'])
-                with self.lock:
-                    self.told.append((number, line, sorted(headers.items())))
-                path = line.split()[1]
-                kind = path.rsplit('/', 1)[1].partition('_')[0]
-                status, location = self.answer(number, kind, path)
-                if not status:
-                    connection.recv(1)
-                    return
-                answer = 'HTTP/1.1 %d X\r\nContent-Length: 1\r\n' % status
-                if location:
-                    answer += 'Location: /%s\r\nX-Backend-Redirect-Timestamp: %d.0000%d\r\n' % (location, NOW, number)
-                connection.sendall(answer.encode() + b'\r\nx')
-
-    def answer(self, number, kind, path):
+    def outcome(self, number, kind, path):
         in_shard = '/.shards_a/' in path
         if self.healed or kind == 'ok':
             return 201, None
@@ -84,11 +56,6 @@ class Nodes:
         if kind == 'hang':
             return 0, None
         return (404 if kind == 's404' else 500), None
-
-    def take(self):
-        with self.lock:
-            told, self.told = self.told, []
-        return sorted({repr(update): update for update in told}.values())
 
 
 def ask(address, method, path, headers):
@@ -245,7 +212,7 @@ def main():
     left = [pendings(os.path.join(swift_dir, side)) for side in ('python', 'martlet')]
     differences = [compare('what the servers left', *left)]
     assert len(left[0]) > 40, left[0]
-    nodes = Nodes(3)
+    nodes = Nodes('object-updater', 3)
     builder = RingBuilder(2, 3, 1)
     for number, port in enumerate(nodes.ports):
         builder.add_dev({'id': number, 'region': 1, 'zone': number, 'ip': '127.0.0.1', 'port': 1, 'replication_ip': '127.0.0.1',

@@ -9,7 +9,6 @@ Python that has Swift 2.38 installed. It ends with status 0 if nothing differs; 
 import collections
 import contextlib
 import json
-import logging
 import os
 import pickle
 import re
@@ -21,29 +20,21 @@ import time
 
 from swift.common import utils
 from swift.common.ring import RingBuilder
-from swift.common.storage_policy import POLICIES, reload_storage_policies
+from swift.common.storage_policy import POLICIES
 from swift.common.utils import Timestamp, hash_path, md5
 from swift.obj import diskfile
+
+from sides import runner, same, start
 
 SCRATCH, PROGRAM = sys.argv[1:3]
 PART_POWER = 4
 STATE = 'sda/relink.objects.json'
-HERE = os.path.dirname(os.path.abspath(__file__))
 ETC = os.path.join(SCRATCH, 'etc')
-PYTHON = [sys.executable, os.path.join(HERE, 'run_swift.py'), ETC, 'swift-object-relinker']
+PYTHON = runner(ETC, 'swift-object-relinker')
 SIDES = {'python': PYTHON, 'ours': [PROGRAM]}
 NOW = time.time()
 
-os.makedirs(ETC)
-with open(os.path.join(ETC, 'swift.conf'), 'w') as conf:
-    conf.write('[swift-hash]\nswift_hash_path_suffix = endcap\n'
-               '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n'
-               '[storage-policy:2]\nname = bronze\n'
-               '[storage-policy:3]\nname = coded\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n'
-               'ec_num_data_fragments = 2\nec_num_parity_fragments = 1\n')
-utils.set_swift_dir(ETC)
-reload_storage_policies()
-logging.disable(logging.CRITICAL)
+start(ETC, 'gold', 'silver', 'bronze', erasure=('coded', 2, 1))
 
 
 class Rings:
@@ -260,18 +251,6 @@ class Side:
 def wanted(line):
     # Swift's hashing tells of its listings.
     return line.startswith('[') and 'recon' not in line and 'Run listdir' not in line
-
-
-def same(what, python, ours):
-    if python != ours:
-        def lines(value):
-            if isinstance(value, dict):
-                return ['%s: %r' % item for item in sorted(value.items())]
-            return value if isinstance(value, list) else [str(value)]
-        only = [['%.400s' % line for line in lines(a) if line not in lines(b)]
-                for a, b in ((python, ours), (ours, python))]
-        sys.exit('%s differs\nonly python:\n  %s\nonly ours:\n  %s' % (
-            what, '\n  '.join(only[0]), '\n  '.join(only[1])))
 
 
 def both(name, template, *steps):

@@ -12,7 +12,6 @@ that the servers have logged, statsd, recon and the log. It ends with status 0 i
 import collections
 import contextlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -26,33 +25,22 @@ import time
 from swift.common import utils
 from swift.common.exceptions import PartitionLockTimeout
 from swift.common.ring import Ring, RingBuilder, RingData
-from swift.common.storage_policy import POLICIES, reload_storage_policies
+from swift.common.storage_policy import POLICIES
 from swift.common.utils import Timestamp, hash_path, md5
 from swift.obj import diskfile
+
+from sides import runner, same, start
 
 SCRATCH, REPLICATOR, SERVER = sys.argv[1:4]
 WANTED = sys.argv[4:]
 PART_POWER = 2
-HERE = os.path.dirname(os.path.abspath(__file__))
 ETC = os.path.join(SCRATCH, 'etc')
 BASE = int(time.time()) - 5000
 NODES = 5
+SIDES = {'python': runner(ETC, 'swift-object-replicator'), 'ours': [REPLICATOR]}
+SERVERS = runner(ETC, 'swift-object-server') if SERVER == '-' else [SERVER]
 
-
-def runner(program):
-    return [sys.executable, os.path.join(HERE, 'run_swift.py'), ETC, program]
-
-
-SIDES = {'python': runner('swift-object-replicator'), 'ours': [REPLICATOR]}
-SERVERS = runner('swift-object-server') if SERVER == '-' else [SERVER]
-
-os.makedirs(ETC)
-with open(os.path.join(ETC, 'swift.conf'), 'w') as swift_conf:
-    swift_conf.write('[swift-hash]\nswift_hash_path_suffix = endcap\n'
-                     '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n')
-utils.set_swift_dir(ETC)
-reload_storage_policies()
-logging.disable(logging.CRITICAL)
+start(ETC, 'gold', 'silver')
 
 
 def ports_of(count):
@@ -366,18 +354,6 @@ log_statsd_metric_prefix = here
                 'Loaded override', 'Run listdir on')
         return sorted('%s %s' % (level, plain(line)) for level, line in self.lines
                       if not line.startswith(skip) or line.startswith('Starting object'))
-
-
-def same(what, python, ours):
-    if python != ours:
-        def lines(value):
-            if isinstance(value, dict):
-                return ['%s: %r' % item for item in sorted(value.items())]
-            return value if isinstance(value, list) else [str(value)]
-        counts = [collections.Counter(lines(value)) for value in (python, ours)]
-        only = [sorted((a - b).elements()) for a, b in (counts, counts[::-1])]
-        only = [['%.1200s' % line for line in some] for some in only]
-        sys.exit('%s differs\nonly python:\n  %s\nonly ours:\n  %s' % (what, '\n  '.join(only[0]), '\n  '.join(only[1])))
 
 
 class Case:
@@ -988,8 +964,8 @@ def swift_recon():
                 'bind_port = %d' % PORTS[0], 'bind_port = %d' % port) +
                 '[filter:recon]\nuse = egg:swift#recon\nrecon_cache_path = %s\n' % ours.home)
         rings(primaries=(0,), replicas=1, ports={0: port})
-        with running(runner('swift-object-server') + [conf], port):
-            shown = subprocess.run(runner('swift-recon') + ['object', '-r', '--swiftdir', ETC], check=True, text=True,
+        with running(runner(ETC, 'swift-object-server') + [conf], port):
+            shown = subprocess.run(runner(ETC, 'swift-recon') + ['object', '-r', '--swiftdir', ETC], check=True, text=True,
                                    stdout=subprocess.PIPE, env=dict(os.environ, PYTHONWARNINGS='ignore')).stdout
         stats = ours.recon()['replication_stats']
         for key in ('success', 'failure', 'attempted'):

@@ -1,0 +1,47 @@
+"""What scripts share that run Swift's program and another one on copies of the same devices, and compare what both did.
+
+Not a script. `start` writes a swift.conf and lets Swift's modules, and the programs that are run, read it; `same` ends
+the script with the first difference.
+"""
+import collections
+import logging
+import os
+import sys
+
+from swift.common import utils
+from swift.common.storage_policy import reload_storage_policies
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def start(etc, *policies, erasure=None):
+    """A swift.conf with replicated policies of these names, the first of them the default, and of `erasure`: a name, and how many
+    data and parity fragments."""
+    os.makedirs(etc)
+    with open(os.path.join(etc, 'swift.conf'), 'w') as conf:
+        conf.write('[swift-hash]\nswift_hash_path_suffix = endcap\n')
+        for index, name in enumerate(policies):
+            conf.write('[storage-policy:%d]\nname = %s\n%s' % (index, name, '' if index else 'default = yes\n'))
+        if erasure:
+            conf.write('[storage-policy:%d]\nname = %s\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n'
+                       'ec_num_data_fragments = %d\nec_num_parity_fragments = %d\n' % (len(policies), *erasure))
+    utils.set_swift_dir(etc)
+    reload_storage_policies()
+    logging.disable(logging.CRITICAL)
+
+
+def runner(etc, program):
+    """The command line of a program of Swift."""
+    return [sys.executable, os.path.join(HERE, 'run_swift.py'), etc, program]
+
+
+def same(what, python, ours):
+    if python != ours:
+        def lines(value):
+            if isinstance(value, dict):
+                return ['%s: %r' % item for item in sorted(value.items())]
+            return value if isinstance(value, list) else [str(value)]
+        counts = [collections.Counter(map(str, lines(value))) for value in (python, ours)]
+        only = [sorted((a - b).elements()) for a, b in (counts, counts[::-1])]
+        only = [['%.1200s' % line for line in some] for some in only]
+        sys.exit('%s differs\nonly python:\n  %s\nonly ours:\n  %s' % (what, '\n  '.join(only[0]), '\n  '.join(only[1])))
