@@ -1,11 +1,14 @@
-//! Whether a cluster has converged: every object's files are the same, byte for byte, on all of its primaries, and
-//! nothing is anywhere else.
+//! Whether a cluster has converged: every object's files are the same, byte for byte, on all of its primaries, every account
+//! and container has a database on each of its primaries, and nothing is anywhere else.
 //!
 //! Reads the devices of a cluster directly, below the servers: for each hash dir the file names, the metadata xattr and
 //! the MD5 of the contents. Two replicas are identical if and only if these are, which covers data, metadata, timestamps
-//! and tombstones. It takes no locks, so on a cluster at work the answer is a snapshot: ask again until it is clean.
+//! and tombstones. Of an erasure coded policy each primary must have the durable fragment of its own place in the ring, and
+//! whatever is not a fragment alike. It takes no locks, so on a cluster at work the answer is a snapshot: ask again until it is
+//! clean.
 //!
-//! It does not judge what the objects should be; whoever wrote them compares that through the proxy.
+//! It does not judge what the objects should be, nor what is in a database; whoever wrote them compares that through the
+//! proxy.
 
 use anyhow::{Context, Result};
 use common::config::SwiftConf;
@@ -65,6 +68,20 @@ impl fmt::Display for Report {
 #[derive(PartialEq, Eq, Debug)]
 struct Replica(Vec<(String, Vec<u8>, [u8; 16])>);
 
+impl Replica {
+    /// Makes durable fragments of the primary with that index look alike on all primaries.
+    fn forget_own_fragment(&mut self, index: usize) {
+        let own = format!("#{index}#d.data");
+        for (name, metadata, md5) in &mut self.0 {
+            if let Some(timestamp) = name.strip_suffix(&own) {
+                *name = format!("{timestamp}#own#d.data");
+                metadata.clear();
+                *md5 = [0; 16];
+            }
+        }
+    }
+}
+
 type DeviceId = u32;
 
 /// Reads all devices of all policies of a cluster of `up`.
@@ -85,11 +102,29 @@ pub fn check(data: &Path) -> Result<Report> {
             }
         }
         report.objects += found.len();
-        for ((part, hash), replicas) in &found {
-            judge(&mut report, &ring, *part, hash, replicas);
+        for ((part, hash), replicas) in &mut found {
+            judge(&mut report, &ring, policy.is_erasure(), *part, hash, replicas);
         }
     }
+    for server in ["account", "container"] {
+        check_databases(&mut report, data, &Ring::load(&etc.join(format!("{server}.ring.gz")))?, server)?;
+    }
     Ok(report)
+}
+
+fn check_databases(report: &mut Report, data: &Path, ring: &Ring, server: &str) -> Result<()> {
+    let mut found: BTreeMap<(u32, String), BTreeSet<DeviceId>> = BTreeMap::new();
+    for device in ring.devs().iter().flatten() {
+        for (part, hash, dir) in hash_dirs(&device_path(data, device)?.join(format!("{server}s")))? {
+            if dir.join(format!("{hash}.db")).exists() {
+                found.entry((part, hash)).or_default().insert(device.id);
+            }
+        }
+    }
+    for ((part, hash), there) in found {
+        judge_places(report, ring, part, &format!("{server} {hash}"), &there);
+    }
+    Ok(())
 }
 
 /// Devices of `up` have names of their own, each in the folder of its node.
@@ -99,14 +134,22 @@ fn device_path(data: &Path, device: &Device) -> Result<PathBuf> {
     found.with_context(|| format!("{}: no device {}", data.display(), device.device))
 }
 
-fn judge(report: &mut Report, ring: &Ring, part: u32, hash: &str, replicas: &BTreeMap<DeviceId, Replica>) {
-    let primaries: BTreeSet<DeviceId> = ring.get_part_nodes(part).iter().map(|node| node.id).collect();
-    for id in primaries.iter().filter(|id| !replicas.contains_key(id)) {
-        report.missing.push(format!("{part}/{hash} on device {id}"));
+fn judge(
+    report: &mut Report,
+    ring: &Ring,
+    is_erasure: bool,
+    part: u32,
+    hash: &str,
+    replicas: &mut BTreeMap<DeviceId, Replica>,
+) {
+    if is_erasure {
+        for (index, node) in ring.get_part_nodes(part).iter().enumerate() {
+            if let Some(replica) = replicas.get_mut(&node.id) {
+                replica.forget_own_fragment(index);
+            }
+        }
     }
-    for id in replicas.keys().filter(|id| !primaries.contains(id)) {
-        report.on_handoffs.push(format!("{part}/{hash} on device {id}"));
-    }
+    judge_places(report, ring, part, hash, &replicas.keys().copied().collect());
     let mut values = replicas.values();
     let first = values.next();
     if values.any(|other| Some(other) != first) {
@@ -114,6 +157,13 @@ fn judge(report: &mut Report, ring: &Ring, part: u32, hash: &str, replicas: &BTr
         let each: Vec<String> = replicas.iter().map(|(id, r)| format!("device {id}: {}", names(r))).collect();
         report.different.push(format!("{part}/{hash}: {}", each.join(", ")));
     }
+}
+
+fn judge_places(report: &mut Report, ring: &Ring, part: u32, what: &str, there: &BTreeSet<DeviceId>) {
+    let primaries: BTreeSet<DeviceId> = ring.get_part_nodes(part).iter().map(|node| node.id).collect();
+    let told = |id: &DeviceId| format!("{part}/{what} on device {id}");
+    report.missing.extend(primaries.difference(there).map(told));
+    report.on_handoffs.extend(there.difference(&primaries).map(told));
 }
 
 /// `(partition, hash, path)` of every hash dir below an `objects` folder.

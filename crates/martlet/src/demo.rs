@@ -3,8 +3,10 @@
 //! Starts `martlet up` in a folder of its own, stores a tree of real files with the ordinary `swift` client
 //! (python-swiftclient), takes a storage node away, overwrites, deletes, posts and adds objects meanwhile, brings the
 //! node back, and waits until every replica of every object is identical and nothing is left on handoffs
-//! (`convergence`). Then it compares listings and counts with what was stored, downloads everything and compares
-//! SHA-256. The first thing that does not hold ends it with an error and a status other than 0.
+//! (`convergence`). Part of the tree is stored with erasure coding as well. Then a device loses everything, and the demo waits until
+//! its replicas, fragments and databases are whole again. At the end it compares listings and counts with what was stored,
+//! downloads everything and compares SHA-256. The first thing that does not hold ends it with an error and a status other
+//! than 0.
 //!
 //! The client is a separate program on purpose: nothing of Martlet judges Martlet here, except the reading of the disks.
 
@@ -17,6 +19,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const CONTAINER: &str = "tree";
+/// The container with erasure coding, and its policy.
+const CODED: &str = "coded-tree";
+const CODED_POLICY: &str = "erasure";
+/// Files of the tree that are stored there too, some of them while a node is away.
+const CODED_FILES: usize = 200;
 /// Objects above this size are uploaded as a static large object.
 const SEGMENT_SIZE: u64 = 2 << 20;
 /// How many of the stored files each kind of change touches while the node is away.
@@ -24,6 +31,8 @@ const CHANGED: usize = 200;
 const POSTED: usize = 5;
 /// The node that is taken away and brought back.
 const NODE: &str = "3";
+/// The node whose device loses everything, and the device.
+const WIPED: (&str, &str) = ("2", "n2d1");
 /// A cluster that has not healed by then will not.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -61,11 +70,19 @@ pub fn run(options: &Options) -> Result<()> {
 
     let cluster = Cluster::start(options)?;
     let began = Instant::now();
-    client.upload(&source, &[".".into()], false)?;
+    client.upload(CONTAINER, &source, &[".".into()], false)?;
     println!("uploaded in {:.1} s", began.elapsed().as_secs_f64());
+
+    let coded = coded_part(&expected);
+    let (before, during) = coded.split_at(coded.len() / 2);
+    client.run(&["post", "-H", &format!("X-Storage-Policy: {CODED_POLICY}"), CODED])?;
+    client.upload(CODED, &source, before, false)?;
+    println!("{} files with erasure coding", before.len());
 
     cluster.control(&["stop-node", NODE])?;
     println!("node {NODE} is away");
+    client.upload(CODED, &source, during, true)?;
+    let coded: Expected = coded.iter().map(|name| (name.clone(), expected[name])).collect();
     let posted = change(&client, &source, &mut expected)?;
     println!(
         "overwrote and added {} objects each, deleted {CHANGED}, posted metadata to {}",
@@ -76,19 +93,36 @@ pub fn run(options: &Options) -> Result<()> {
     println!("node {NODE} is back");
 
     heal(&cluster.data)?;
-    check_listing(&client, &expected)?;
+    cluster.wipe(WIPED.0, WIPED.1)?;
+    heal(&cluster.data)?;
+    check_listing(&client, CONTAINER, &expected)?;
+    check_listing(&client, CODED, &coded)?;
+    check_account(&client)?;
     for name in &posted {
         let stat = client.run(&["stat", CONTAINER, name])?;
         ensure!(stat.contains("Meta Colour: red"), "the metadata posted to {name} is lost:\n{stat}");
     }
-    check_download(&client, &options.data.join("download"), &expected)?;
-    println!("every object came back as it was stored: {} objects, SHA-256 equal", expected.len());
+    check_download(&client, CONTAINER, &options.data.join("download"), &expected)?;
+    check_download(&client, CODED, &options.data.join("download-coded"), &coded)?;
+    println!(
+        "every object came back as it was stored: {} objects, {} of them with erasure coding too, SHA-256 equal",
+        expected.len(),
+        coded.len()
+    );
     cluster.stop()?;
     if !options.keep {
         std::fs::remove_dir_all(&options.data)
             .with_context(|| format!("cannot remove {}", options.data.display()))?;
     }
     Ok(())
+}
+
+/// What is stored with erasure coding: all the odd files, and others from all over the tree.
+fn coded_part(expected: &Expected) -> Vec<String> {
+    let (odd, others): (Vec<&String>, Vec<&String>) =
+        expected.keys().partition(|name| name.starts_with("odd/"));
+    let stride = (others.len() / CODED_FILES).max(1);
+    others.into_iter().step_by(stride).take(CODED_FILES).chain(odd).cloned().collect()
 }
 
 /// What happens while the node is away; returns the names that got metadata.
@@ -118,7 +152,7 @@ fn change(client: &Client, source: &Path, expected: &mut Expected) -> Result<Vec
         expected.insert(name.clone(), write_file(&source.join(&name), name.repeat(i).as_bytes())?);
         uploads.push(name);
     }
-    client.upload(source, &uploads, true)?;
+    client.upload(CONTAINER, source, &uploads, true)?;
     let mut delete = vec!["delete", CONTAINER];
     delete.extend(deleted.iter().map(String::as_str));
     client.run(&delete)?;
@@ -154,39 +188,53 @@ fn report_line(report: &convergence::Report) -> String {
     report.to_string().lines().next().unwrap_or_default().to_string()
 }
 
-/// The listing must name exactly the objects, and the counts of container and account must follow.
-fn check_listing(client: &Client, expected: &Expected) -> Result<()> {
-    let began = Instant::now();
-    loop {
-        let listing = client.run(&["list", CONTAINER])?;
+/// The listing must name exactly the objects, and the count of the container must follow.
+fn check_listing(client: &Client, container: &str, expected: &Expected) -> Result<()> {
+    let names: Vec<&str> = expected.keys().map(String::as_str).collect();
+    eventually(&format!("listing and count of {container}"), || {
+        let listing = client.run(&["list", container])?;
         let listed: Vec<&str> = listing.lines().collect();
-        let names: Vec<&str> = expected.keys().map(String::as_str).collect();
-        let count = stat_number(&client.run(&["stat", CONTAINER])?, "Objects:");
-        // The `_segments` container beside it holds the pieces of large objects.
-        let rest = stat_number(&client.run(&["stat", &format!("{CONTAINER}_segments")])?, "Objects:");
-        let account = stat_number(&client.run(&["stat"])?, "Objects:");
-        if listed == names && count == Some(names.len()) && account == count.zip(rest).map(|(a, b)| a + b) {
-            println!("listing and counts right after {:.1} s", began.elapsed().as_secs_f64());
-            return Ok(());
+        let count = client.count(&[container])?;
+        Ok(match listed == names && count == names.len() {
+            true => None,
+            false => {
+                Some(format!("{} objects stored, {} listed, {count} counted", names.len(), listed.len()))
+            }
+        })
+    })
+}
+
+/// The account must count what its containers do.
+fn check_account(client: &Client) -> Result<()> {
+    eventually("count of the account", || {
+        let containers = client.run(&["list"])?;
+        let mut sum = 0;
+        for container in containers.lines() {
+            sum += client.count(&[container])?;
         }
-        if began.elapsed() > PATIENCE {
-            bail!(
-                "{} objects stored, {} listed, container says {count:?}, account {account:?}",
-                names.len(),
-                listed.len()
-            );
-        }
+        let account = client.count(&[])?;
+        Ok((account != sum).then(|| format!("the containers have {sum} objects, the account says {account}")))
+    })
+}
+
+/// Asks until the answer is that nothing is wrong.
+fn eventually(what: &str, mut wrong: impl FnMut() -> Result<Option<String>>) -> Result<()> {
+    let began = Instant::now();
+    while let Some(wrong) = wrong()? {
+        ensure!(began.elapsed() < PATIENCE, "{what}: {wrong}");
         std::thread::sleep(Duration::from_secs(1));
     }
+    println!("{what} right after {:.1} s", began.elapsed().as_secs_f64());
+    Ok(())
 }
 
 fn stat_number(stat: &str, key: &str) -> Option<usize> {
     stat.lines().find_map(|line| line.trim().strip_prefix(key)?.trim().parse().ok())
 }
 
-fn check_download(client: &Client, into: &Path, expected: &Expected) -> Result<()> {
+fn check_download(client: &Client, container: &str, into: &Path, expected: &Expected) -> Result<()> {
     std::fs::create_dir_all(into).with_context(|| format!("cannot create {}", into.display()))?;
-    client.run(&["download", "-q", "-D", &into.to_string_lossy(), CONTAINER])?;
+    client.run(&["download", "-q", "-D", &into.to_string_lossy(), container])?;
     let mut found = Expected::new();
     hash_tree(into, into, &mut found)?;
     for (name, sha) in expected {
@@ -226,6 +274,12 @@ impl Client {
         self.output(self.command(args), args)
     }
 
+    /// The objects of a container, or of the account.
+    fn count(&self, container: &[&str]) -> Result<usize> {
+        let stat = self.run(&[&["stat"], container].concat())?;
+        stat_number(&stat, "Objects:").with_context(|| format!("no count of objects in\n{stat}"))
+    }
+
     fn output(&self, mut command: Command, args: &[&str]) -> Result<String> {
         let out = command.output().with_context(|| format!("cannot run {}", self.program.display()))?;
         if !out.status.success() {
@@ -241,13 +295,13 @@ impl Client {
 
     /// `skip`: without a PUT of the container. While a primary of its is away, that PUT makes an empty database on a
     /// handoff, which reports no objects to the account, and only database replication would bring that to an end.
-    fn upload(&self, source: &Path, names: &[String], skip: bool) -> Result<()> {
+    fn upload(&self, container: &str, source: &Path, names: &[String], skip: bool) -> Result<()> {
         let segment = SEGMENT_SIZE.to_string();
         // The command line of a process is bounded.
         for names in names.chunks(500) {
             let mut args = vec!["upload", "-q", "--segment-size", &segment];
             args.extend(skip.then_some("--skip-container-put"));
-            args.push(CONTAINER);
+            args.push(container);
             args.extend(names.iter().map(String::as_str));
             let mut command = self.command(&args);
             command.current_dir(source);
@@ -301,6 +355,16 @@ impl Cluster {
             .context("cannot run `martlet up`")?;
         ensure!(status.success(), "`martlet up {}` failed: {status}", words.join(" "));
         Ok(())
+    }
+
+    /// A device loses everything, as one that was replaced.
+    fn wipe(&self, node: &str, device: &str) -> Result<()> {
+        self.control(&["stop-node", node])?;
+        let device = self.data.join(format!("node{node}")).join(device);
+        std::fs::remove_dir_all(&device).with_context(|| format!("cannot empty {}", device.display()))?;
+        std::fs::create_dir(&device).with_context(|| format!("cannot make {}", device.display()))?;
+        println!("{} was replaced by an empty one", device.display());
+        self.control(&["start-node", node])
     }
 
     fn stop(mut self) -> Result<()> {
