@@ -97,10 +97,14 @@ def object_cases():
         fp.write('no metadata')
     checksum = put('/AUTH_a/c/checksum')
     os.setxattr(checksum, 'user.swift.metadata_checksum', b'0' * 32)
+    placed = put('/AUTH_a/c/fragment', X_Object_Sysmeta_Ec_Frag_Index='2', X_Object_Sysmeta_Ec_Etag='e' * 32,
+                 X_Object_Sysmeta_Ec_Scheme='isa_l_rs_vand 4+2', X_Object_Sysmeta_Ec_Segment_Size='1048576')
+    fragment = placed.replace('.data', '#2#d.data')
+    os.rename(placed, fragment)
     moved = os.path.join(SCRATCH, 'moved.data')
     subprocess.check_call(['cp', '-a', silver, moved])
     for path in (plain, full, silver, noring, crypto, badcrypto, wrong, cut, empty, bare, noname, offset, badtime, none,
-                 checksum, moved, os.path.join(SCRATCH, 'missing')):
+                 checksum, fragment, moved, os.path.join(SCRATCH, 'missing')):
         yield [path]
     for options in (['-n'], ['--no-check-etag'], ['--drop-prefixes'], ['-n', '--drop'], ['-P', 'gold'], ['-P', 'silver'],
                     ['--policy-name=METAL1'], ['-P', 'nosuch'], ['-nPsilver']):
