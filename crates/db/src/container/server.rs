@@ -4,8 +4,9 @@
 //! container goes on afterwards, to tell the account servers that the proxy named. An object row's PUT or DELETE appends to the
 //! pending file and opens no database.
 //!
-//! REPLICATE is `replication::rpc`'s. Not here yet: sharding (records of type `shard`, refused with 501; no redirects of rows to shards). A sharded container made by Swift is served as far as its statistics go; its listing is
-//! refused with 501 when the proxy asks for shards.
+//! REPLICATE is `replication::rpc`'s. Not here yet: sharding (records of type `shard` are refused with 501; rows are not
+//! redirected to shards). A sharded container made by Swift is served as far as its statistics go; its listing is refused
+//! with 501 when the proxy asks for shards.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
