@@ -281,6 +281,7 @@ pub fn make_on_disk_filename(timestamp: Timestamp, ext: Ext, ctype_timestamp: Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Written by `tests/golden/make_ondisk_files.py`.
     #[test]
@@ -354,5 +355,46 @@ mod tests {
         assert_eq!(make_on_disk_filename(post, Ext::Meta, Some(ctype)), "0000000002.00000-1.meta");
         assert_eq!(make_on_disk_filename(post, Ext::Meta, Some(post)), "0000000002.00000+0.meta");
         assert_eq!(make_on_disk_filename(post.with_offset(1), Ext::Data, Some(ctype)).len(), 16 + 17 + 5);
+    }
+
+    fn any_name() -> impl Strategy<Value = String> {
+        let stem = prop_oneof![
+            4 => (0..4u64, 0..3u64).prop_map(|(at, offset)| Timestamp::from_raw(at).with_offset(offset).internal()),
+            1 => "[0-9._#d+-]{0,20}",
+        ];
+        let mark = prop_oneof![2 => Just(""), 2 => Just("#0"), 2 => Just("#3#d"), 1 => Just("#9"), 1 => Just("+1"), 1 => Just("#1#x")];
+        let ext = prop_oneof![4 => Just(".data"), 2 => Just(".meta"), 1 => Just(".ts"), 1 => Just(".durable"), 1 => Just(".x")];
+        (stem, mark, ext).prop_map(|(stem, mark, ext)| format!("{stem}{mark}{ext}"))
+    }
+
+    proptest! {
+        /// Whatever lies in a hash dir, a choice is made; what is chosen is not to be removed, and nothing is chosen that is.
+        #[test]
+        fn any_names_are_chosen_from(
+            names in proptest::collection::vec(any_name(), 0..8),
+            erasure: bool,
+            frag_index in proptest::option::of(0..6u32),
+            prefs in proptest::option::of(proptest::collection::vec((0..4u64, proptest::collection::vec(0..5u32, 0..3)), 0..3)),
+        ) {
+            let pref = |(at, exclude)| FragPref { timestamp: Timestamp::from_raw(at), exclude };
+            let prefs = prefs.map(|prefs| prefs.into_iter().map(pref).collect::<Vec<_>>());
+            let scheme = if erasure { Scheme::Erasure { fragments: 6 } } else { Scheme::Replication };
+            let want = Want { frag_index, frag_prefs: prefs.as_deref() };
+            let mut names = names;
+            names.sort();
+            names.reverse();
+            let files = get_ondisk_files(names.iter().map(|name| name.as_bytes()), scheme, want);
+            let chosen = [files.data, files.meta, files.tombstone, files.ctype].into_iter().flatten();
+            // With preferences Swift, too, chooses what would go when it is old, or beside an old `.durable` of something newer.
+            for info in chosen.filter(|_| prefs.is_none()) {
+                prop_assert!(!files.obsolete.iter().chain(&files.possible_reclaim).any(|gone| gone.index == info.index));
+                prop_assert!(!files.unexpected.contains(&info.index));
+            }
+            prop_assert!(files.data.is_none() || files.tombstone.is_none());
+            if let (true, Some(data), Some(index)) = (erasure && prefs.is_none(), files.data, frag_index) {
+                prop_assert_eq!(data.frag_index, Some(index));
+                prop_assert!(data.durable);
+            }
+        }
     }
 }
