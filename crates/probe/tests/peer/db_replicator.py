@@ -20,7 +20,8 @@ BIN, SERVERS = sys.argv[2:4]
 sys.argv[2:4] = [os.path.join(BIN, 'swift-object-replicator'), '-']
 
 from replicator import (  # noqa: E402
-    ETC, HERE, NODES, PORTS, RSYNC, SCRATCH, WANTED, NOBODY, Receiver, Side as ObjectSide, dev, ports_of, running, runner, same)
+    ETC, NODES, PORTS, RSYNC, SCRATCH, WANTED, NOBODY, Receiver, Side as ObjectSide, dev, ports_of, running)
+from sides import HERE, runner, same  # noqa: E402
 from swift.account.backend import AccountBroker  # noqa: E402
 from swift.common.ring import Ring, RingBuilder  # noqa: E402
 from swift.common.utils import ShardRange, Timestamp, hash_path, make_db_file_path, mkdirs  # noqa: E402
@@ -39,7 +40,7 @@ def stamp(n, base=BASE):
 
 
 def program(maker, name):
-    return runner('swift-' + name) if maker == 'python' else [os.path.join(BIN, 'swift-' + name)]
+    return runner(ETC, 'swift-' + name) if maker == 'python' else [os.path.join(BIN, 'swift-' + name)]
 
 
 def server_maker(node):

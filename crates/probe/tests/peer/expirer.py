@@ -22,7 +22,7 @@ COMMAND, DATA, PORT = sys.argv[1:4]
 ETC = os.path.join(DATA, 'etc')
 ACCOUNT = 'AUTH_test'
 DAY = 86400
-SOON = 4
+SOON = 12
 
 utils.set_swift_dir(ETC)
 reload_storage_policies()
