@@ -201,7 +201,8 @@ fn read_hashes(partition_dir: &Path) -> HashesFile {
 }
 
 fn write_hashes(partition_dir: &Path, file: &mut HashesFile, now: f64) -> Result<(), DiskFileError> {
-    file.updated = now;
+    // Always later than before, whatever the clock says: by this a rehash sees that another one has changed the file under it.
+    file.updated = now.max(file.updated.next_up());
     // A crash leaves the old hashes.pkl or the new one, both right: hashes.invalid is truncated only after this.
     let path = partition_dir.join(HASH_FILE);
     fs::write_file_via(&path, partition_dir, &file.to_pickle(), true)
