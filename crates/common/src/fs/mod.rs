@@ -33,8 +33,9 @@ pub use xattr::{
 
 use crate::config::FallocateReserve;
 
-/// Retries of a link or rename whose directory is removed at the same time by another process.
-const LINK_RETRIES: usize = 2;
+/// Retries of a link or rename whose directory is removed at the same time by another: each of several rehashes may come
+/// just after it was made.
+const LINK_RETRIES: usize = 16;
 
 /// Makes a directory and its missing parents; returns how many were made. No error if it exists already.
 pub fn mkdirs_count(path: &Path) -> io::Result<usize> {
