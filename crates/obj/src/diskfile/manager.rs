@@ -304,18 +304,8 @@ impl DiskFileManager {
         Ok(self.place(self.available(device)?, partition, hash, None))
     }
 
-    /// The diskfile of a hash, cleaned up, be it an object or a tombstone; [`DiskFileError::NotExist`] if there is
-    /// neither.
-    pub fn diskfile_from_hash(
-        self: &Arc<Self>,
-        device: &str,
-        partition: u32,
-        hash: ObjHash,
-    ) -> Result<DiskFile, DiskFileError> {
-        self.diskfile_and_filenames_from_hash(device, partition, hash).map(|(diskfile, _)| diskfile)
-    }
-
-    /// The same with the names in its hash dir, in descending order.
+    /// The diskfile of a hash, cleaned up, be it an object or a tombstone, with the names in its hash dir in descending
+    /// order; [`DiskFileError::NotExist`] if there is neither.
     pub fn diskfile_and_filenames_from_hash(
         self: &Arc<Self>,
         device: &str,

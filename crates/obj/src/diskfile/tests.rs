@@ -498,7 +498,10 @@ fn a_hash_alone_leads_to_the_object_or_its_tombstone() {
         assert_eq!(found.is_ok(), name == "a/b");
     }
     let unknown = disk.object("unknown").hash();
-    assert!(matches!(disk.manager.diskfile_from_hash("sda", 7, unknown), Err(DiskFileError::NotExist)));
+    assert!(matches!(
+        disk.manager.diskfile_and_filenames_from_hash("sda", 7, unknown),
+        Err(DiskFileError::NotExist)
+    ));
 }
 
 #[test]

@@ -20,11 +20,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::Suffix;
 use common::config::{Conf, ConfigError, NodeCount, Section};
 use common::policy::{PolicyIndex, StoragePolicy, data_dir};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use ring::{Device, Ring, whataremyips};
+use ring::{Device, Node, Ring, whataremyips};
 use serde_json::{Map, Value, json};
 use service::context::Context;
 use service::daemon::{Daemon, Mode, Progress, replicator_interval};
@@ -38,7 +39,7 @@ use crate::replicator::job::{Overrides, local_devices, ring_changed, ring_to_syn
 use crate::replicator::revert::remove_partition;
 use crate::replicator::stats::{compute_eta, suffix_lines};
 use crate::replicator::workers::{all_local_devices, distribute_evenly, gone};
-use crate::ssync::sender::{SenderConf, node_to_string};
+use crate::ssync::sender::{Fragments, Sender, SenderConf, node_to_string};
 
 mod job;
 mod rebuild;
@@ -285,6 +286,28 @@ fn aggregate(cache: &Map<String, Value>, local: &BTreeSet<String>) -> Vec<(Strin
 }
 
 impl Reconstructor {
+    /// A session about fragments of a partition.
+    fn sender<'a>(
+        &'a self,
+        part: &'a Part,
+        node: &'a Node,
+        suffixes: &'a [Suffix],
+        fragments: Fragments<'a>,
+    ) -> Sender<'a> {
+        Sender {
+            ctx: &self.ctx,
+            logger: &self.logger,
+            conf: self.conf.sender,
+            manager: &part.manager,
+            device: &part.dev.device,
+            partition: part.partition,
+            node,
+            suffixes,
+            remote_check_objs: None,
+            fragments: Some(fragments),
+        }
+    }
+
     /// A pass of a reconstructor without workers.
     async fn run(self: &Arc<Self>, mode: Mode, first: bool) {
         let told = self.pass(mode, first).await;

@@ -16,7 +16,7 @@ use super::job::{Job, Part};
 use super::{Pass, Reconstructor};
 use crate::diskfile::{DiskFileError, TimestampSet};
 use crate::replicator::revert::{in_all, lock_partition};
-use crate::ssync::sender::{Fragments, InSync, Sender};
+use crate::ssync::sender::{Fragments, InSync};
 
 impl Reconstructor {
     pub(super) async fn revert(&self, pass: &Pass, part: &Arc<Part>, job: &Job) {
@@ -51,25 +51,14 @@ impl Reconstructor {
         let mut taken = Vec::new();
         let mut limited = false;
         for node in &job.sync_to {
-            let sender = Sender {
-                ctx: &self.ctx,
-                logger: &self.logger,
-                conf: self.conf.sender,
-                manager: &part.manager,
-                device: &part.dev.device,
-                partition: part.partition,
-                node,
-                suffixes: &job.suffixes,
-                remote_check_objs: None,
-                fragments: Some(Fragments {
-                    frag_index: job.frag_index,
-                    backend_index: part.scheme.backend_index(node.index),
-                    include_non_durable: true,
-                    max_objects: self.conf.max_objects_per_revert,
-                    rebuilder: None,
-                }),
+            let fragments = Fragments {
+                frag_index: job.frag_index,
+                backend_index: part.scheme.backend_index(node.index),
+                include_non_durable: true,
+                max_objects: self.conf.max_objects_per_revert,
+                rebuilder: None,
             };
-            let sent = sender.run_limited().await;
+            let sent = self.sender(part, node, &job.suffixes, fragments).run_limited().await;
             limited |= sent.limited;
             taken.extend(sent.in_sync);
         }

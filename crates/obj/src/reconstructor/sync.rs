@@ -17,7 +17,7 @@ use super::rebuild::FragmentRebuilder;
 use super::{Pass, Reconstructor, add, full_path};
 use crate::diskfile::{DiskFileError, SuffixHashes};
 use crate::replicator::update::replicate_request;
-use crate::ssync::sender::{Fragments, Sender};
+use crate::ssync::sender::Fragments;
 
 impl Reconstructor {
     pub(super) async fn sync(&self, pass: &Pass, part: &Arc<Part>, job: &Job, hashes: &SuffixHashes) {
@@ -53,26 +53,15 @@ impl Reconstructor {
             wanted,
             local: job.frag_index.unwrap_or_default(),
         };
-        let sender = Sender {
-            ctx: &self.ctx,
-            logger: &self.logger,
-            conf: self.conf.sender,
-            manager: &part.manager,
-            device: &part.dev.device,
-            partition: part.partition,
-            node,
-            suffixes,
-            remote_check_objs: None,
-            fragments: Some(Fragments {
-                frag_index: job.frag_index,
-                backend_index: wanted,
-                include_non_durable: false,
-                max_objects: 0,
-                rebuilder: Some(&rebuilder),
-            }),
+        let fragments = Fragments {
+            frag_index: job.frag_index,
+            backend_index: wanted,
+            include_non_durable: false,
+            max_objects: 0,
+            rebuilder: Some(&rebuilder),
         };
         // What has failed is logged, and comes again in the next pass.
-        sender.run().await;
+        self.sender(part, node, suffixes, fragments).run().await;
         add(&pass.suffix_sync, suffixes.len());
         self.ctx.statsd.update_stats("suffix.syncs", suffixes.len() as i64);
     }

@@ -1,6 +1,6 @@
 //! The lines of an SSYNC conversation: text to values and back, without I/O.
 //!
-//! Not here: what a wanted object is sent as (`sender.rs`) and how a subrequest is answered (`receiver.rs`).
+//! Not here: what a wanted object is sent as (`update.rs`) and how a subrequest is answered (`receiver.rs`).
 
 use std::fmt::Write;
 

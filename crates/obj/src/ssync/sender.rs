@@ -394,25 +394,33 @@ impl Sender<'_> {
 
     async fn send_put(&self, link: &mut Link, put: Put, out: &mut Vec<u8>) -> Result<(), SendError> {
         out.extend_from_slice(&put.head);
-        if let Data::Small(data) = put.data {
-            // The receiver reads lines and counted bytes, whatever the chunks.
-            out.extend_from_slice(&data);
-            return link.write_beyond(UPDATES_CHUNK, out, "send_put").await;
-        }
-        link.write_beyond(0, out, "send_put").await?;
-        let reader = match put.data {
-            Data::Small(_) => return Ok(()),
+        match put.data {
+            Data::Small(data) => {
+                // The receiver reads lines and counted bytes, whatever the chunks.
+                out.extend_from_slice(&data);
+                link.write_beyond(UPDATES_CHUNK, out, "send_put").await
+            }
             Data::Held(held) => {
+                link.write_beyond(0, out, "send_put").await?;
                 for piece in &held.pieces {
                     link.write(piece, "send_put chunk").await?;
                 }
-                return Ok(());
+                Ok(())
             }
-            Data::Rebuilt(body) => return send_rebuilt(link, body, put.content_length).await,
-            Data::Reader(reader) => reader,
-        };
+            Data::Reader(reader) => {
+                link.write_beyond(0, out, "send_put").await?;
+                self.send_read(link, *reader, put.content_length).await
+            }
+            Data::Rebuilt(body) => {
+                link.write_beyond(0, out, "send_put").await?;
+                send_rebuilt(link, body, put.content_length).await
+            }
+        }
+    }
+
+    async fn send_read(&self, link: &mut Link, reader: Reader, content_length: u64) -> Result<(), SendError> {
         let mut offset = 0;
-        let mut next = self.read(*reader, offset);
+        let mut next = self.read(reader, offset);
         loop {
             let (reader, data) = next.await.map_err(|err| SendError::Unexpected(err.to_string()))??;
             if data.is_empty() {
@@ -424,10 +432,7 @@ impl Sender<'_> {
             next = self.read(reader, offset);
             link.write(&data, "send_put chunk").await?;
         }
-        if offset != put.content_length {
-            return Err(wrong_length());
-        }
-        Ok(())
+        if offset == content_length { Ok(()) } else { Err(wrong_length()) }
     }
 
     /// Starts to read; a task of its own, so that the disk works while the last chunk is on its way.
