@@ -114,15 +114,7 @@ impl ObjectController {
     }
 
     async fn delete(&self, app: &Arc<Application>, req: &mut Request) -> Result<Response, Response> {
-        let info = self.container_info(app, req).await;
-        let place = self.place_for_change(app, req)?;
-        set_sync_key(req, &info);
-        if let Some(denial) = Authorizer::denial(req, info.write_acl.as_deref()).await {
-            return Err(denial);
-        }
-        if !info.is_success() {
-            return Err(Response::error(404));
-        }
+        let place = self.place_of_allowed_change(app, req).await?;
         let options = app.options.policy(Some(self.policy));
         // With write affinity the object may lie on local handoffs as well.
         let mut count = place.nodes.len();
@@ -197,7 +189,7 @@ impl ObjectController {
         Ok(resp)
     }
 
-    pub async fn container_info(&self, app: &Arc<Application>, req: &mut Request) -> Arc<ContainerInfo> {
+    async fn container_info(&self, app: &Arc<Application>, req: &mut Request) -> Arc<ContainerInfo> {
         container_info(req, &this_app(app), &self.account, &self.container, "").await
     }
 
@@ -209,8 +201,23 @@ impl ObjectController {
         ring.get_part(&app.ctx.swift_conf.hash, &self.account, Some(&self.container), Some(&self.object))
     }
 
+    /// Where a PUT or DELETE goes, if it may be made and there is a container.
+    async fn place_of_allowed_change(
+        &self,
+        app: &Arc<Application>,
+        req: &mut Request,
+    ) -> Result<Place, Response> {
+        let info = self.container_info(app, req).await;
+        let place = self.place_for_change(app, req)?;
+        set_sync_key(req, &info);
+        if let Some(denial) = Authorizer::denial(req, info.write_acl.as_deref()).await {
+            return Err(denial);
+        }
+        if info.is_success() { Ok(place) } else { Err(Response::error(404)) }
+    }
+
     /// Where the object is to be changed; tells the backends the policy.
-    pub fn place_for_change(&self, app: &Application, req: &mut Request) -> Result<Place, Response> {
+    fn place_for_change(&self, app: &Application, req: &mut Request) -> Result<Place, Response> {
         let ring = app.object_ring(self.policy)?;
         AccessLog::note_policy(&req.env, self.policy);
         req.headers.insert(X_BACKEND_STORAGE_POLICY_INDEX, self.policy.0);
@@ -282,7 +289,7 @@ fn open_expired(app: &Application, req: &mut Request) {
     }
 }
 
-pub fn set_sync_key(req: &mut Request, info: &ContainerInfo) {
+fn set_sync_key(req: &mut Request, info: &ContainerInfo) {
     if let Some(key) = &info.sync_key {
         req.env.insert(SyncKey(key.clone()));
     }

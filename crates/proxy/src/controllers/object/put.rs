@@ -18,8 +18,8 @@ use crate::app::{Application, is_chunked};
 use crate::backend::Target;
 use crate::controllers::base::{Answer, entity_path};
 use crate::controllers::object::putter::{Putter, Wanted};
-use crate::controllers::object::{ObjectController, Place, set_sync_key};
-use crate::environ::{Authorizer, ContentTypeOverridden};
+use crate::controllers::object::{ObjectController, Place};
+use crate::environ::ContentTypeOverridden;
 use crate::node_iter::NodeIter;
 
 /// What all the ways of one PUT need.
@@ -36,15 +36,7 @@ impl ObjectController {
         if if_none_match.as_ref().is_some_and(|value| !value.contains(&b'*')) {
             return Err(Response::text(400, "If-None-Match only supports *"));
         }
-        let info = self.container_info(app, req).await;
-        let place = self.place_for_change(app, req)?;
-        set_sync_key(req, &info);
-        if let Some(denial) = Authorizer::denial(req, info.write_acl.as_deref()).await {
-            return Err(denial);
-        }
-        if !info.is_success() {
-            return Err(Response::error(404));
-        }
+        let place = self.place_of_allowed_change(app, req).await?;
         update_content_type(app, req);
         self.check_creation(app, req)?;
         let delete_at = self.config_expiration(app, req)?;
