@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // all of this is test
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use probe::ports::free_ports;
 use rustix::process::{Pid, Signal, kill_process};
 
 const MARTLET: &str = env!("CARGO_BIN_EXE_martlet");
@@ -34,11 +35,15 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+fn free_address() -> SocketAddr {
+    ([127, 0, 0, 1], free_ports(1).unwrap()[0]).into()
+}
+
 impl Server {
     /// Started as `swift-init` does: by Swift's name, its output a pipe which it closes when it is up.
     fn start(name: &str, workers: usize) -> Server {
         let dir = tempfile::tempdir().unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = free_address();
         let conf = dir.path().join("account-server.conf");
         let syslog = UnixDatagram::bind(dir.path().join("log")).unwrap();
         let systemd = UnixDatagram::bind(dir.path().join("notify")).unwrap();
@@ -270,7 +275,7 @@ fn a_reload_is_not_lost_during_a_reload() {
     let mut server = Server::start("swift-account-server", 1);
     let old = std::fs::read_to_string(&server.conf).unwrap();
     for delay in delays() {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = free_address();
         server.signal(Signal::USR1);
         std::thread::sleep(delay);
         let port = |port: u16| format!("bind_port = {port}\n");

@@ -3,21 +3,15 @@
 #![allow(clippy::unwrap_used)] // all of this is test
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
+
+use probe::ports::{base_port, free_ports};
 
 const MARTLET: &str = env!("CARGO_BIN_EXE_martlet");
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A range of ports of our own for each cluster of each test process, below those that the system gives to clients.
-fn base_port() -> u16 {
-    static NTH: AtomicU16 = AtomicU16::new(0);
-    let slot = std::process::id() + 131 * u32::from(NTH.fetch_add(1, Ordering::Relaxed));
-    10_000 + (slot % 400) as u16 * 50
-}
 
 struct Up {
     child: Child,
@@ -99,8 +93,8 @@ fn http(
 fn a_cluster_stores_loses_a_node_is_killed_and_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let base = base_port();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let base = base_port().unwrap();
+    let port = free_ports(1).unwrap()[0];
     let up = Up::start(&data, &["--port", &port.to_string(), "--base-port", &base.to_string()]);
     assert_eq!(up.port, port);
     let token = up.token();
@@ -139,8 +133,8 @@ fn a_cluster_stores_loses_a_node_is_killed_and_comes_back() {
 #[test]
 fn term_ends_a_cluster_in_order() {
     let dir = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let base = base_port().to_string();
+    let port = free_ports(1).unwrap()[0].to_string();
+    let base = base_port().unwrap().to_string();
     let options =
         ["--port", &port, "--base-port", &base, "--nodes", "1", "--devices", "1", "--replicas", "1"];
     let mut up = Up::start(dir.path(), &options);
@@ -161,8 +155,8 @@ fn term_ends_a_cluster_in_order() {
 #[test]
 fn what_expires_is_deleted() {
     let dir = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let base = base_port().to_string();
+    let port = free_ports(1).unwrap()[0].to_string();
+    let base = base_port().unwrap().to_string();
     let mut prepare = Command::new(MARTLET);
     prepare.args(["up", "--prepare", "--port", &port, "--base-port", &base, "--data"]).arg(dir.path());
     prepare.args(["--nodes", "1", "--devices", "1", "--replicas", "1"]);

@@ -4,12 +4,12 @@
 //! searched for errors. Programs of both implementations can be stopped and started on the same disks at will.
 
 use crate::peer::{self, Peer, Process};
+use crate::ports::{base_port, free_ports};
 use crate::syslog::Syslog;
 use anyhow::{Context, Result, ensure};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 pub struct Cluster {
     pub dir: PathBuf,
@@ -26,9 +26,9 @@ const EXPIRER_CONF: &str = "object-expirer.conf";
 impl Cluster {
     /// Writes a new cluster's folder below `dir`.
     pub fn prepare(dir: &Path) -> Result<Cluster> {
-        let ports = peer::free_ports(1)?;
+        let ports = free_ports(1)?;
         let data = dir.join("cluster");
-        let base = base_port();
+        let base = base_port()?;
         let mut up = Command::new(peer::martlet()?);
         up.args(["up", "--prepare", "--data"]).arg(&data);
         up.args(["--port", &ports[0].to_string(), "--base-port", &base.to_string()]);
@@ -174,11 +174,4 @@ pub fn listening(conf: &Path) -> Result<SocketAddr> {
     format!("{}:{}", value("bind_ip")?, value("bind_port")?)
         .parse()
         .with_context(|| format!("{}: no address", conf.display()))
-}
-
-/// The first of a range of ports for one cluster: tests run side by side, each in its process, with clusters of their own.
-pub fn base_port() -> u16 {
-    static CLUSTERS: AtomicU32 = AtomicU32::new(0);
-    let nth = std::process::id().wrapping_mul(4).wrapping_add(CLUSTERS.fetch_add(1, Ordering::Relaxed));
-    10_000 + (nth % 400) as u16 * 50
 }

@@ -4,4 +4,5 @@ pub mod cluster;
 pub mod load;
 pub mod node;
 pub mod peer;
+pub mod ports;
 pub mod syslog;

@@ -112,13 +112,6 @@ pub fn success(command: &mut Command) -> Result<String> {
     Ok(out.into_owned())
 }
 
-/// Ports that nobody listens on now, all different.
-pub fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let listeners: Vec<_> =
-        (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
-    Ok(listeners.iter().map(|l| l.local_addr().map(|a| a.port())).collect::<std::io::Result<_>>()?)
-}
-
 /// A server or daemon; it ends with this value, and Python's workers with it.
 pub struct Process {
     pub name: String,

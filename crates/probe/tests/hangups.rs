@@ -6,7 +6,8 @@
 use anyhow::{Context, Result, ensure};
 use common::{HashConf, ObjHash};
 use probe::node::{object_server, swift_dir, write_conf};
-use probe::peer::{self, PATIENCE, Peer, script};
+use probe::peer::{PATIENCE, Peer, script};
+use probe::ports::free_ports;
 use ring::{Device, FormatVersion, RingBuilder};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -292,7 +293,7 @@ fn expected(swifts: &Heard, last: &Step, ending: Ending) -> Heard {
 fn a_receiver_ends_as_swifts_however_its_sender_ends() -> Result<()> {
     let dir = swift_dir()?;
     let dir = dir.path();
-    let ports = peer::free_ports(4)?;
+    let ports = free_ports(4)?;
     let now = common::Clock::system().unix_secs() as u64;
     let _python = object_server(Peer::Python, dir, "python", ports[0], NO_TIMEOUT)?;
     let _impatient = object_server(Peer::Python, dir, "impatient-python", ports[1], TIMEOUT)?;
@@ -354,7 +355,7 @@ fn a_receiver_ends_as_swifts_however_its_sender_ends() -> Result<()> {
 fn a_receiver_waits_for_a_whole_line_and_for_one_who_listens() -> Result<()> {
     let dir = swift_dir()?;
     let dir = dir.path();
-    let ports = peer::free_ports(2)?;
+    let ports = free_ports(2)?;
     let _python = object_server(Peer::Python, dir, "python", ports[0], TIMEOUT)?;
     let runtime = runtime();
     let _inside = runtime.enter();
@@ -695,7 +696,7 @@ fn a_sender_ends_as_swifts_however_its_receiver_ends() -> Result<()> {
     let _inside = runtime.enter();
     let mut registry = service::Registry::new();
     obj::register(&mut registry);
-    let there = peer::free_ports(1)?[0];
+    let there = free_ports(1)?[0];
     let conf = write_conf(temp.path(), "there", &temp.path().join("there"), there, "")?;
     let _server = service::server::load(&service::Process::new(), &registry, "object-server", &conf)?
         .bind_and_start()?;

@@ -5,6 +5,7 @@
 use anyhow::Result;
 use probe::node::{object_server, object_server_on, swift_dir};
 use probe::peer::{self, Peer, example, script, success};
+use probe::ports::free_ports;
 use std::path::Path;
 
 #[test]
@@ -62,7 +63,7 @@ fn account_and_container_servers_replicate_as_swifts() -> Result<()> {
 fn compare_object_servers(table: &[&str], options: &str) -> Result<()> {
     let dir = swift_dir()?;
     let dir = dir.path();
-    let ports = peer::free_ports(6)?;
+    let ports = free_ports(6)?;
     let told = |statsd: u16, log: u16| {
         format!(
             "log_statsd_host = 127.0.0.1\nlog_statsd_port = {statsd}\nlog_statsd_sample_rate_factor = 10\n\
@@ -95,7 +96,7 @@ fn object_servers_answer_alike_about_fragments_and_leave_the_same() -> Result<()
 fn fragments_that_one_implementation_writes_are_served_and_hashed_alike_by_both() -> Result<()> {
     let dir = swift_dir()?;
     let dir = dir.path();
-    let ports = peer::free_ports(2)?;
+    let ports = free_ports(2)?;
     let devices = dir.join("devices");
     let mut check = script("ec_disk.py")?;
     let mut servers = Vec::new();
@@ -118,7 +119,7 @@ fn object_servers_deal_alike_with_clients_that_stall_or_leave() -> Result<()> {
 fn container_updates_that_one_implementation_leaves_are_delivered_by_the_other() -> Result<()> {
     let dir = swift_dir()?;
     let dir = dir.path();
-    let ports = peer::free_ports(2)?;
+    let ports = free_ports(2)?;
     let peers = [Peer::Python, Peer::Martlet];
     let mut servers = Vec::new();
     let mut compare = script("object_updater.py")?;
@@ -170,7 +171,7 @@ fn each_device_is_served_at_its_port_as_the_rings_change() -> Result<()> {
     for peer in [Peer::Python, Peer::Martlet] {
         let dir = swift_dir()?;
         let dir = dir.path();
-        let ports = peer::free_ports(4)?;
+        let ports = free_ports(4)?;
         write_object_ring(dir, &ports[..2])?;
         // The user stays who it is.
         let user = success(std::process::Command::new("id").arg("-un"))?;

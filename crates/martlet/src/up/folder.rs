@@ -287,16 +287,14 @@ fn user_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use probe::ports::{base_port, free_ports};
+
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
 
     /// Ports that are free now, for a cluster that is written but not started.
     fn wished() -> Wished {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        static NTH: AtomicU32 = AtomicU32::new(0);
-        // Below the ports that the system gives to clients.
-        let slot = std::process::id() + 131 * NTH.fetch_add(1, Ordering::Relaxed);
-        let base = 10_000 + (slot % 400) as u16 * 50;
+        let port = free_ports(1).unwrap()[0];
+        let base = base_port().unwrap();
         Wished { port: Some(port), base_port: Some(base), ..Wished::default() }
     }
 

@@ -19,8 +19,9 @@ import sys
 BIN, SERVERS = sys.argv[2:4]
 sys.argv[2:4] = [os.path.join(BIN, 'swift-object-replicator'), '-']
 
+from ports import free_ports  # noqa: E402
 from replicator import (  # noqa: E402
-    ETC, NODES, PORTS, RSYNC, SCRATCH, WANTED, NOBODY, Receiver, Side as ObjectSide, dev, ports_of, running)
+    ETC, NODES, PORTS, RSYNC, SCRATCH, WANTED, NOBODY, Receiver, Side as ObjectSide, dev, running)
 from sides import HERE, runner, same  # noqa: E402
 from swift.account.backend import AccountBroker  # noqa: E402
 from swift.common.ring import Ring, RingBuilder  # noqa: E402
@@ -32,7 +33,7 @@ PART_POWER = 2
 KINDS = ('account', 'container')
 BASE = int(time.time()) - 5000
 OLD = BASE - 20 * 86400
-SERVER_PORTS = {'container': PORTS[:NODES], 'account': ports_of(NODES)}
+SERVER_PORTS = {'container': PORTS[:NODES], 'account': free_ports(NODES)}
 
 
 def stamp(n, base=BASE):

@@ -19,6 +19,8 @@ import tempfile
 import time
 from urllib.parse import quote
 
+from ports import free_port
+
 NAMES = ['a', 'b', 'a/b', 'a/b/c', 'a/', 'a0', 'é', 'é/x', '€', '😀', 'z z', '<x>&"\'', 'ab', 'abc', 'abcd/e', 'q\\"',
          'x\ty', 'new\nline', 'del\x7f']
 PREPARE = '''
@@ -38,12 +40,6 @@ main()
 '''
 # What depends on when and where: the clock, ids of the process and of transactions, and the addresses.
 VOLATILE = {'date', 'x-timestamp', 'x-backend-timestamp', 'x-trans-id', 'x-openstack-request-id'}
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 class Server:

@@ -16,16 +16,12 @@ import sys
 import tempfile
 import time
 
+from ports import free_port
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 IMAGE_SIZE = 16 << 20
 OLD = b'old' * 5000
 NEW = b'new' * 50000
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 class Side:

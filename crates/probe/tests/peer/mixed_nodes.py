@@ -24,6 +24,8 @@ from swift.common.storage_policy import POLICIES
 from swift.common.utils import Timestamp
 from swift.obj import diskfile
 
+from ports import free_port
+
 import ssync
 from ssync import PART_POWER
 
@@ -41,7 +43,7 @@ def is_ours(node):
 
 class Cluster(ssync.Cluster):
     def __init__(self, root):
-        self.rsync_port = ssync.free_port()
+        self.rsync_port = free_port()
         self.running = {}
         super().__init__(root, argparse.Namespace(server=None, replicator=None, large=False))
         self.rings(NODES)

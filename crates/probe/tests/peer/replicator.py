@@ -29,6 +29,7 @@ from swift.common.storage_policy import POLICIES
 from swift.common.utils import Timestamp, hash_path, md5
 from swift.obj import diskfile
 
+from ports import free_ports
 from sides import runner, same, start
 
 SCRATCH, REPLICATOR, SERVER = sys.argv[1:4]
@@ -42,19 +43,8 @@ SERVERS = runner(ETC, 'swift-object-server') if SERVER == '-' else [SERVER]
 
 start(ETC, 'gold', 'silver')
 
-
-def ports_of(count):
-    socks = [socket.socket() for _ in range(count)]
-    for sock in socks:
-        sock.bind(('127.0.0.1', 0))
-    found = [sock.getsockname()[1] for sock in socks]
-    for sock in socks:
-        sock.close()
-    return found
-
-
 # Of the object servers, of rsync, and one on which nobody listens.
-PORTS = ports_of(NODES + 2)
+PORTS = free_ports(NODES + 2)
 RSYNC, NOBODY = PORTS[NODES:]
 
 

@@ -28,6 +28,8 @@ from swift.common.storage_policy import POLICIES, parse_storage_policies, reload
 from swift.common.utils import Timestamp, config_true_value, hash_path
 from swift.obj import diskfile
 
+from ports import free_ports
+
 PART_POWER = 3
 BASE = 1700000000
 ODD_NAMES = ('/', '//', '/leading', 'trailing/', 'a//b', '.', '..', '../../etc', ' ', ' spaces ', 'new\nline', '\r\n', 'tab\t',
@@ -36,12 +38,6 @@ RECLAIMED = 'reclaimed'
 LARGE = 5 * (1 << 30) + 1
 # Of so many zero bytes, by Python's hashlib.
 LARGE_ETAG = '554157458fc3c9573486e4add4a8fd50'
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return sock.getsockname()[1]
 
 
 class Cluster(object):
@@ -60,7 +56,7 @@ class Cluster(object):
         utils.HASH_PATH_SUFFIX = b'changeme'
         utils.HASH_PATH_PREFIX = b''
         reload_storage_policies()
-        self.ports = [free_port() for _ in range(self.nodes)]
+        self.ports = free_ports(self.nodes)
         for node in range(self.nodes):
             os.makedirs(self.device(node))
             for kind in ('server', self.daemon):

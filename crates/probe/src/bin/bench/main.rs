@@ -16,6 +16,7 @@ use common::clock::Clock;
 use probe::cluster::{Cluster, SERVERS, listening};
 use probe::load::{self, Outcome, Until, Work};
 use probe::peer::{self, Peer, Process};
+use probe::ports::{base_port, free_ports};
 use probe::syslog::Syslog;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -135,7 +136,7 @@ fn peers(cli: &Cli) -> Vec<Peer> {
 
 fn object_side(peer: Peer, dir: &Path) -> Result<Side> {
     let dir = dir.join(peer.name());
-    let port = peer::free_ports(1)?[0];
+    let port = free_ports(1)?[0];
     std::fs::create_dir_all(dir.join("devices/sda")).context("cannot create the device")?;
     Syslog::listen(&dir.join("log"))?;
     let swift_conf =
@@ -215,12 +216,10 @@ fn start_cluster(peer: Peer, dir: &Path) -> Result<Cluster> {
 /// A cluster that nobody uses: memory and CPU a minute. Ours is `up` in one process with all its daemons.
 fn idle_table(cli: &Cli, dir: &Path) -> Result<()> {
     println!("\nidle for a minute: CPU seconds and resident memory");
-    let ports = peer::free_ports(1)?;
+    let ports = free_ports(1)?;
     let mut up = Command::new(peer::martlet()?);
     up.args(["up", "--data"]).arg(dir.join("up")).args(["--port", &ports[0].to_string()]);
-    up.args(["--base-port", &probe::cluster::base_port().to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
+    up.args(["--base-port", &base_port()?.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
     let process = Process::spawn("martlet up", &mut up)?;
     peer::wait_for(SocketAddr::from(([127, 0, 0, 1], ports[0])))?;
     idle("martlet up: 13 servers and all daemons, one process", &[process.pid()]);

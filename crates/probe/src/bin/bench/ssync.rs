@@ -20,6 +20,7 @@ use nix::sys::time::TimeValLike;
 use obj::diskfile::{DiskFileConf, DiskFileRouter, Metadata};
 use probe::load;
 use probe::peer::{self, Peer, Process};
+use probe::ports::free_ports;
 use ring::{Device, FormatVersion, RingBuilder};
 use service::logs::Logger;
 use service::statsd::Statsd;
@@ -146,7 +147,7 @@ struct Nodes {
 
 impl Nodes {
     fn new(dir: &Path, sync_method: &str) -> Result<Nodes> {
-        let nodes = Nodes { dir: dir.to_owned(), ports: peer::free_ports(3)? };
+        let nodes = Nodes { dir: dir.to_owned(), ports: free_ports(3)? };
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         std::fs::write(dir.join("swift.conf"), SECRET).context("cannot write swift.conf")?;
         let mut builder = RingBuilder::new(PART_POWER, 2.0, 1)?;
