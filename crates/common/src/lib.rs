@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod config;
 pub mod constraints;
+pub mod container_sync_realms;
 pub mod digest;
 pub mod expirer;
 pub mod fs;

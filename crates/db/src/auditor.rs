@@ -13,7 +13,7 @@ use service::http::BoxFuture;
 use service::{Context, recon};
 
 use crate::broker::{Result, Shared};
-use crate::locations::{database_files, names_in};
+use crate::locations::{Locations, database_files};
 use crate::pace::Pace;
 
 /// Between two reports of a long pass.
@@ -42,8 +42,7 @@ struct Auditor {
     ctx: Context,
     kind: Kind,
     shared: Arc<Shared>,
-    devices: PathBuf,
-    mount_check: bool,
+    locations: Locations,
     interval: Duration,
     pace: Pace,
     tally: Mutex<Option<Tally>>,
@@ -71,8 +70,11 @@ pub fn build(kind: Kind, conf: &Conf, ctx: &Context) -> std::result::Result<Arc<
     let per_second = format!("{}s_per_second", kind.server_type);
     Ok(Arc::new(Auditor {
         shared: Shared::new(ctx.clock.clone(), move |line: &str| logger.error(line)),
-        devices: section.str("devices", "/srv/node").into(),
-        mount_check: section.bool("mount_check", true)?,
+        locations: Locations {
+            devices: section.str("devices", "/srv/node").into(),
+            mount_check: section.bool("mount_check", true)?,
+            datadir: kind.datadir,
+        },
         interval: section.secs("interval", 1800.0)?,
         pace: Pace::new(section.non_negative_float(&per_second, 200.0)?),
         tally: Mutex::default(),
@@ -107,11 +109,8 @@ impl Auditor {
         self.ctx.logger.info(format_args!("Begin {server_type} {pass}{dot}"));
         let begin = Instant::now();
         self.tally.lock().get_or_insert_with(|| Tally::new(&self.ctx));
-        let root = self.devices.clone();
-        let listed = self.ctx.disk_pools.run(self.kind.name, move || names_in(&root)).await;
-        match listed {
-            Ok(mut devices) => {
-                self.ctx.rng.shuffle(&mut devices);
+        match self.locations.devices(&self.ctx).await {
+            Ok(devices) => {
                 for device in devices {
                     self.audit_device(&device).await;
                 }
@@ -129,21 +128,7 @@ impl Auditor {
     }
 
     async fn audit_device(&self, device: &str) {
-        let (root, name, mount_check) = (self.devices.clone(), device.to_owned(), self.mount_check);
-        let datadir = self.kind.datadir;
-        let list = move || {
-            let path = common::fs::check_drive(&root, &name, mount_check)?.join(datadir);
-            // No such directory is no such databases.
-            let names = names_in(&path).unwrap_or_default();
-            Some(names.into_iter().map(|name| path.join(name)).collect::<Vec<_>>())
-        };
-        let Some(mut partitions) = self.ctx.disk_pools.run(device, list).await else {
-            if self.mount_check {
-                self.ctx.logger.warning(format_args!("Skipping {device} as it is not mounted"));
-            }
-            return;
-        };
-        self.ctx.rng.shuffle(&mut partitions);
+        let partitions = self.locations.partitions(&self.ctx, device).await;
         let progress = self.ctx.progress(self.kind.name);
         progress.note(device);
         for partition in partitions {

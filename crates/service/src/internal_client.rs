@@ -65,7 +65,16 @@ impl InternalClient {
         registry: &Registry,
         process: &Process,
     ) -> Result<Self, ConfigError> {
-        let mut paste = Paste::load(path, "main")?;
+        Self::from_paste(Paste::load(path, "main")?, options, registry, process)
+    }
+
+    /// Builds a pipeline that is not a file's.
+    pub fn from_paste(
+        mut paste: Paste,
+        options: Options,
+        registry: &Registry,
+        process: &Process,
+    ) -> Result<Self, ConfigError> {
         for part in paste.filters.iter_mut().chain([&mut paste.app]) {
             if part.uses == GATEKEEPER {
                 let problem = "the gatekeeper is not allowed in the pipeline of an internal client";

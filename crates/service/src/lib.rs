@@ -5,6 +5,7 @@
 
 pub mod access_log;
 pub mod backend_ratelimit;
+pub mod container_sync_realms;
 pub mod context;
 pub mod daemon;
 pub mod daemonize;

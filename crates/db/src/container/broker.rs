@@ -345,15 +345,47 @@ impl ContainerBroker {
         }
     }
 
-    pub fn set_x_container_sync_points(&mut self, point1: i64, point2: i64) -> Result<()> {
+    /// Up to which row objects have been synced elsewhere: by their share of the primaries, and by all of them. A point that is not
+    /// given stays.
+    pub fn set_x_container_sync_points(&mut self, point1: Option<i64>, point2: Option<i64>) -> Result<()> {
         self.migrate_if_old()?;
         self.db.write(|sqlite| {
             sqlite
                 .prepare_cached(
-                    "UPDATE container_stat SET x_container_sync_point1 = ?, x_container_sync_point2 = ?",
+                    "UPDATE container_stat SET x_container_sync_point1 = IFNULL(?, x_container_sync_point1), \
+                     x_container_sync_point2 = IFNULL(?, x_container_sync_point2)",
                 )?
                 .execute([point1, point2])
                 .map(drop)
+        })
+    }
+
+    /// Rows after `start` in their order, of any policy, with their ROWIDs. Merges what is pending.
+    pub fn rows_since(&mut self, start: i64, limit: usize) -> Result<Vec<(i64, ObjectRecord)>> {
+        self.find_files()?;
+        self.db.commit_puts()?;
+        self.db.read(|sqlite| {
+            let mut statement = sqlite.prepare_cached(
+                "SELECT ROWID, name, created_at, size, content_type, etag, deleted FROM object \
+                 WHERE ROWID > ? ORDER BY ROWID ASC LIMIT ?",
+            )?;
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let text = |row: &rusqlite::Row<'_>, at| {
+                Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(at)?.unwrap_or_default())
+            };
+            let rows = statement.query_map([start, limit], |row| {
+                let record = ObjectRecord {
+                    name: row.get(1)?,
+                    created_at: row.get(2)?,
+                    size: lenient_int(row, 3)?.unwrap_or(0),
+                    content_type: text(row, 4)?,
+                    etag: text(row, 5)?,
+                    deleted: lenient_int(row, 6)?.unwrap_or(0) != 0,
+                    ..ObjectRecord::default()
+                };
+                Ok((row.get(0)?, record))
+            })?;
+            rows.collect()
         })
     }
 

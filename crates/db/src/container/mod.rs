@@ -1,4 +1,5 @@
-//! The container tier: databases of object rows, the server over them, their replicator and auditor, and the daemon that reports their counts to accounts.
+//! The container tier: databases of object rows, the server over them, their replicator and auditor, and the daemons that report their counts to accounts and sync
+//! their objects elsewhere.
 
 mod account_update;
 pub mod auditor;
@@ -13,5 +14,7 @@ mod schema;
 pub mod server;
 mod shard_range;
 mod shards;
+pub mod sync;
+mod sync_store;
 mod sync_to;
 pub mod updater;

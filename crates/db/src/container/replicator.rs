@@ -17,7 +17,7 @@ use service::{Context, Daemon};
 
 use super::broker::{ContainerBroker, DATADIR};
 use super::rows::ObjectRecord;
-use super::{reconciler_queue, sync_to};
+use super::{reconciler_queue, sync_store};
 use crate::broker::{BrokerError, Options, Result, Shared};
 use crate::replication::replicator::{self, PassHooks};
 use crate::replication::{Found, Replicated, ReplicationInfo};
@@ -163,7 +163,7 @@ impl PassHooks<ContainerBroker> for ContainerHooks {
         if info.account == MISPLACED_OBJECTS_ACCOUNT {
             return Ok(());
         }
-        if let Err(error) = sync_to::update_store(broker) {
+        if let Err(error) = sync_store::update(broker) {
             self.ctx.logger.error(format_args!(
                 "Failed to update sync_store, db: {}: {error}",
                 broker.db.db_file.display()
@@ -189,7 +189,7 @@ impl PassHooks<ContainerBroker> for ContainerHooks {
             self.pass.lock().leaving.insert(found.db_file.clone(), (found.clone(), info.max_row));
             return true;
         }
-        if let Err(error) = sync_to::remove_from_store(broker) {
+        if let Err(error) = sync_store::remove(broker) {
             self.ctx.logger.error(format_args!(
                 "Failed to remove sync_store entry, db: {}: {error}",
                 broker.db.db_file.display()

@@ -23,7 +23,8 @@ use super::account_update::{self, Report};
 use super::broker::{ContainerBroker, ContainerInfo, DATADIR, DbState};
 use super::listing::{self, ObjectListing};
 use super::rows::ObjectRecord;
-use super::sync_to::{self, SyncTo};
+use super::sync_store;
+use super::sync_to::SyncTo;
 use crate::broker::{BrokerError, Options};
 use crate::listing_formats::{ListingType, listing_response};
 use crate::metadata::Metadata;
@@ -88,7 +89,7 @@ impl Server {
         Ok(Self {
             devices: Devices::from_section(section)?,
             databases: Databases::new(ctx),
-            sync_to: SyncTo::from_section(section),
+            sync_to: SyncTo::from_section(section, ctx),
             save_headers,
             replication_server: section.bool("replication_server", true)?,
             node_timeout: section.secs("node_timeout", 3.0)?,
@@ -467,7 +468,7 @@ impl ContainerRequest<'_> {
         if let Some(new) = updates.get("X-Container-Sync-To") {
             let old = self.run(broker.db.metadata())?;
             if old.get("X-Container-Sync-To").is_none_or(|old| old.value != new.value) {
-                self.run(broker.set_x_container_sync_points(-1, -1))?;
+                self.run(broker.set_x_container_sync_points(Some(-1), Some(-1)))?;
             }
         }
         self.run(broker.db.update_metadata(&updates, Some(metadata_limits(&self.server.ctx.swift_conf))))?;
@@ -476,7 +477,7 @@ impl ContainerRequest<'_> {
     }
 
     fn update_sync_store(&self, broker: &mut ContainerBroker) {
-        if let Err(error) = sync_to::update_store(broker) {
+        if let Err(error) = sync_store::update(broker) {
             self.server.ctx.logger.error(format_args!(
                 "Failed to update sync_store {} during {}: {error}",
                 broker.db.db_file.display(),

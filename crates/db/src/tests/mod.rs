@@ -4,6 +4,7 @@ mod brokers;
 mod replicate;
 mod replicator;
 mod servers;
+mod sync;
 mod updater;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use std::sync::Arc;
 use common::clock::Clock;
 use common::timestamp::Timestamp;
 use common::{Section, SwiftConf};
+use ring::{FormatVersion, RingBuilder};
+use service::http::serve::{ServeOptions, Server, ServerHandle};
 use service::http::{Method, Request, Response, SharedApp};
 use service::logs::{Lines, Logger};
 use service::{Context, DiskPools};
@@ -68,6 +71,19 @@ impl Node {
         let (ctx, _) = self.context("container-server");
         crate::container::server::app(&self.section("app:container-server", &[]), &ctx).unwrap()
     }
+}
+
+fn serve(app: SharedApp) -> ServerHandle {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    Server::start(vec![listener], app, ServeOptions::default()).unwrap()
+}
+
+/// A ring of one device behind `port`.
+fn save_ring(node: &Node, name: &str, port: u16) {
+    let mut builder = RingBuilder::new(4, 1.0, 0).unwrap();
+    builder.add_dev(device(port)).unwrap();
+    builder.rebalance(0).unwrap();
+    builder.save_ring(&node.dir.path().join(format!("{name}.ring.gz")), FormatVersion::V1).unwrap();
 }
 
 /// A device of a ring, on this machine.

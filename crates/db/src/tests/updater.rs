@@ -2,23 +2,8 @@
 
 use super::*;
 use common::Conf;
-use ring::{FormatVersion, RingBuilder};
 use service::Daemon;
 use service::http::app_fn;
-use service::http::serve::{ServeOptions, Server, ServerHandle};
-
-fn serve(app: SharedApp) -> ServerHandle {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    Server::start(vec![listener], app, ServeOptions::default()).unwrap()
-}
-
-/// An account ring of one device behind `port`.
-fn save_account_ring(node: &Node, port: u16) {
-    let mut builder = RingBuilder::new(4, 1.0, 0).unwrap();
-    builder.add_dev(device(port)).unwrap();
-    builder.rebalance(0).unwrap();
-    builder.save_ring(&node.dir.path().join("account.ring.gz"), FormatVersion::V1).unwrap();
-}
 
 fn updater(node: &Node) -> (Arc<dyn Daemon>, service::logs::Lines) {
     let (ctx, lines) = node.context("container-updater");
@@ -37,7 +22,7 @@ async fn the_updater_tells_the_account_once() {
     let node = Node::new();
     let accounts = node.account_server();
     let server = serve(accounts.clone());
-    save_account_ring(&node, server.addrs()[0].port());
+    save_ring(&node, "account", server.addrs()[0].port());
     let account = format!("/sda/{}/a", account_partition(&node));
     accounts.call(request(Method::Put, &account, 0)).await;
     let containers = node.container_server();
@@ -64,7 +49,7 @@ async fn the_updater_tells_the_account_once() {
 async fn a_container_of_no_account_is_quarantined() {
     let node = Node::new();
     let server = serve(node.account_server());
-    save_account_ring(&node, server.addrs()[0].port());
+    save_ring(&node, "account", server.addrs()[0].port());
     node.container_server().call(request(Method::Put, "/sda/1/a/c", 1)).await;
     updater(&node).0.run_once().await;
     assert!(node.device().join("quarantined/containers").exists());
@@ -81,7 +66,7 @@ async fn an_account_that_cannot_be_told_is_left_alone_for_a_while() {
         count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         async { Response::error(503) }
     }));
-    save_account_ring(&node, server.addrs()[0].port());
+    save_ring(&node, "account", server.addrs()[0].port());
     let containers = node.container_server();
     for container in ["c", "d", "e"] {
         containers.call(request(Method::Put, &format!("/sda/1/a/{container}"), 1)).await;
