@@ -24,7 +24,7 @@ enum Kind {
     Daemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 15] = [
+pub const PROGRAMS: [Program; 16] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
     Program {
@@ -57,6 +57,11 @@ pub const PROGRAMS: [Program; 15] = [
         name: "container-updater",
         about: "tells accounts of their containers",
         kind: Kind::Daemon(db::container::updater::build, Takes::Daemon),
+    },
+    Program {
+        name: "container-sync",
+        about: "sends the objects of containers to other containers",
+        kind: Kind::Daemon(build_container_sync, Takes::Daemon),
     },
     Program { name: "object-server", about: "keeps objects", kind: Kind::Server },
     Program {
@@ -91,6 +96,11 @@ pub const EXPIRER: &str = "object-expirer";
 
 pub fn build_expirer(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
     obj::expirer::build(conf, ctx, &registry())
+}
+
+/// On each node; its objects come through a proxy's pipeline of its own.
+fn build_container_sync(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
+    db::container::sync::build(conf, ctx, &registry())
 }
 
 /// The program called `name`, with or without `swift-` before it.
