@@ -636,6 +636,20 @@ pub fn is_missing(error: &rusqlite::Error, text: &str) -> bool {
         if message.contains(text))
 }
 
+/// Whether SQLite could not even open the file.
+pub fn cannot_open(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::CannotOpen)
+}
+
+/// What SQLite says of an error, without anything around it.
+pub fn message(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqliteFailure(_, Some(message))
+        | rusqlite::Error::SqlInputError { msg: message, .. } => message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// Swift's tolerance for counts in old databases: nothing, '' and '0' are zero.
 pub fn zero_like(count: &rusqlite::types::Value) -> bool {
     use rusqlite::types::Value as Sql;

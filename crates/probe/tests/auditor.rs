@@ -22,5 +22,8 @@ fn both_auditors_find_the_same_and_go_on_where_the_other_was_killed() -> Result<
 
 #[test]
 fn the_tools_print_the_same_to_the_byte() -> Result<()> {
-    compare("tools.py", &["swift-object-info", "swift-get-nodes"])
+    compare(
+        "tools.py",
+        &["swift-object-info", "swift-get-nodes", "swift-account-info", "swift-container-info"],
+    )
 }

@@ -15,6 +15,7 @@ use rusqlite::{Connection, params};
 
 use super::rows::{self, ObjectRecord};
 use super::schema::{self, NewContainer};
+use super::shard_range::{self, ShardRange};
 pub use super::shards::DbState;
 use super::shards::{self, OwnShardRange};
 use crate::broker::{
@@ -450,6 +451,14 @@ impl ContainerBroker {
 
     pub fn has_other_shard_ranges(&mut self, path: &str) -> Result<bool> {
         self.db.read(|sqlite| shards::has_others(sqlite, path))
+    }
+
+    /// Those of other containers that are not deleted.
+    pub fn shard_ranges(&mut self) -> Result<Vec<ShardRange>> {
+        let path = self.path()?;
+        let mut ranges = self.db.read(shard_range::all)?;
+        ranges.retain(|range| !range.deleted && range.name != path);
+        Ok(ranges)
     }
 
     /// The broker of the older of two database files. What is pending belongs to the newer.

@@ -12,7 +12,7 @@ pub mod replicator;
 pub mod rows;
 mod schema;
 pub mod server;
-mod shard_range;
+pub mod shard_range;
 mod shards;
 pub mod sync;
 mod sync_store;

@@ -34,6 +34,14 @@ pub struct ShardRange {
 }
 
 impl ShardRange {
+    /// The name of a state.
+    pub fn state_text(state: i64) -> Option<&'static str> {
+        const STATES: [&str; 8] =
+            ["found", "created", "cleaved", "active", "shrinking", "sharding", "sharded", "shrunk"];
+        let at = usize::try_from(state / FOUND - 1).ok().filter(|_| state % FOUND == 0)?;
+        STATES.get(at).copied()
+    }
+
     /// One of a JSON body. `None` unless it has everything that a row needs.
     pub fn from_json(item: &Value) -> Option<Self> {
         let text = |name: &str| item.get(name)?.as_str().map(str::to_owned);

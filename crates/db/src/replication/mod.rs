@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use service::Context;
 
 use crate::broker::{DatabaseBroker, Kind, Options, Result, Shared};
-pub use sync_points::{Items, SyncPoint, Syncs, max_row};
+pub use sync_points::{DatedSyncPoint, Items, SyncPoint, Syncs, max_row};
 pub use walk::Found;
 
 /// A broker whose database is replicated.

@@ -40,6 +40,13 @@ pub struct SyncPoint {
     pub sync_point: i64,
 }
 
+/// A sync point, and since when it is where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatedSyncPoint {
+    pub point: SyncPoint,
+    pub updated_at: String,
+}
+
 impl SyncPoint {
     /// A list as `merge_syncs` has it.
     pub fn list_from_json(list: &Value) -> Option<Vec<Self>> {
@@ -127,14 +134,18 @@ impl<K: Kind> DatabaseBroker<K> {
     }
 
     pub fn sync_points(&mut self, syncs: Syncs) -> Result<Vec<SyncPoint>> {
-        let sql = format!("SELECT remote_id, sync_point FROM {}", syncs.table());
+        let dated = self.dated_sync_points(syncs)?;
+        Ok(dated.into_iter().map(|dated| dated.point).collect())
+    }
+
+    pub fn dated_sync_points(&mut self, syncs: Syncs) -> Result<Vec<DatedSyncPoint>> {
+        let sql = format!("SELECT remote_id, sync_point, updated_at FROM {}", syncs.table());
         self.read(|sqlite| {
             let mut statement = sqlite.prepare_cached(&sql)?;
             let points = statement.query_map([], |row| {
-                Ok(SyncPoint {
-                    remote_id: row.get(0)?,
-                    sync_point: row.get::<_, Option<i64>>(1)?.unwrap_or(-1),
-                })
+                let sync_point = row.get::<_, Option<i64>>(1)?.unwrap_or(-1);
+                let point = SyncPoint { remote_id: row.get(0)?, sync_point };
+                Ok(DatedSyncPoint { point, updated_at: row.get::<_, Option<String>>(2)?.unwrap_or_default() })
             })?;
             points.collect()
         })

@@ -1,6 +1,7 @@
 //! Swift's tools for operators: they do one thing and end. What they print is Swift's to the byte, as scripts read it; their
 //! help is in words of our own.
 
+mod db_info;
 mod get_nodes;
 mod locations;
 mod object_info;
@@ -26,7 +27,13 @@ pub struct Tool {
     run: fn(&str, &[String]) -> Output,
 }
 
-pub const TOOLS: [Tool; 3] = [
+pub const TOOLS: [Tool; 5] = [
+    Tool { name: "account-info", about: "shows what an account's database holds", run: db_info::run_account },
+    Tool {
+        name: "container-info",
+        about: "shows what a container's database holds",
+        run: db_info::run_container,
+    },
     Tool { name: "object-info", about: "shows what an object's file holds", run: object_info::run },
     Tool {
         name: "object-relinker",

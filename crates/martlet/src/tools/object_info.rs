@@ -28,11 +28,11 @@ const NO_CHECK: Opt = Opt {
     value: None,
     help: "do not read the data to compare it with the ETag",
 };
-const DROP_PREFIXES: Opt = Opt {
+pub(super) const DROP_PREFIXES: Opt = Opt {
     short: None,
     long: "drop-prefixes",
     value: None,
-    help: "show metadata without X-Object-Meta- and the like",
+    help: "show metadata without their common prefixes",
 };
 const BODY_CRYPTO: &[u8] = b"X-Object-Sysmeta-Crypto-Body-Meta";
 const METADATA_CRYPTO: &[u8] = b"X-Object-Transient-Sysmeta-Crypto-Meta";

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Compares what swift-object-info and swift-get-nodes print with what Swift's own print.
+"""Compares what swift-object-info, swift-get-nodes, swift-account-info and swift-container-info print with what Swift's own
+print.
 
-    tools.py SCRATCH OBJECT_INFO GET_NODES
+    tools.py SCRATCH OBJECT_INFO GET_NODES ACCOUNT_INFO CONTAINER_INFO
 
 SCRATCH is a directory on a file system with extended attributes, the others are the programs in question. Run it with a
 Python that has Swift 2.38 installed. It ends with status 0 if every byte and exit code is the same; else with the first
@@ -10,18 +11,24 @@ difference.
 import concurrent.futures
 import logging
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+import tempfile
 
+from swift.account.backend import AccountBroker
 from swift.common import utils
 from swift.common.ring import RingBuilder
 from swift.common.storage_policy import POLICIES, reload_storage_policies
-from swift.common.utils import Timestamp, hash_path, md5
+from swift.common.utils import ShardRange, Timestamp, hash_path, md5
+from swift.container.backend import ContainerBroker
 from swift.obj import diskfile
 
-SCRATCH, OBJECT_INFO, GET_NODES = sys.argv[1:4]
+SCRATCH, OBJECT_INFO, GET_NODES, ACCOUNT_INFO, CONTAINER_INFO = sys.argv[1:6]
 PART_POWER = 4
 ETC = os.path.join(SCRATCH, 'etc')
+DATABASES = os.path.join(SCRATCH, 'databases')
 DEVICES = os.path.join(SCRATCH, 'node')
 BIN = os.path.dirname(sys.executable)
 RING = os.path.join(ETC, '%s.ring.gz')
@@ -133,7 +140,131 @@ def node_cases():
     yield ['-p']
 
 
+def at(seconds):
+    return Timestamp(1700000000.12345 + seconds).internal
+
+
+def account_db(name, folder):
+    broker = AccountBroker(os.path.join(DATABASES, folder, 'x.db'), account=name)
+    broker.initialize(at(0))
+    return broker
+
+
+def container_db(name, folder, policy=0):
+    account, container = name.split('/', 1)
+    broker = ContainerBroker(os.path.join(DATABASES, folder, 'x.db'), account=account, container=container)
+    broker.initialize(at(0), policy)
+    return broker
+
+
+def syncs(broker):
+    broker.merge_syncs([{'remote_id': 'a-very-long-remote-id-of-a-database-far-away', 'sync_point': 12345678901},
+                        {'remote_id': 'b', 'sync_point': -1}])
+    broker.merge_syncs([{'remote_id': 'c', 'sync_point': 7}], incoming=False)
+
+
+def make_databases():
+    account_db('AUTH_empty', 'a-empty')
+    full = account_db('AUTH_\u00e9', 'a-full')
+    for number in range(5):
+        full.put_container('c%d' % number, at(number), at(9) if number == 2 else '0', number * (number != 2), 10 * number,
+                           number % 3)
+    full.update_metadata({'X-Account-Meta-Color': ('blue \u4e2d', at(1)), 'X-Account-Meta-Gone': ('', at(2)),
+                          'X-Account-Sysmeta-B': ('2', at(1)), 'X-Account-Sysmeta-A': ('1', at(1)),
+                          'X-Account-Access-Control': ('{}', at(1)), 'X-Other_Thing': ('x', at(1))})
+    syncs(full)
+    deleted = account_db('AUTH_deleted', 'a-deleted')
+    deleted.update_metadata({'X-Account-Meta-Color': ('blue', at(1))})
+    deleted.delete_db(at(5))
+    container_db('AUTH_a/empty', 'c-empty')
+    for policy in (1, 2, 7):
+        broker = container_db('AUTH_a/policy \u00e9', 'c-policy%d' % policy, policy)
+        broker.put_object('o', at(1), 10, 'text/plain', 'e' * 32, storage_policy_index=policy)
+        broker.put_object('wrong', at(2), 20, 'text/plain', 'e' * 32, storage_policy_index=0)
+        broker.reported(at(0), '0', 1, 10)
+    full = container_db('AUTH_a/full', 'c-full', 1)
+    full.update_metadata({'X-Container-Read': ('.r:*', at(1)), 'X-Container-Meta-Color': ('blue', at(1)),
+                          'X-Container-Meta-Gone': ('', at(2)), 'X-Container-Sysmeta-S': ('\u4e2d', at(1)),
+                          'X-Versions-Location': ('v', at(1))})
+    full.set_x_container_sync_points(3, 4)
+    full.update_status_changed_at(at(3))
+    syncs(full)
+    deleted = container_db('AUTH_a/deleted', 'c-deleted')
+    deleted.update_metadata({'X-Container-Meta-Color': ('blue', at(1))})
+    deleted.delete_db(at(5))
+    late = container_db('AUTH_a/late', 'c-late')
+    late.delete_db(at(5))
+    late.put_object('o', at(6), 10, 'text/plain', 'e' * 32)
+
+    def ranges(broker, *states):
+        bounds = ['', "it's", 'm \u00e9', 'n', 't', '']
+        broker.merge_shard_ranges([
+            ShardRange('.shards_a/c-%d' % number, at(number), bounds[number], bounds[number + 1], number, 100 * number,
+                       meta_timestamp=at(number + 1), state=state, deleted=number == 3)
+            for number, state in enumerate(states)])
+
+    found = container_db('AUTH_a/found', 'c-found')
+    ranges(found, ShardRange.FOUND, ShardRange.CREATED, ShardRange.FOUND, ShardRange.FOUND, ShardRange.CLEAVED)
+    for folder in ('c-sharding', 'c-sharded'):
+        broker = container_db('AUTH_a/' + folder, folder)
+        for number in range(3):
+            broker.put_object('o%d' % number, at(number), 10, 'text/plain', 'e' * 32)
+        broker.enable_sharding(Timestamp(at(1)))
+        ranges(broker, ShardRange.ACTIVE, ShardRange.ACTIVE, ShardRange.SHARDING, ShardRange.ACTIVE, ShardRange.SHRINKING)
+        assert broker.set_sharding_state()
+        assert folder == 'c-sharding' or broker.set_sharded_state()
+    shard = container_db('.shards_a/c-0', 'c-shard')
+    shard.update_metadata({'X-Container-Sysmeta-Shard-Quoted-Root': ('AUTH_a/c', at(1))})
+    os.makedirs(os.path.join(DATABASES, 'none', 'dir.db'))
+    for name, content in (('empty.db', ''), ('text.db', 'no database at all\n' * 100), ('notes.txt', '')):
+        with open(os.path.join(DATABASES, 'none', name), 'w') as fp:
+            fp.write(content)
+    for folder, table in (('a-badtime', 'account'), ('c-badtime', 'container')):
+        broker = (account_db if table == 'account' else container_db)('AUTH_a/c', folder)
+        with sqlite3.connect(broker.db_file) as conn:
+            conn.execute("UPDATE %s_stat SET delete_timestamp = 'never'" % table)
+        conn.close()
+
+
+def database_cases():
+    for folder in sorted(os.listdir(DATABASES)):
+        for name in sorted(name for name in os.listdir(os.path.join(DATABASES, folder)) if not name.startswith('.')):
+            path = os.path.join(folder, name)
+            for tool, program in (('swift-account-info', ACCOUNT_INFO), ('swift-container-info', CONTAINER_INFO)):
+                yield tool, program, ['-d', ETC, path]
+                if folder[0] == tool[6]:
+                    yield tool, program, ['-d', '/nowhere', '--drop-prefixes', '-s', './' + path]
+                    yield tool, program, ['-vs', '--swift-dir=' + ETC, path]
+    for tool, program in (('swift-account-info', ACCOUNT_INFO), ('swift-container-info', CONTAINER_INFO)):
+        for args in (['missing.db'], ['-x'], ['-d'], [], ['a', 'b']):
+            yield tool, program, args
+
+
+def run_on_databases(program, args):
+    """Runs it on a copy, as it merges what is pending, in a namespace where /etc/swift is ours: -d is for the rings alone."""
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
+        # Swift moves folders four levels above a file that is no database.
+        copy = os.path.join(scratch, '1', '2', '3', '4')
+        shutil.copytree(DATABASES, copy)
+        command = NAMESPACE + [program] + args
+        done = subprocess.run(command, capture_output=True, cwd=copy)
+        pending = [name for _, _, names in os.walk(copy) for name in names
+                   if name.endswith(('-journal', '.tmp')) and 'none' not in name]
+        assert not pending, pending
+    return done.returncode, done.stdout, done.stderr
+
+
+def own_etc():
+    root = os.path.join(SCRATCH, 'root')
+    os.makedirs(root)
+    shutil.copytree(ETC, os.path.join(root, 'swift'))
+    unshare = ['unshare', '-m'] if os.geteuid() == 0 else ['unshare', '-rm']
+    return unshare + ['sh', '-c', 'mount --bind "$0" /etc && exec "$@"', root]
+
+
 def run(program, args):
+    if program in (ACCOUNT_INFO, CONTAINER_INFO) or os.path.basename(program) in ('swift-account-info', 'swift-container-info'):
+        return run_on_databases(program, args)
     done = subprocess.run([program, '-d', ETC] + args, capture_output=True, cwd=SCRATCH)
     return done.returncode, done.stdout, done.stderr
 
@@ -146,6 +277,8 @@ def plain(result):
         return code, out, 'failed'
     if lines and lines[0].startswith('Usage'):
         return code, out, lines[-1]
+    if out.startswith(b'Usage'):
+        return code, b'Usage', ''.join(lines)
     if lines and lines[0].startswith('ERROR: '):
         return code, b'', lines[0]
     return code, out, ''.join(lines)
@@ -164,8 +297,11 @@ def compare(name, program, args):
 
 succeeded = []
 make_cluster()
+make_databases()
+NAMESPACE = own_etc()
 jobs = [('swift-object-info', OBJECT_INFO, args) for args in object_cases()]
 jobs += [('swift-get-nodes', GET_NODES, args) for args in node_cases()]
+jobs += database_cases()
 with concurrent.futures.ThreadPoolExecutor(2) as pool:
     for difference in pool.map(lambda job: compare(*job), jobs):
         if difference:
