@@ -183,12 +183,15 @@ fn shared() -> Arc<Shared> {
 
 fn read_account(asked: &Asked, options: Options) -> Result<Found, BrokerError> {
     let mut broker = AccountBroker::new(&shared(), asked.file.clone().into(), options);
+    // What is pending for a database of the other type stays.
+    broker.db.raw_metadata()?;
     let info = Info::Account(broker.info()?);
     Found::with(info, &mut broker.db, asked)
 }
 
 fn read_container(asked: &Asked, options: Options) -> Result<Found, BrokerError> {
     let mut broker = ContainerBroker::new(&shared(), Path::new(&asked.file), options);
+    broker.path()?;
     let info = broker.info()?;
     let is_root = broker.is_root_container()?;
     let shard_ranges = broker.shard_ranges()?;
@@ -214,6 +217,12 @@ fn print(out: &mut Output, kind: &Type, asked: &Asked, conf: &Conf, found: &Foun
             Item { account: names.0, container: names.1, ..Item::default() }
         }
     };
+    // Who cannot tell whether it is deleted, says nothing of it.
+    let (delete_timestamp, put_timestamp) = match &found.info {
+        Info::Account(info) => (&info.delete_timestamp, &info.put_timestamp),
+        Info::Container { info, .. } => (&info.delete_timestamp, &info.put_timestamp),
+    };
+    isoformat(delete_timestamp).and(isoformat(put_timestamp))?;
     match &found.info {
         Info::Account(info) => print_account(out, info, conf)?,
         Info::Container { info, .. } => print_container(out, info, conf)?,
