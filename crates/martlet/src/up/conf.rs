@@ -15,6 +15,11 @@ const REPLICATOR_INTERVAL: u32 = 30;
 const UPDATER_INTERVAL: u32 = 10;
 const AUDITOR_INTERVAL: u32 = 300;
 const EXPIRER_INTERVAL: u32 = 10;
+const SYNC_INTERVAL: u32 = 10;
+/// Containers of the cluster are synced to one another by `//martlet/local/ACCOUNT/CONTAINER`.
+const REALM: &str = "martlet";
+const CLUSTER: &str = "local";
+const ENDPOINT: &str = "cluster_local";
 /// No rsync daemon runs.
 const DATABASE_REPLICATOR: &str = "sync_method = usync\ninterval = 30\nconcurrency = 2\n";
 
@@ -121,9 +126,11 @@ impl Places<'_> {
     pub fn container_server(&self, node: u16) -> String {
         format!(
             "{}{}\n[container-replicator]\n{DATABASE_REPLICATOR}\n[container-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\
-             \n[container-auditor]\n",
+             \n[container-auditor]\n\n[container-sync]\ninterval = {SYNC_INTERVAL}\n\
+             internal_client_conf_path = {}/etc/internal-client.conf\n",
             self.node_default(node, self.settings.container_port(node)),
             Self::storage_pipeline("container-server", "container"),
+            self.data.display(),
         )
     }
 
@@ -136,8 +143,8 @@ impl Places<'_> {
     }
 
     pub fn proxy_server(&self) -> String {
-        let pipeline = "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats tempauth copy slo dlo \
-                        proxy-logging proxy-server";
+        let pipeline = "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats container_sync tempauth copy \
+                        slo dlo proxy-logging proxy-server";
         let mut text = self.default_section(&self.settings.ip, self.settings.port);
         text += &format!(
             "\n[pipeline:main]\npipeline = {pipeline}\n\n[app:proxy-server]\nuse = egg:swift#proxy\n\
@@ -150,6 +157,7 @@ impl Places<'_> {
             ("proxy-logging", "proxy_logging", String::new()),
             ("cache", "memcache", self.cache()),
             ("listing_formats", "listing_formats", String::new()),
+            ("container_sync", "container_sync", format!("current = //{REALM}/{CLUSTER}\n")),
             ("tempauth", "tempauth", Self::users()),
             ("copy", "copy", String::new()),
             ("slo", "slo", String::new()),
@@ -163,12 +171,24 @@ impl Places<'_> {
     /// The expirer's own pipeline: what it deletes, it deletes as a proxy.
     pub fn object_expirer(&self) -> String {
         let data = self.data.display();
-        let mut text = format!(
+        format!(
             "[DEFAULT]\nswift_dir = {data}/etc\nuser = {}\nrecon_cache_path = {data}/cache/proxy\n\n\
-             [object-expirer]\ninterval = {EXPIRER_INTERVAL}\n\n[pipeline:main]\n\
-             pipeline = catch_errors proxy-logging cache proxy-server\n\n[app:proxy-server]\nuse = egg:swift#proxy\n",
-            self.user
-        );
+             [object-expirer]\ninterval = {EXPIRER_INTERVAL}\n\n{}",
+            self.user,
+            self.internal_pipeline()
+        )
+    }
+
+    /// The pipeline that container-sync reads objects through.
+    pub fn internal_client(&self) -> String {
+        let (data, pipeline) = (self.data.display(), self.internal_pipeline());
+        format!("[DEFAULT]\nswift_dir = {data}/etc\nuser = {}\n\n{pipeline}", self.user)
+    }
+
+    fn internal_pipeline(&self) -> String {
+        let mut text = "[pipeline:main]\npipeline = catch_errors proxy-logging cache proxy-server\n\n\
+                        [app:proxy-server]\nuse = egg:swift#proxy\n"
+            .to_owned();
         for (name, egg, words) in [
             ("catch_errors", "catch_errors", String::new()),
             ("proxy-logging", "proxy_logging", String::new()),
@@ -177,6 +197,15 @@ impl Places<'_> {
             text += &format!("\n[filter:{name}]\nuse = egg:swift#{egg}\n{words}");
         }
         text
+    }
+
+    /// One realm with this cluster in it, so that its containers can be synced to one another.
+    pub fn container_sync_realms(&self, key: &str) -> String {
+        with_endpoint(
+            &format!("[{REALM}]\nkey = {key}\n{ENDPOINT} =\n"),
+            &self.settings.ip,
+            self.settings.port,
+        )
     }
 
     fn cache(&self) -> String {
@@ -209,10 +238,22 @@ pub fn with_address(text: &str, ip: &str, port: u16) -> String {
     out
 }
 
+/// `text`, of the realms, with another address of the proxy.
+pub fn with_endpoint(text: &str, ip: &str, port: u16) -> String {
+    let is_endpoint = |line: &str| line.split('=').next().is_some_and(|option| option.trim() == ENDPOINT);
+    let ip = if ip == "0.0.0.0" { "127.0.0.1" } else { ip };
+    let lines = text.lines().map(|line| match is_endpoint(line) {
+        true => format!("{ENDPOINT} = http://{ip}:{port}/v1/\n"),
+        false => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::settings::Wished;
     use super::*;
+    use common::container_sync_realms::{Realms, Target, validate_sync_to};
     use common::{Conf, Paste, SwiftConf};
 
     fn places(settings: &Settings) -> Places<'_> {
@@ -264,6 +305,27 @@ mod tests {
         assert_eq!((paste.app.uses.as_str(), paste.filters.len()), ("egg:swift#proxy", 3));
         let section = Conf::parse(&text, "x.conf").unwrap().require("object-expirer").unwrap();
         assert_eq!(section.get("recon_cache_path"), Some("/srv/data/cache/proxy"));
+    }
+
+    #[test]
+    fn containers_can_be_synced_within_the_cluster() {
+        let settings = Wished::default().for_new().unwrap();
+        let places = places(&settings);
+        let pipeline = Paste::parse(&places.internal_client(), "x.conf", "main").unwrap();
+        assert_eq!((pipeline.app.uses.as_str(), pipeline.filters.len()), ("egg:swift#proxy", 3));
+        let conf = Conf::parse(&places.container_server(1), "x.conf").unwrap();
+        let path = conf.require("container-sync").unwrap().str("internal_client_conf_path", "");
+        assert_eq!(path, "/srv/data/etc/internal-client.conf");
+        let text = places.container_sync_realms("secret");
+        for (text, url) in [
+            (with_endpoint(&text, "0.0.0.0", 9090), "http://127.0.0.1:9090/v1/AUTH_a/c"),
+            (text, "http://127.0.0.1:8080/v1/AUTH_a/c"),
+        ] {
+            let realms = Realms::from_conf(&Conf::parse(&text, "x.conf").unwrap());
+            let target = validate_sync_to(&format!("//{REALM}/{CLUSTER}/AUTH_a/c"), &[], &realms);
+            let realm = Some(("MARTLET".to_owned(), "secret".to_owned()));
+            assert_eq!(target, Ok(Some(Target { url: url.to_owned(), realm })));
+        }
     }
 
     #[test]

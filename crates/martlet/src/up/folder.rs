@@ -5,6 +5,7 @@
 //! lock, pid, control.sock      of the process that runs it
 //! martlet.log                  the lines of all services; the run before is martlet.log.old
 //! etc/swift.conf               and the rings, proxy-server.conf and object-expirer.conf
+//! etc/container-sync-realms.conf, internal-client.conf
 //! etc/node1/object-server.conf, container-server.conf, account-server.conf
 //! node1/n1d1, node1/n1d2       the devices of node 1
 //! cache/node1                  what its daemons leave for recon; cache/proxy is the expirer's
@@ -31,6 +32,7 @@ const MARKER: &str = "martlet-up.json";
 const VERSION: u64 = 1;
 /// In an etc that is being written.
 const NEW_ETC: &str = ".etc.new";
+const REALMS: &str = "container-sync-realms.conf";
 
 /// A data folder that is ours until the value is dropped.
 pub struct Folder {
@@ -111,6 +113,8 @@ impl Folder {
         write(&new, "swift.conf", &conf::swift_conf(&self.settings, &random_hex()?, &random_hex()?))?;
         write(&new, "proxy-server.conf", &places.proxy_server())?;
         write(&new, "object-expirer.conf", &places.object_expirer())?;
+        write(&new, "internal-client.conf", &places.internal_client())?;
+        write(&new, REALMS, &places.container_sync_realms(&random_hex()?))?;
         for node in 1..=self.settings.nodes {
             let dir = new.join(format!("node{node}"));
             fs::create_dir(&dir)?;
@@ -178,11 +182,18 @@ impl Folder {
     }
 
     fn update_proxy_address(&self) -> Result<()> {
-        let path = self.proxy_conf();
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let wanted = conf::with_address(&text, &self.settings.ip, self.settings.port);
+        self.rewrite(&self.proxy_conf(), conf::with_address)?;
+        let realms = self.etc().join(REALMS);
+        // A folder from before there was container-sync has none.
+        if realms.exists() { self.rewrite(&realms, conf::with_endpoint) } else { Ok(()) }
+    }
+
+    /// Changes a file to the proxy's address of now.
+    fn rewrite(&self, path: &Path, change: fn(&str, &str, u16) -> String) -> Result<()> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let wanted = change(&text, &self.settings.ip, self.settings.port);
         if wanted != text {
-            common::fs::write_file_durable(&path, wanted.as_bytes())
+            common::fs::write_file_durable(path, wanted.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())

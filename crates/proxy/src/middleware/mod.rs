@@ -8,6 +8,7 @@
 //! | `memcache.rs` | `memcache` | `egg:swift#memcache` |
 //! | `tempauth.rs` | `tempauth` | `egg:swift#tempauth` |
 //! | `listing_formats/` | `listing_formats` | `egg:swift#listing_formats` |
+//! | `container_sync.rs` | `container_sync` | `egg:swift#container_sync` |
 //! | `copy.rs` | `copy` | `egg:swift#copy` |
 //! | `dlo.rs` | `dlo` | `egg:swift#dlo` |
 //! | `slo/` | `slo` | `egg:swift#slo` |
@@ -23,6 +24,7 @@ pub mod acl;
 pub mod bulk;
 pub mod catch_errors;
 pub mod conditional;
+pub mod container_sync;
 pub mod copy;
 pub mod dlo;
 pub mod gatekeeper;
@@ -45,6 +47,7 @@ use service::pipeline::Registry;
 pub fn register(registry: &mut Registry) {
     registry
         .filter("egg:swift#catch_errors", catch_errors::factory)
+        .filter("egg:swift#container_sync", container_sync::factory)
         .filter("egg:swift#copy", copy::factory)
         .filter("egg:swift#dlo", dlo::factory)
         .filter("egg:swift#gatekeeper", gatekeeper::factory)

@@ -869,6 +869,26 @@ mod tests {
         assert_eq!(send(&app, req).await.0, 401);
     }
 
+    #[tokio::test]
+    async fn a_containers_sync_key_and_a_timestamp_are_enough() {
+        let app = filter(&[], &clock());
+        let with = |stored: &str, headers: &[(&str, &str)]| {
+            let mut req = request(Method::Put, "/v1/AUTH_test/c/o", headers);
+            req.env.insert(SyncKey(stored.to_owned()));
+            req
+        };
+        let (key, timestamp) = (("X-Container-Sync-Key", "k"), ("X-Timestamp", "1"));
+        assert_eq!(send(&app, with("k", &[key, timestamp])).await.0, 200);
+        for refused in [
+            with("k", &[key]),
+            with("other", &[key, timestamp]),
+            with("", &[("X-Container-Sync-Key", ""), timestamp]),
+            with("k", &[timestamp]),
+        ] {
+            assert_eq!(send(&app, refused).await.0, 401);
+        }
+    }
+
     #[test]
     fn users_are_read_from_options() {
         let pairs = [("user64_dMOpaXN0_dQ", "key g1 $HOST/v1/x"), ("user_a_b", "k")];
