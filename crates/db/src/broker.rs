@@ -340,6 +340,8 @@ impl<K: Kind> DatabaseBroker<K> {
             drop(pending);
             return self.merge_pending(Some(record.clone()));
         }
+        fs::fail::hit("db.pending.append").map_err(|error| self.pending_error(error))?;
+        // A crash before leaves no row, one after it a row that nobody was answered for.
         pending.write_all(line.as_bytes()).map_err(|error| {
             // What a full disk took of the entry is no entry.
             let _ = pending.set_len(size);
@@ -434,7 +436,11 @@ impl<K: Kind> DatabaseBroker<K> {
         let db_dir = self.db_dir().to_owned();
         fs::mkdirs(&db_dir).map_err(|error| BrokerError::Io(db_dir.clone(), error))?;
         let temporary = temporary_file(&db_dir).map_err(|error| BrokerError::Io(db_dir.clone(), error))?;
-        let created = self.fill(&temporary, tables).and_then(|()| self.publish(&temporary));
+        let failed = |error| BrokerError::Io(db_dir.clone(), error);
+        let created = fs::fail::hit("db.fill")
+            .map_err(failed)
+            .and_then(|()| self.fill(&temporary, tables))
+            .and_then(|()| self.publish(&temporary));
         if created.is_err() {
             // Best effort: what stays is a `.tmp` file that nobody reads.
             let _ = std::fs::remove_file(&temporary);
@@ -502,31 +508,19 @@ impl<K: Kind> DatabaseBroker<K> {
         if !self.metadata()?.is_changed_by(updates) {
             return Ok(());
         }
-        let stat = format!("{}_stat", K::DB_TYPE);
         let mut refused = None;
         self.write(|sqlite| {
-            let sql = format!("SELECT metadata FROM {stat}");
-            let column = match metadata_column(sqlite, &sql) {
-                Err(error) if is_missing(&error, "no such column: metadata") => {
-                    sqlite
-                        .execute_batch(&format!("ALTER TABLE {stat} ADD COLUMN metadata TEXT DEFAULT ''"))?;
-                    String::new()
-                }
-                other => other?.unwrap_or_default(),
-            };
-            let mut merged = Metadata::parse(&column).unwrap_or_default();
-            merged.merge(updates);
+            let merged = merge_metadata::<K>(sqlite, updates)?;
             if let Some(Err(reason)) = limits.map(|limits| merged.validate(limits)) {
                 refused = Some(reason);
                 return Ok(());
             }
-            sqlite.prepare_cached(&format!("UPDATE {stat} SET metadata = ?"))?.execute([merged.dump()])?;
-            Ok(())
+            write_metadata::<K>(sqlite, &merged)
         })?;
         refused.map_or(Ok(()), |reason| Err(BrokerError::InvalidMetadata(reason)))
     }
 
-    /// Mark the database as deleted at `timestamp` (internal form) and empty its metadata.
+    /// Mark the database as deleted at `timestamp` (internal form) and empty its metadata. Stricter than Swift: both or neither.
     pub fn delete_db(&mut self, timestamp: &str) -> Result<()> {
         let mut cleared = Metadata::default();
         for (name, _) in self.metadata()?.iter() {
@@ -534,8 +528,11 @@ impl<K: Kind> DatabaseBroker<K> {
                 cleared.set(name.to_owned(), String::new(), timestamp.to_owned());
             }
         }
-        self.update_metadata(&cleared, None)?;
         self.write(|sqlite| {
+            if !cleared.is_empty() {
+                let merged = merge_metadata::<K>(sqlite, &cleared)?;
+                write_metadata::<K>(sqlite, &merged)?;
+            }
             let sql = format!(
                 "UPDATE {}_stat SET delete_timestamp = ?1, status = 'DELETED', status_changed_at = ?1 \
                  WHERE delete_timestamp < ?1",
@@ -597,7 +594,10 @@ fn in_transaction<T>(
     }
     let result = sqlite.prepare_cached("BEGIN IMMEDIATE")?.execute([]).and_then(|_| {
         let done = f(sqlite)?;
+        // A crash before the commit, or within it, leaves what was there before, and perhaps a journal that tells SQLite so.
+        step("db.commit")?;
         sqlite.prepare_cached("COMMIT")?.execute([])?;
+        step("db.committed")?;
         Ok(done)
     });
     if !sqlite.is_autocommit() {
@@ -608,6 +608,11 @@ fn in_transaction<T>(
         sqlite.execute_batch("PRAGMA synchronous = NORMAL")?;
     }
     result
+}
+
+/// A fail point among statements.
+fn step(name: &'static str) -> rusqlite::Result<()> {
+    fs::fail::hit(name).map_err(|error| rusqlite::Error::UserFunctionError(error.into()))
 }
 
 /// Migrate the schema, if it is an old one, before rows are merged.
@@ -628,6 +633,26 @@ fn read_entry<K: Kind>(entry: &[u8]) -> Option<K::Record> {
 fn metadata_column(sqlite: &Connection, sql: &str) -> rusqlite::Result<Option<String>> {
     let row = sqlite.prepare_cached(sql)?.query_row([], |row| row.get::<_, Option<String>>(0)).optional()?;
     Ok(row.map(Option::unwrap_or_default))
+}
+
+/// The metadata of the database with `updates`; a database that is too old for any can have some afterwards.
+fn merge_metadata<K: Kind>(sqlite: &Connection, updates: &Metadata) -> rusqlite::Result<Metadata> {
+    let stat = format!("{}_stat", K::DB_TYPE);
+    let column = match metadata_column(sqlite, &format!("SELECT metadata FROM {stat}")) {
+        Err(error) if is_missing(&error, "no such column: metadata") => {
+            sqlite.execute_batch(&format!("ALTER TABLE {stat} ADD COLUMN metadata TEXT DEFAULT ''"))?;
+            String::new()
+        }
+        other => other?.unwrap_or_default(),
+    };
+    let mut merged = Metadata::parse(&column).unwrap_or_default();
+    merged.merge(updates);
+    Ok(merged)
+}
+
+fn write_metadata<K: Kind>(sqlite: &Connection, metadata: &Metadata) -> rusqlite::Result<()> {
+    let sql = format!("UPDATE {}_stat SET metadata = ?", K::DB_TYPE);
+    sqlite.prepare_cached(&sql)?.execute([metadata.dump()]).map(drop)
 }
 
 /// Whether an error says that a table or column is not there; Swift recognises old schemas by these texts too.

@@ -26,9 +26,8 @@ fn diskfiles_of_both_implementations_agree_on_each_others_files() -> Result<()> 
     Ok(())
 }
 
-/// Ours is killed, or fails, at each fail point of PUT, POST, DELETE, SSYNC, hashing and quarantine.
-#[test]
-fn what_a_stopped_object_server_leaves_is_whole_for_both_implementations() -> Result<()> {
+/// Stops a program of ours at each fail point, looks at the disks that are left, and lets Python look at them.
+fn kill(program: &str, look: &str) -> Result<()> {
     // Many small disks, of which the program keeps account by itself what is synced.
     let takes_metadata = |dir: &tempfile::TempDir| {
         let file = std::fs::File::create(dir.path().join("file"));
@@ -36,9 +35,21 @@ fn what_a_stopped_object_server_leaves_is_whole_for_both_implementations() -> Re
     };
     let dir = tempfile::tempdir_in("/dev/shm").ok().filter(takes_metadata);
     let dir = dir.map_or_else(tempfile::tempdir, Ok)?;
-    println!("{}", success(std::process::Command::new(example("kills")?).arg(dir.path()))?);
-    println!("{}", success(script("kills.py")?.arg(dir.path()))?);
+    println!("{}", success(std::process::Command::new(example(program)?).arg(dir.path()))?);
+    println!("{}", success(script(look)?.arg(dir.path()))?);
     Ok(())
+}
+
+/// At PUT, POST, DELETE, SSYNC, hashing and quarantine.
+#[test]
+fn what_a_stopped_object_server_leaves_is_whole_for_both_implementations() -> Result<()> {
+    kill("object_kills", "kills.py")
+}
+
+/// At creation, rows, metadata, deletion, all that REPLICATE does, quarantine, reclaim and a pass of the replicator.
+#[test]
+fn what_stopped_account_and_container_servers_leave_is_whole_for_both_implementations() -> Result<()> {
+    kill("database_kills", "database_kills.py")
 }
 
 #[test]

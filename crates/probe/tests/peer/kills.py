@@ -3,7 +3,7 @@
 
     kills.py FOLDER
 
-FOLDER is that of crates/obj/examples/kills.rs after its run. Each disk in it, FOLDER/*/*.python, has an expect.json: the
+FOLDER is that of crates/probe/examples/object_kills.rs after its run. Each disk in it, FOLDER/*/*.python, has an expect.json: the
 states that each object may be in, nothing of them quarantined, and cached hashes that are those of the files.
 """
 import glob
