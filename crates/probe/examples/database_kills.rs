@@ -29,8 +29,7 @@ use db::container::broker::ContainerBroker;
 use db::container::rows::ObjectRecord;
 use db::metadata::Metadata;
 use db::replication::{Replicated, SyncPoint, Syncs};
-use probe::kills::{Scenario, Tree, stop_everywhere};
-use ring::{Device, FormatVersion, RingBuilder};
+use probe::kills::{Scenario, Tree, save_ring, stop_everywhere};
 use serde_json::{Value, json};
 use service::Context;
 use service::daemon::DaemonArgs;
@@ -168,7 +167,7 @@ struct Node {
 impl Node {
     fn new(folder: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        save_ring(folder, listener.local_addr().unwrap().port());
+        save_ring(&folder.join("container.ring.gz"), PART_POWER, listener.local_addr().unwrap().port());
         let options =
             [("devices", folder.to_str().unwrap()), ("mount_check", "false"), ("fallocate_reserve", "0")];
         let ctx = context(folder);
@@ -385,29 +384,6 @@ fn context(folder: &Path) -> Context {
         .args(DaemonArgs::default())
         .recon_cache_path(folder)
         .build()
-}
-
-/// sda2 has every partition, sda1 none.
-fn save_ring(folder: &Path, port: u16) {
-    let device = |id: u32| Device {
-        id,
-        region: 1,
-        zone: id,
-        ip: "127.0.0.1".into(),
-        port,
-        device: format!("sda{id}"),
-        weight: 1.0,
-        replication_ip: "127.0.0.1".into(),
-        replication_port: port,
-        meta: String::new(),
-        extra: Default::default(),
-    };
-    let mut builder = RingBuilder::new(PART_POWER, 1.0, 1).unwrap();
-    builder.add_dev(device(2)).unwrap();
-    builder.rebalance(1).unwrap();
-    let mut data = builder.to_ring_data().unwrap();
-    data.devs[1] = Some(Arc::new(Device { weight: 0.0, ..device(1) }));
-    data.save(&folder.join("container.ring.gz"), FormatVersion::V1).unwrap();
 }
 
 /// What the databases of a disk say: a file's name -> what -> a state.

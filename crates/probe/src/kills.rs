@@ -14,6 +14,9 @@ use std::fs::File;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use ring::{Device, FormatVersion, RingBuilder};
 
 pub struct Scenario {
     pub name: &'static str,
@@ -100,6 +103,29 @@ pub fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+/// A ring in which sda2 has every partition, and sda1 none.
+pub fn save_ring(path: &Path, part_power: u32, port: u16) {
+    let device = |id: u32| Device {
+        id,
+        region: 1,
+        zone: id,
+        ip: "127.0.0.1".into(),
+        port,
+        device: format!("sda{id}"),
+        weight: 1.0,
+        replication_ip: "127.0.0.1".into(),
+        replication_port: port,
+        meta: String::new(),
+        extra: Default::default(),
+    };
+    let mut builder = RingBuilder::new(part_power, 1.0, 1).unwrap();
+    builder.add_dev(device(2)).unwrap();
+    builder.rebalance(1).unwrap();
+    let mut data = builder.to_ring_data().unwrap();
+    data.devs[1] = Some(Arc::new(Device { weight: 0.0, ..device(1) }));
+    data.save(path, FormatVersion::V1).unwrap();
 }
 
 /// A child after its end.
