@@ -31,6 +31,13 @@ struct Armed {
     action: Action,
     /// Passes before the action is taken; then it is taken every time.
     after: usize,
+    fired: bool,
+}
+
+impl Armed {
+    fn new(action: Action, after: usize) -> Self {
+        Self { action, after, fired: false }
+    }
 }
 
 /// Points armed anywhere, in the process or in a thread; and one for a journal.
@@ -50,6 +57,18 @@ thread_local! {
 pub struct Guard {
     name: String,
     of_thread: bool,
+}
+
+impl Guard {
+    /// Whether the action has been taken.
+    pub fn has_fired(&self) -> bool {
+        let fired = |armed: Option<&Armed>| armed.is_some_and(|armed| armed.fired);
+        if self.of_thread {
+            THREAD_POINTS.with_borrow(|points| fired(points.get(&self.name)))
+        } else {
+            fired(process_points().lock().get(&self.name))
+        }
+    }
 }
 
 impl Drop for Guard {
@@ -72,13 +91,18 @@ pub fn arm(name: &str, action: Action) -> Guard {
 
 /// Arms a point; the first `after` passes go through.
 pub fn arm_after(name: &str, action: Action, after: usize) -> Guard {
-    insert(name, Armed { action, after });
+    insert(name, Armed::new(action, after));
     Guard { name: name.to_owned(), of_thread: false }
 }
 
 /// Arms a point for the calling thread alone.
 pub fn arm_thread(name: &str, action: Action) -> Guard {
-    let previous = THREAD_POINTS.with_borrow_mut(|p| p.insert(name.to_owned(), Armed { action, after: 0 }));
+    arm_thread_after(name, action, 0)
+}
+
+/// The same; the first `after` passes go through.
+pub fn arm_thread_after(name: &str, action: Action, after: usize) -> Guard {
+    let previous = THREAD_POINTS.with_borrow_mut(|p| p.insert(name.to_owned(), Armed::new(action, after)));
     if previous.is_none() {
         COUNT.fetch_add(1, Ordering::Relaxed);
     }
@@ -119,7 +143,7 @@ fn arm_from_spec(spec: &str) -> Result<(), String> {
             Some(("sleep", ms)) => Action::Sleep(Duration::from_millis(ms.parse().map_err(|_| bad())?)),
             _ => return Err(bad()),
         };
-        insert(name, Armed { action, after: nth.saturating_sub(1) });
+        insert(name, Armed::new(action, nth.saturating_sub(1)));
     }
     Ok(())
 }
@@ -154,6 +178,7 @@ fn hit_armed(name: &str) -> io::Result<()> {
             armed.after -= 1;
             return None;
         }
+        armed.fired = true;
         Some(armed.action)
     };
     let action = THREAD_POINTS
@@ -187,14 +212,16 @@ mod tests {
         assert!(hit("test.a").is_ok());
         assert_eq!(hit("test.a").unwrap_err().raw_os_error(), Some(Errno::NOSPC.raw_os_error()));
         assert!(hit("test.b").is_ok());
+        assert!(guard.has_fired());
         drop(guard);
         assert!(hit("test.a").is_ok());
     }
 
     #[test]
     fn a_point_of_a_thread_is_not_hit_by_others() {
-        let _guard = arm_thread("test.c", Action::Error(Errno::IO));
-        assert!(hit("test.c").is_err());
+        let guard = arm_thread_after("test.c", Action::Error(Errno::IO), 1);
+        assert!(hit("test.c").is_ok() && !guard.has_fired());
+        assert!(hit("test.c").is_err() && guard.has_fired());
         std::thread::spawn(|| assert!(hit("test.c").is_ok())).join().unwrap();
     }
 

@@ -1,6 +1,7 @@
 //! Tests of brokers, servers and the updater as wholes. What one file does by itself is tested in that file.
 
 mod brokers;
+mod convergence;
 mod replicate;
 mod replicator;
 mod servers;

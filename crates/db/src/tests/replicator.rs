@@ -1,5 +1,4 @@
-//! Replicators and the reaper on several nodes, against servers on sockets. That passes do what Swift's do is shown beside real Swift; here three replicas
-//! are held against a model.
+//! Replicators and the reaper on several nodes, against servers on sockets. That passes do what Swift's do is shown beside real Swift.
 
 use super::*;
 use crate::account::broker::AccountBroker;
@@ -8,16 +7,14 @@ use crate::container::broker::ContainerBroker;
 use crate::container::rows::ObjectRecord;
 use crate::replication::Replicated;
 use common::Conf;
-use proptest::prelude::*;
 use ring::{FormatVersion, RingBuilder};
 use service::Daemon;
 use service::http::serve::{ServeOptions, Server, ServerHandle};
-use std::collections::BTreeMap;
 
 const PART_POWER: u32 = 1;
 
 /// Nodes with a device `sdN` each, below one folder of rings; each has a container and an account server.
-struct Cluster {
+pub(super) struct Cluster {
     dir: TempDir,
     swift_conf: Arc<SwiftConf>,
     clock: Clock,
@@ -29,7 +26,7 @@ const KINDS: [&str; 2] = ["account", "container"];
 
 impl Cluster {
     /// `primaries` of the nodes have partitions, the others are handoffs.
-    fn new(nodes: usize, primaries: usize) -> Self {
+    pub(super) fn new(nodes: usize, primaries: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let swift_conf = SwiftConf::parse(SWIFT_CONF.as_bytes(), "swift.conf", dir.path()).unwrap();
         let clock = Clock::manual(Timestamp::from_secs_f64(NOW as f64));
@@ -97,7 +94,7 @@ impl Cluster {
     }
 
     /// A pass of a node's replicator.
-    async fn pass(&mut self, node: usize, kind: usize) {
+    pub(super) async fn pass(&mut self, node: usize, kind: usize) {
         let port = self.servers[node][kind].addrs()[0].port();
         let devices = self.dir.path().join(format!("node{node}"));
         let conf = format!(
@@ -127,17 +124,17 @@ impl Cluster {
         crate::server::db_path(&self.device(node), kind, &part, &hash)
     }
 
-    fn container(&self, node: usize) -> ContainerBroker {
+    pub(super) fn container(&self, node: usize) -> ContainerBroker {
         ContainerBroker::new(&self.shared(), &self.db_file(node, [Some("a"), Some("c")]), Options::default())
     }
 
-    fn errors(&self) -> Vec<String> {
+    pub(super) fn errors(&self) -> Vec<String> {
         self.logs.iter().flat_map(|lines| lines.at_least(service::logs::Level::Warning)).collect()
     }
 }
 
 /// What a container holds, without what is its own affair.
-fn contents(broker: &mut ContainerBroker) -> (Vec<String>, i64, i64, String, String) {
+pub(super) fn contents(broker: &mut ContainerBroker) -> (Vec<String>, i64, i64, String, String) {
     let mut rows: Vec<String> = Vec::new();
     let items = broker.db().items_since(-1, 10_000).unwrap();
     let parsed: Vec<serde_json::Value> = serde_json::from_slice(&items.json).unwrap();
@@ -153,7 +150,7 @@ fn contents(broker: &mut ContainerBroker) -> (Vec<String>, i64, i64, String, Str
     (rows, info.object_count, info.bytes_used, info.hash, info.put_timestamp)
 }
 
-fn record(name: &str, at: u64, deleted: bool) -> ObjectRecord {
+pub(super) fn record(name: &str, at: u64, deleted: bool) -> ObjectRecord {
     let created_at = Timestamp::from_secs_f64((NOW - 1000 + at) as f64).internal();
     if deleted {
         return ObjectRecord::tombstone(name.into(), created_at, 0);
@@ -272,80 +269,4 @@ async fn the_reaper_deletes_what_a_deleted_account_has() {
     let mut account = AccountBroker::new(&cluster.shared(), file, Options::default());
     assert_eq!(account.info().unwrap().container_count, 1);
     objects.stop(std::time::Duration::ZERO).await;
-}
-
-/// An update, and to which of three replicas it goes in which order. Each goes to one of them at least.
-#[derive(Clone, Debug)]
-struct Update {
-    name: String,
-    deleted: bool,
-    replicas: u8,
-}
-
-fn updates() -> impl Strategy<Value = Vec<Update>> {
-    let update = ("[a-e]", any::<bool>(), 1u8..8);
-    proptest::collection::vec(
-        update.prop_map(|(name, deleted, replicas)| Update { name, deleted, replicas }),
-        1..25,
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
-
-    /// Updates arrive at some of the replicas, in any order, twice, with passes between them; in the end all three hold what
-    /// the model does.
-    #[test]
-    fn three_replicas_come_to_hold_what_the_model_holds(
-        updates in updates(),
-        order in any::<u64>(),
-        passes in proptest::collection::vec((0usize..3, 0usize..30), 0..4),
-    ) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let mut cluster = Cluster::new(3, 3);
-            for node in 0..3 {
-                let created = Timestamp::from_secs_f64((NOW - 2000 + node as u64) as f64).internal();
-                cluster.container(node).initialize("a", "c", &created, 0).unwrap();
-            }
-            let mut model: BTreeMap<String, (u64, bool)> = BTreeMap::new();
-            let mut deliveries = Vec::new();
-            for (at, update) in updates.iter().enumerate() {
-                model.insert(update.name.clone(), (at as u64, update.deleted));
-                for node in (0..3).filter(|node| update.replicas & (1 << node) != 0) {
-                    deliveries.extend([(node, at), (node, at)]);
-                }
-            }
-            service::Rng::seeded(order).shuffle(&mut deliveries);
-            for (step, (node, at)) in deliveries.into_iter().enumerate() {
-                for (passing, _) in passes.iter().filter(|(_, when)| *when == step) {
-                    cluster.pass(*passing, 1).await;
-                }
-                let Update { name, deleted, .. } = &updates[at];
-                cluster.container(node).put_object(record(name, at as u64, *deleted)).unwrap();
-            }
-            for node in [0, 1, 2, 0, 1, 2] {
-                cluster.pass(node, 1).await;
-            }
-            let expected: Vec<(String, u64, bool)> =
-                model.into_iter().map(|(name, (at, deleted))| (name, at, deleted)).collect();
-            let first = contents(&mut cluster.container(0));
-            for node in 0..3 {
-                let mut broker = cluster.container(node);
-                assert_eq!(contents(&mut broker), first, "node {node}");
-                let items = broker.db().items_since(-1, 1000).unwrap();
-                let rows: Vec<serde_json::Value> = serde_json::from_slice(&items.json).unwrap();
-                let mut held: Vec<(String, u64, bool)> = rows
-                    .iter()
-                    .map(|row| {
-                        let at = Timestamp::parse(row["created_at"].as_str().unwrap()).unwrap().as_secs();
-                        (row["name"].as_str().unwrap().to_owned(), at + 1000 - NOW, row["deleted"] == 1)
-                    })
-                    .collect();
-                held.sort();
-                assert_eq!(held, expected, "node {node}");
-            }
-            assert_eq!(cluster.errors(), Vec::<String>::new());
-        });
-    }
 }
