@@ -22,9 +22,11 @@ pub struct Program {
 enum Kind {
     Server,
     Daemon(Build, Takes),
+    /// One that works on the whole cluster, through a proxy's pipeline of its own.
+    ClusterDaemon(Build, Takes),
 }
 
-pub const PROGRAMS: [Program; 16] = [
+pub const PROGRAMS: [Program; 17] = [
     Program { name: "proxy-server", about: "answers clients", kind: Kind::Server },
     Program { name: "account-server", about: "keeps the listings of accounts", kind: Kind::Server },
     Program {
@@ -63,6 +65,11 @@ pub const PROGRAMS: [Program; 16] = [
         about: "sends the objects of containers to other containers",
         kind: Kind::Daemon(build_container_sync, Takes::Daemon),
     },
+    Program {
+        name: "container-reconciler",
+        about: "moves objects to their containers' storage policies",
+        kind: Kind::ClusterDaemon(build_reconciler, Takes::Daemon),
+    },
     Program { name: "object-server", about: "keeps objects", kind: Kind::Server },
     Program {
         name: "object-replicator",
@@ -85,22 +92,23 @@ pub const PROGRAMS: [Program; 16] = [
         kind: Kind::Daemon(obj::auditor::build, Takes::ObjectAuditor),
     },
     Program {
-        name: EXPIRER,
+        name: "object-expirer",
         about: "deletes objects whose time has come",
-        kind: Kind::Daemon(build_expirer, Takes::ObjectExpirer),
+        kind: Kind::ClusterDaemon(build_expirer, Takes::ObjectExpirer),
     },
 ];
 
-/// The one daemon that works on the whole cluster, through a proxy's pipeline of its own.
-pub const EXPIRER: &str = "object-expirer";
-
-pub fn build_expirer(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
+fn build_expirer(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
     obj::expirer::build(conf, ctx, &registry())
 }
 
 /// On each node; its objects come through a proxy's pipeline of its own.
 fn build_container_sync(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
     db::container::sync::build(conf, ctx, &registry())
+}
+
+fn build_reconciler(conf: &Conf, ctx: &Context) -> Result<Arc<dyn Daemon>, ConfigError> {
+    db::container::reconciler::build(conf, ctx, &registry())
 }
 
 /// The program called `name`, with or without `swift-` before it.
@@ -122,7 +130,15 @@ impl Program {
     /// How to build it, if it is a daemon that each node has.
     pub fn build_on_node(&self) -> Option<Build> {
         match self.kind {
-            Kind::Daemon(build, _) if self.name != EXPIRER => Some(build),
+            Kind::Daemon(build, _) => Some(build),
+            _ => None,
+        }
+    }
+
+    /// How to build it, if it is a daemon of which one is enough for a cluster.
+    pub fn build_on_cluster(&self) -> Option<Build> {
+        match self.kind {
+            Kind::ClusterDaemon(build, _) => Some(build),
             _ => None,
         }
     }
@@ -132,7 +148,7 @@ impl Program {
     pub fn run(&self, prog: &str, words: &[String]) -> ExitCode {
         let takes = match self.kind {
             Kind::Server => Takes::Server,
-            Kind::Daemon(_, takes) => takes,
+            Kind::Daemon(_, takes) | Kind::ClusterDaemon(_, takes) => takes,
         };
         let asked = match swift::parse(prog, takes, words, |path| path.exists()) {
             Ok(asked) => asked,
@@ -144,7 +160,9 @@ impl Program {
         };
         match self.kind {
             Kind::Server => self.run_server(prog, &asked),
-            Kind::Daemon(build, _) => daemonize::run_daemon(&self.daemon_launch(asked), build),
+            Kind::Daemon(build, _) | Kind::ClusterDaemon(build, _) => {
+                daemonize::run_daemon(&self.daemon_launch(asked), build)
+            }
         }
     }
 

@@ -21,7 +21,8 @@ pub struct Cluster {
 /// The servers of a storage node and the proxy.
 pub const SERVERS: [&str; 4] = ["account-server", "container-server", "object-server", "proxy-server"];
 
-const EXPIRER_CONF: &str = "object-expirer.conf";
+/// Daemons that have a file of their own.
+const OWN_CONFS: [&str; 2] = ["object-expirer.conf", "container-reconciler.conf"];
 
 impl Cluster {
     /// Writes a new cluster's folder below `dir`.
@@ -146,7 +147,7 @@ fn collect(dir: &Path, service: &str, into: &mut Vec<PathBuf>) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() {
             collect(&path, service, into)?;
-        } else if (name.ends_with("-server.conf") || name == EXPIRER_CONF)
+        } else if (name.ends_with("-server.conf") || OWN_CONFS.contains(&name.as_str()))
             && (service.is_empty() || name == format!("{service}.conf"))
         {
             into.push(path);
@@ -155,9 +156,9 @@ fn collect(dir: &Path, service: &str, into: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// `object-replicator` lives in object-server.conf; the expirer has a file of its own.
+/// `object-replicator` lives in object-server.conf.
 fn server_of(program: &str) -> String {
-    if EXPIRER_CONF.strip_suffix(".conf") == Some(program) {
+    if OWN_CONFS.contains(&format!("{program}.conf").as_str()) {
         return program.to_owned();
     }
     let tier = program.split('-').next().unwrap_or(program);

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::config::{ConfigError, Section};
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::context::Context;
 use crate::http::BoxFuture;
@@ -75,6 +76,49 @@ pub struct DaemonArgs {
     pub processes: Option<u64>,
     /// Of the object-expirer: which of them this one is.
     pub process: Option<u64>,
+}
+
+/// Which part of the work is this process's, by the options `processes` and `process` or the words after the program's name.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub index: u64,
+    pub of: u64,
+}
+
+impl Share {
+    pub fn from_section(section: &Section, args: &DaemonArgs) -> Result<Self, ConfigError> {
+        let processes = args.processes.map_or_else(|| section.int("processes", 0), Ok)?;
+        let process = args.process.map_or_else(|| section.int("process", 0), Ok)?;
+        match processes {
+            0 => Ok(Share { index: 0, of: 1 }),
+            _ if process >= processes => Err(section.error("process", "expected less than processes")),
+            _ => Ok(Share { index: process, of: processes }),
+        }
+    }
+
+    /// Whether what has this hash is ours.
+    pub fn has(self, hash: u128) -> bool {
+        hash % u128::from(self.of) == u128::from(self.index)
+    }
+}
+
+/// Does what comes, so many tasks at a time, until nobody can send any more and all is done.
+pub async fn work_off<'a, T>(
+    mut tasks: mpsc::Receiver<T>,
+    at_a_time: usize,
+    work: impl Fn(T) -> BoxFuture<'a, ()>,
+) {
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            task = tasks.recv(), if running.len() < at_a_time => match task {
+                Some(task) => running.push(work(task)),
+                None => break,
+            },
+            Some(()) = running.next(), if !running.is_empty() => {}
+        }
+    }
+    while running.next().await.is_some() {}
 }
 
 /// Runs `daemon` until its only pass is done or the context shuts down.

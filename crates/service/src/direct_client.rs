@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use common::clock::Clock;
-use common::headers;
-use common::pickle;
+use common::headers::{self, X_BACKEND_USE_REPLICATION_NETWORK};
 use common::quote::quote;
-use ring::Device;
+use common::{HashConf, pickle};
+use futures_util::future::join_all;
+use ring::{Device, Ring};
 use serde_json::Value;
 use thiserror::Error;
 
@@ -127,6 +128,23 @@ impl DirectClient {
     /// Deletes an account, a container, an object, or the row of an object in a container.
     pub async fn delete(&self, target: &Target<'_>, headers: Headers) -> Result<Headers, DirectError> {
         self.head_or_delete(Method::Delete, target, headers).await
+    }
+
+    /// Removes the row of an object from all primaries of its container; what those which could not be told say. It is for rows that
+    /// have no object: no object server hears of it.
+    pub async fn delete_container_entry(
+        &self,
+        ring: &Ring,
+        hash_conf: &HashConf,
+        names: [&str; 3],
+        headers: &Headers,
+    ) -> Vec<DirectError> {
+        let mut headers = headers.clone();
+        headers.insert(X_BACKEND_USE_REPLICATION_NETWORK, "true");
+        let (part, nodes) = ring.get_nodes(hash_conf, names[0], Some(names[1]), None);
+        let targets: Vec<_> = nodes.iter().map(|node| Target { node, part, names: &names }).collect();
+        let told = join_all(targets.iter().map(|target| self.delete(target, headers.clone()))).await;
+        told.into_iter().filter_map(Result::err).collect()
     }
 
     /// Puts an object with its data, or a container or a row with an empty body.

@@ -7,17 +7,22 @@
 //!
 //! A 5xx is tried again after 2, 4, ... seconds.
 
+use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::config::{ConfigError, Paste};
 use common::headers::X_BACKEND_USE_REPLICATION_NETWORK;
 use common::quote::quote;
+use common::repr::python_repr_bytes;
+use parking_lot::Mutex;
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::context::{Context, Process};
-use crate::http::{Headers, Method, Request, Response, SharedApp};
+use crate::http::{Body, BodyError, BodyStream, BoxFuture, Headers, Method, Request, Response, SharedApp};
 use crate::pipeline::{Registry, load_as_it_stands};
 
 const GATEKEEPER: &str = "egg:swift#gatekeeper";
@@ -36,7 +41,7 @@ pub struct UnexpectedResponse {
 }
 
 fn told(body: &str) -> String {
-    if body.is_empty() { String::new() } else { format!(" ({body})") }
+    if body.is_empty() { String::new() } else { format!(" ({})", python_repr_bytes(body.as_bytes())) }
 }
 
 /// How often a request is tried, and how it is marked.
@@ -112,7 +117,38 @@ impl InternalClient {
         headers: &Headers,
         wanted: impl Fn(u16) -> bool,
     ) -> Result<Response, UnexpectedResponse> {
+        self.send(method, names, query, headers, Body::empty(), wanted).await
+    }
+
+    /// Writes an object. A try goes on with the body where the one before it left off, so that one which has begun to read fails
+    /// by its length rather than leave half an object.
+    pub async fn upload(
+        &self,
+        names: &[&str],
+        headers: &Headers,
+        body: Body,
+    ) -> Result<(), UnexpectedResponse> {
+        let mut headers = headers.clone();
+        if !headers.contains("Content-Length") {
+            headers.insert("Transfer-Encoding", "chunked");
+        }
+        let mut response = self.send(Method::Put, names, "", &headers, body, is_success).await?;
+        // Whether all of an answer that is fine can be read does not matter.
+        let _ = response.body.drain(MAX_REFUSAL as u64).await;
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        names: &[&str],
+        query: &str,
+        headers: &Headers,
+        body: Body,
+        wanted: impl Fn(u16) -> bool,
+    ) -> Result<Response, UnexpectedResponse> {
         let path = format!("/v1/{}", names.join("/"));
+        let lender = Arc::new(Mutex::new(body));
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -125,6 +161,10 @@ impl InternalClient {
             req.headers.insert_default("X-Backend-Allow-Reserved-Names", "true");
             if self.options.use_replication_network {
                 req.headers.insert_default(X_BACKEND_USE_REPLICATION_NETWORK, "true");
+            }
+            if method == Method::Put {
+                let body = std::mem::take(&mut *lender.lock());
+                req.body = Body::stream(Lent { body, lender: lender.clone() });
             }
             let mut response = self.app.call(req).await;
             if wanted(response.status.0) {
@@ -178,6 +218,11 @@ impl InternalClient {
         })
     }
 
+    /// The entries of the listing of an account or a container, page by page; none of what is not there.
+    pub fn entries<'a>(&'a self, names: &'a [&'a str]) -> Entries<'a> {
+        Entries { client: self, names, page: VecDeque::new(), marker: String::new(), at_end: false }
+    }
+
     pub async fn delete(
         &self,
         names: &[&str],
@@ -202,12 +247,59 @@ pub fn is_success(status: u16) -> bool {
     (200..300).contains(&status)
 }
 
+/// The entries of a listing.
+pub struct Entries<'a> {
+    client: &'a InternalClient,
+    names: &'a [&'a str],
+    page: VecDeque<Value>,
+    marker: String,
+    at_end: bool,
+}
+
+impl Entries<'_> {
+    /// The next one; there is none after an error.
+    pub async fn next(&mut self) -> Result<Option<Value>, UnexpectedResponse> {
+        if self.page.is_empty() && !self.at_end {
+            let wanted = |status| is_success(status) || status == 404;
+            let page = self.client.listing(self.names, &self.marker, wanted).await;
+            let last = page.as_deref().ok().and_then(|page| page.last()?["name"].as_str());
+            // One that does not lead on would be asked for again and again.
+            match last.filter(|last| **last > *self.marker) {
+                Some(last) => self.marker = last.to_owned(),
+                None => self.at_end = true,
+            }
+            self.page = page?.into();
+        }
+        Ok(self.page.pop_front())
+    }
+}
+
+/// A body that goes back to where it is from, as far as it has not been read.
+struct Lent {
+    body: Body,
+    lender: Arc<Mutex<Body>>,
+}
+
+impl BodyStream for Lent {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
+        Box::pin(self.body.next())
+    }
+
+    fn content_length(&self) -> Option<u64> {
+        self.body.content_length()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        *self.lender.lock() = std::mem::take(&mut self.body);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::http::app_fn;
-    use parking_lot::Mutex;
-    use std::sync::Arc;
 
     fn options() -> Options {
         Options {
@@ -239,7 +331,7 @@ mod tests {
         assert_eq!(*seen.lock(), ["DELETE /v1/a/c/p%20q/r Swift Test true"; 3]);
         let (client, seen) = self::client(&[(412, "why")]);
         let err = client.delete(&["a", "c", "o"], &Headers::new(), is_success).await.unwrap_err();
-        assert_eq!(err.to_string(), "Unexpected response: 412 Precondition Failed (why)");
+        assert_eq!(err.to_string(), "Unexpected response: 412 Precondition Failed (b'why')");
         assert_eq!(seen.lock().len(), 1);
         let (client, seen) = self::client(&[(503, ""), (503, ""), (507, "")]);
         let err = client.delete(&["a"], &Headers::new(), is_success).await.unwrap_err();
@@ -255,6 +347,60 @@ mod tests {
         assert!(seen.lock()[0].contains("/v1/a?format=json&marker=b%20%C3%BC&end_marker=&prefix="));
         assert!(client.listing(&["a"], "", wanted).await.unwrap().is_empty());
         assert!(client.listing(&["a"], "", wanted).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn entries_come_page_by_page_until_there_are_no_more() {
+        let page = "[{\"name\": \"b\"}, {\"name\": \"c\"}]";
+        for (end, fails) in
+            [((200, "[]"), false), ((404, ""), false), ((200, page), false), ((403, ""), true)]
+        {
+            let (client, seen) = client(&[(200, page), end]);
+            let mut entries = client.entries(&["a", "q"]);
+            assert_eq!(entries.next().await.unwrap().unwrap()["name"], "b");
+            assert_eq!(entries.next().await.unwrap().unwrap()["name"], "c");
+            match end == (200, page) {
+                // A listing that does not heed the marker: what it has is told once more, and no further.
+                true => {
+                    assert!(entries.next().await.unwrap().is_some());
+                    assert!(entries.next().await.unwrap().is_some());
+                }
+                false => assert_eq!(entries.next().await.is_err(), fails),
+            }
+            assert!(entries.next().await.unwrap().is_none());
+            assert_eq!(seen.lock().len(), 2);
+            assert!(seen.lock()[1].contains("marker=c&"));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_goes_on_with_what_was_not_read() {
+        for (reads, expected) in [(false, "first second"), (true, "second")] {
+            let (left, got) = (Arc::new(Mutex::new(1)), Arc::<Mutex<String>>::default());
+            let told = got.clone();
+            let app = app_fn(move |mut req: Request| {
+                let (left, told) = (left.clone(), told.clone());
+                async move {
+                    let fails = std::mem::replace(&mut *left.lock(), 0) == 1;
+                    if fails && reads {
+                        req.body.next().await;
+                    }
+                    if fails {
+                        return Response::new(503);
+                    }
+                    let body = req.body.collect(100).await.unwrap();
+                    *told.lock() = String::from_utf8(body.to_vec()).unwrap();
+                    Response::new(201)
+                }
+            });
+            let client = InternalClient::new(app, options(), Context::builder("test-ic").build());
+            let body = Body::driven(|sender| async move {
+                sender.send("first ").await.unwrap();
+                sender.send("second").await.unwrap();
+            });
+            client.upload(&["a", "c", "o"], &Headers::new(), body).await.unwrap();
+            assert_eq!(*got.lock(), expected);
+        }
     }
 
     #[test]

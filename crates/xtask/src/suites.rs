@@ -25,6 +25,7 @@ const PROGRAMS: &[&str] = &[
     "container-replicator",
     "container-auditor",
     "container-updater",
+    "container-reconciler",
     "account-server",
     "account-replicator",
     "account-auditor",

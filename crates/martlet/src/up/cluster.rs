@@ -1,4 +1,4 @@
-//! The services of a cluster of `up`: a proxy with the object-expirer, and the servers and daemons of each node, in one runtime.
+//! The services of a cluster of `up`: a proxy with the object-expirer and the container-reconciler, and the servers and daemons of each node, in one runtime.
 //!
 //! Each is built from its own file by the same code as the program of its name. A node is stopped and started as a
 //! whole: its listeners are closed (connections to it are refused, as by a machine that is off), its daemons dropped, and
@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::folder::Folder;
-use crate::programs::{self, EXPIRER, PROGRAMS};
+use crate::programs::{self, PROGRAMS};
 
 /// What the open requests of a node get when it is stopped: little, since a node that fails gives none.
 const STOP_GRACE: Duration = Duration::from_millis(200);
@@ -66,7 +66,7 @@ impl Cluster {
         &self.process
     }
 
-    /// Starts the servers of all nodes, then their daemons, then the proxy and the object-expirer.
+    /// Starts the servers of all nodes, then their daemons, then the proxy and the daemons of the whole cluster.
     pub async fn start(&self) -> Result<()> {
         for node in 1..=self.folder.settings.nodes {
             let running = self.start_storage(node)?;
@@ -79,9 +79,13 @@ impl Cluster {
         }
         let process = self.process.for_node("proxy");
         let mut proxy = self.start_servers(process, &[("proxy-server", self.folder.proxy_conf())])?;
-        let conf = self.folder.expirer_conf();
-        let expirer = start_daemon(&proxy.process, EXPIRER, &conf, programs::build_expirer);
-        proxy.daemons.push(expirer.context("cannot start the object-expirer")?);
+        for program in PROGRAMS {
+            if let Some(build) = program.build_on_cluster() {
+                let daemon =
+                    start_daemon(&proxy.process, program.name, &self.folder.daemon_conf(program.name), build);
+                proxy.daemons.push(daemon.with_context(|| format!("cannot start the {}", program.name))?);
+            }
+        }
         *self.proxy.lock().await = Some(proxy);
         Ok(())
     }

@@ -14,7 +14,8 @@ use super::settings::Settings;
 const REPLICATOR_INTERVAL: u32 = 30;
 const UPDATER_INTERVAL: u32 = 10;
 const AUDITOR_INTERVAL: u32 = 300;
-const EXPIRER_INTERVAL: u32 = 10;
+/// Of the daemons that work on the whole cluster.
+const CLUSTER_INTERVAL: u32 = 10;
 const SYNC_INTERVAL: u32 = 10;
 /// Containers of the cluster are synced to one another by `//martlet/local/ACCOUNT/CONTAINER`.
 const REALM: &str = "martlet";
@@ -168,12 +169,12 @@ impl Places<'_> {
         text
     }
 
-    /// The expirer's own pipeline: what it deletes, it deletes as a proxy.
-    pub fn object_expirer(&self) -> String {
+    /// The object-expirer or the container-reconciler, with a pipeline of its own: what it does, it does as a proxy.
+    pub fn cluster_daemon(&self, name: &str) -> String {
         let data = self.data.display();
         format!(
             "[DEFAULT]\nswift_dir = {data}/etc\nuser = {}\nrecon_cache_path = {data}/cache/proxy\n\n\
-             [object-expirer]\ninterval = {EXPIRER_INTERVAL}\n\n{}",
+             [{name}]\ninterval = {CLUSTER_INTERVAL}\n\n{}",
             self.user,
             self.internal_pipeline()
         )
@@ -298,13 +299,15 @@ mod tests {
     }
 
     #[test]
-    fn the_expirer_has_a_pipeline_of_its_own() {
+    fn daemons_of_the_cluster_have_pipelines_of_their_own() {
         let settings = Wished::default().for_new().unwrap();
-        let text = places(&settings).object_expirer();
-        let paste = Paste::parse(&text, "x.conf", "main").unwrap();
-        assert_eq!((paste.app.uses.as_str(), paste.filters.len()), ("egg:swift#proxy", 3));
-        let section = Conf::parse(&text, "x.conf").unwrap().require("object-expirer").unwrap();
-        assert_eq!(section.get("recon_cache_path"), Some("/srv/data/cache/proxy"));
+        for name in ["object-expirer", "container-reconciler"] {
+            let text = places(&settings).cluster_daemon(name);
+            let paste = Paste::parse(&text, "x.conf", "main").unwrap();
+            assert_eq!((paste.app.uses.as_str(), paste.filters.len()), ("egg:swift#proxy", 3));
+            let section = Conf::parse(&text, "x.conf").unwrap().require(name).unwrap();
+            assert_eq!(section.get("recon_cache_path"), Some("/srv/data/cache/proxy"));
+        }
     }
 
     #[test]

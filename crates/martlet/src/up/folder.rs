@@ -4,11 +4,11 @@
 //! martlet-up.json              what this folder is: {"martlet-up": 1, "settings": {...}}
 //! lock, pid, control.sock      of the process that runs it
 //! martlet.log                  the lines of all services; the run before is martlet.log.old
-//! etc/swift.conf               and the rings, proxy-server.conf and object-expirer.conf
+//! etc/swift.conf               and the rings, proxy-server.conf, object-expirer.conf and container-reconciler.conf
 //! etc/container-sync-realms.conf, internal-client.conf
 //! etc/node1/object-server.conf, container-server.conf, account-server.conf
 //! node1/n1d1, node1/n1d2       the devices of node 1
-//! cache/node1                  what its daemons leave for recon; cache/proxy is the expirer's
+//! cache/node1                  what its daemons leave for recon; cache/proxy is for those of the whole cluster
 //! ```
 //!
 //! A new folder gets its marker first, and `etc` appears in one rename when it is complete: a kill at any moment
@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 use super::conf::{self, Places};
 use super::settings::{Settings, Wished};
+use crate::programs::PROGRAMS;
 
 const MARKER: &str = "martlet-up.json";
 /// Of the layout above; another one is refused.
@@ -67,8 +68,9 @@ impl Folder {
         self.etc().join("proxy-server.conf")
     }
 
-    pub fn expirer_conf(&self) -> PathBuf {
-        self.etc().join("object-expirer.conf")
+    /// The file of a daemon that works on the whole cluster.
+    pub fn daemon_conf(&self, name: &str) -> PathBuf {
+        self.etc().join(format!("{name}.conf"))
     }
 
     /// The file of `object-server` and its like on a node.
@@ -96,7 +98,7 @@ impl Folder {
         let cache = self.path.join("cache/proxy");
         fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
         match self.etc().exists() {
-            true => self.update_proxy_address().and_then(|()| self.add_expirer_conf()),
+            true => self.update_proxy_address().and_then(|()| self.add_daemon_confs()),
             false => self.write_etc().with_context(|| format!("cannot write {}", self.etc().display())),
         }
     }
@@ -112,7 +114,9 @@ impl Folder {
         let places = Places { settings: &self.settings, data: &self.path, user: &user };
         write(&new, "swift.conf", &conf::swift_conf(&self.settings, &random_hex()?, &random_hex()?))?;
         write(&new, "proxy-server.conf", &places.proxy_server())?;
-        write(&new, "object-expirer.conf", &places.object_expirer())?;
+        for name in cluster_daemons() {
+            write(&new, &format!("{name}.conf"), &places.cluster_daemon(name))?;
+        }
         write(&new, "internal-client.conf", &places.internal_client())?;
         write(&new, REALMS, &places.container_sync_realms(&random_hex()?))?;
         for node in 1..=self.settings.nodes {
@@ -169,16 +173,18 @@ impl Folder {
         }
     }
 
-    /// A folder from before there was an expirer gets its file.
-    fn add_expirer_conf(&self) -> Result<()> {
-        let path = self.expirer_conf();
-        if path.exists() {
-            return Ok(());
-        }
+    /// A folder from before there was one of the daemons gets its file.
+    fn add_daemon_confs(&self) -> Result<()> {
         let user = user_name();
         let places = Places { settings: &self.settings, data: &self.path, user: &user };
-        common::fs::write_file_durable(&path, places.object_expirer().as_bytes())
-            .with_context(|| format!("cannot write {}", path.display()))
+        for name in cluster_daemons() {
+            let path = self.daemon_conf(name);
+            if !path.exists() {
+                common::fs::write_file_durable(&path, places.cluster_daemon(name).as_bytes())
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+            }
+        }
+        Ok(())
     }
 
     fn update_proxy_address(&self) -> Result<()> {
@@ -296,6 +302,11 @@ fn user_name() -> String {
     name.unwrap_or(uid)
 }
 
+/// The names of the daemons of which one is enough.
+fn cluster_daemons() -> impl Iterator<Item = &'static str> {
+    PROGRAMS.iter().filter(|program| program.build_on_cluster().is_some()).map(|program| program.name)
+}
+
 #[cfg(test)]
 mod tests {
     use probe::ports::{base_port, free_ports};
@@ -354,10 +365,11 @@ mod tests {
         let data = dir.path().join("data");
         let wished = wished();
         let folder = Folder::open(&data, &wished).unwrap();
-        fs::remove_file(folder.expirer_conf()).unwrap();
+        let daemons = ["object-expirer", "container-reconciler"].map(|name| folder.daemon_conf(name));
+        daemons.iter().for_each(|conf| fs::remove_file(conf).unwrap());
         drop(folder);
         let folder = Folder::open(&data, &wished).unwrap();
-        assert!(folder.expirer_conf().exists());
+        assert!(daemons.iter().all(|conf| conf.exists()));
         fs::create_dir(folder.path.join(NEW_ETC)).unwrap();
         fs::remove_dir_all(folder.etc()).unwrap();
         drop(folder);

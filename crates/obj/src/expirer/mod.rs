@@ -21,16 +21,12 @@ use std::time::{Duration, Instant};
 use common::config::{Conf, ConfigError, Section};
 use common::digest::md5;
 use common::expirer::{ASYNC_DELETE_TYPE, ExpirerConfig, Task};
-use common::headers::{
-    X_BACKEND_CLEAN_EXPIRING_OBJECT_QUEUE, X_BACKEND_USE_REPLICATION_NETWORK, X_IF_DELETE_AT, X_TIMESTAMP,
-};
+use common::headers::{X_BACKEND_CLEAN_EXPIRING_OBJECT_QUEUE, X_IF_DELETE_AT, X_TIMESTAMP};
 use common::{Clock, Timestamp};
-use futures_util::StreamExt;
-use futures_util::future::join_all;
-use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use serde_json::Value;
-use service::direct_client::{DirectClient, Target};
+use service::daemon::{Share, work_off};
+use service::direct_client::DirectClient;
 use service::http::{BoxFuture, Headers};
 use service::internal_client::{self, InternalClient, UnexpectedResponse, is_success};
 use service::{Context, Daemon, Progress, Registry, recon};
@@ -81,30 +77,6 @@ struct DeleteTask {
     name: String,
     target: Task,
     is_async: bool,
-}
-
-/// Which tasks are this process's.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-struct Share {
-    index: u64,
-    of: u64,
-}
-
-impl Share {
-    fn from_section(section: &Section, ctx: &Context) -> Result<Self, ConfigError> {
-        let processes = ctx.args.processes.map_or_else(|| section.int("processes", 0), Ok)?;
-        let process = ctx.args.process.map_or_else(|| section.int("process", 0), Ok)?;
-        match processes {
-            0 => Ok(Share { index: 0, of: 1 }),
-            _ if process >= processes => Err(section.error("process", "expected less than processes")),
-            _ => Ok(Share { index: process, of: processes }),
-        }
-    }
-
-    fn has(self, container: &str, task: &str) -> bool {
-        let hash = u128::from_be_bytes(md5(format!("{container}/{task}").as_bytes()));
-        hash % u128::from(self.of) == u128::from(self.index)
-    }
 }
 
 /// What becomes of an entry.
@@ -185,7 +157,7 @@ impl Expirer {
             tasks_per_second: section.float("tasks_per_second", 50.0)?,
             concurrency: section.positive_int("concurrency", 1)?,
             dequeue_from_legacy: is_legacy || dequeue_from_legacy,
-            share: Share::from_section(section, ctx)?,
+            share: Share::from_section(section, &ctx.args)?,
             report_interval: section.float("report_interval", 300.0)?,
             reclaim_age: section.int::<i64>("reclaim_age", 604_800)? as f64,
             delays: Delays::from_section(section)?,
@@ -236,7 +208,8 @@ impl Expirer {
         let (sender, receiver) = mpsc::channel(1);
         let limiter = RateLimiter::new(self.tasks_per_second, RATE_BUFFER);
         let paced = Paced { sender, limiter, clock: self.ctx.clock.clone() };
-        tokio::join!(self.find_tasks(&containers, paced), self.delete_objects(pass, receiver));
+        let delete = work_off(receiver, self.concurrency, |task| Box::pin(self.delete_object(pass, task)));
+        tokio::join!(self.find_tasks(&containers, paced), delete);
         Ok(())
     }
 
@@ -332,7 +305,7 @@ impl Expirer {
         if target.delete_at > now {
             return Verdict::NotYet;
         }
-        if !self.share.has(container, name) {
+        if !self.share.has(task_hash(container, name)) {
             return Verdict::Skip;
         }
         let delay = self.delays.get(&target.account, &target.container);
@@ -351,20 +324,6 @@ impl Expirer {
                 .logger
                 .error(format_args!("Exception while deleting container {account} {container} {err}"));
         }
-    }
-
-    async fn delete_objects(&self, pass: &Pass, mut tasks: mpsc::Receiver<DeleteTask>) {
-        let mut running: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                task = tasks.recv(), if running.len() < self.concurrency => match task {
-                    Some(task) => running.push(Box::pin(self.delete_object(pass, task))),
-                    None => break,
-                },
-                Some(()) = running.next(), if !running.is_empty() => {}
-            }
-        }
-        while running.next().await.is_some() {}
     }
 
     async fn delete_object(&self, pass: &Pass, task: DeleteTask) {
@@ -421,16 +380,9 @@ impl Expirer {
             Ok(ring) => ring,
             Err(err) => return self.ctx.logger.error(err),
         };
-        let (part, nodes) = ring.get_nodes(&ctx.swift_conf.hash, account, Some(&task.container), None);
         let names = [account, &task.container, &task.name];
-        let told: Vec<_> = nodes.iter().map(|node| self.tell(Target { node, part, names: &names })).collect();
-        join_all(told).await;
-    }
-
-    async fn tell(&self, target: Target<'_>) {
-        let mut headers = Headers::new();
-        headers.insert(X_BACKEND_USE_REPLICATION_NETWORK, "true");
-        if let Err(err) = self.direct.delete(&target, headers).await {
+        let hash_conf = &ctx.swift_conf.hash;
+        for err in self.direct.delete_container_entry(&ring, hash_conf, names, &Headers::new()).await {
             self.ctx.logger.debug(format_args!("Cannot remove a task: {err}"));
         }
     }
@@ -462,6 +414,11 @@ impl Paced {
             let _ = self.sender.send(task).await;
         }
     }
+}
+
+/// By what the processes share tasks.
+fn task_hash(container: &str, task: &str) -> u128 {
+    u128::from_be_bytes(md5(format!("{container}/{task}").as_bytes()))
 }
 
 /// Where to go on after a page; `None` at the end, and if it does not lead on.

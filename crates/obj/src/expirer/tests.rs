@@ -175,7 +175,8 @@ async fn processes_share_all_tasks() {
     all.dedup();
     assert_eq!(all.len(), rows.len());
     // `hash_mod('1699919950/1-a/c/1', 3)` of Swift's expirer, for 1 to 6.
-    let share = |name: &str| (0..3).find(|index| Share { index: *index, of: 3 }.has("1699919950", name));
+    let share =
+        |name: &str| (0..3).find(|index| Share { index: *index, of: 3 }.has(task_hash("1699919950", name)));
     let shares: Vec<u64> = rows.iter().filter_map(|(name, _)| share(name)).collect();
     assert_eq!(shares, [0, 2, 2, 0, 2, 0]);
 }

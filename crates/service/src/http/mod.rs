@@ -32,7 +32,7 @@ pub use client::{BodyFraming, ClientConn, ClientError, Timeouts};
 pub use conditional::{ConditionalOptions, Conditions, RangeSource};
 pub use conn::Peer;
 pub use headers::{HeaderValue, Headers};
-pub use message::{Environ, Extensions, Method, Request, Response, Status};
+pub use message::{Environ, Extensions, Method, Request, Response, Status, split_path};
 
 pub use pool::{Pool, PoolOptions};
 pub use serve::{ServeOptions, Server, ServerHandle, ServerStats};
