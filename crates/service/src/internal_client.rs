@@ -28,6 +28,8 @@ use crate::pipeline::{Registry, load_as_it_stands};
 const GATEKEEPER: &str = "egg:swift#gatekeeper";
 /// A listing is not longer than this.
 const MAX_LISTING: usize = 64 << 20;
+/// So much of an upload is kept for another try: what a proxy reads before it asks object servers.
+const MAX_KEPT: usize = 64 << 10;
 /// So much of a refusal is told.
 const MAX_REFUSAL: usize = 64 << 10;
 
@@ -120,8 +122,8 @@ impl InternalClient {
         self.send(method, names, query, headers, Body::empty(), wanted).await
     }
 
-    /// Writes an object. A try goes on with the body where the one before it left off, so that one which has begun to read fails
-    /// by its length rather than leave half an object.
+    /// Writes an object. Of a large one that was read in part by a try that failed, the next one finds the rest only, and fails by
+    /// its length.
     pub async fn upload(
         &self,
         names: &[&str],
@@ -148,7 +150,7 @@ impl InternalClient {
         wanted: impl Fn(u16) -> bool,
     ) -> Result<Response, UnexpectedResponse> {
         let path = format!("/v1/{}", names.join("/"));
-        let lender = Arc::new(Mutex::new(body));
+        let lender = Arc::new(Mutex::new(Upload { body, ..Upload::default() }));
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -163,8 +165,8 @@ impl InternalClient {
                 req.headers.insert_default(X_BACKEND_USE_REPLICATION_NETWORK, "true");
             }
             if method == Method::Put {
-                let body = std::mem::take(&mut *lender.lock());
-                req.body = Body::stream(Lent { body, lender: lender.clone() });
+                let upload = std::mem::take(&mut *lender.lock());
+                req.body = Body::stream(Lent { upload, at: 0, lender: lender.clone() });
             }
             let mut response = self.app.call(req).await;
             if wanted(response.status.0) {
@@ -207,6 +209,8 @@ impl InternalClient {
         let query = format!("format=json&marker={}&end_marker=&prefix=", quote(marker, "/"));
         let mut response = self.request(Method::Get, names, &query, &Headers::new(), wanted).await?;
         if response.status.0 != 200 {
+            // What is left unread is a client that has gone.
+            let _ = response.body.drain(MAX_REFUSAL as u64).await;
             return Ok(Vec::new());
         }
         let bytes = response.body.collect(MAX_LISTING).await;
@@ -274,25 +278,58 @@ impl Entries<'_> {
     }
 }
 
-/// A body that goes back to where it is from, as far as it has not been read.
-struct Lent {
+/// A body that is lent to one try after the other.
+#[derive(Default)]
+struct Upload {
     body: Body,
-    lender: Arc<Mutex<Body>>,
+    /// What has been read, until that is too much to keep.
+    read: Vec<Bytes>,
+    read_bytes: usize,
+}
+
+/// An upload that goes back to where it is from. It begins anew, if all that was read of it is still there.
+struct Lent {
+    upload: Upload,
+    /// In what was read.
+    at: usize,
+    lender: Arc<Mutex<Upload>>,
+}
+
+impl Lent {
+    async fn next_piece(&mut self) -> Option<Result<Bytes, BodyError>> {
+        if let Some(piece) = self.upload.read.get(self.at) {
+            self.at += 1;
+            return Some(Ok(piece.clone()));
+        }
+        let piece = self.upload.body.next().await;
+        if let Some(Ok(piece)) = &piece {
+            self.upload.read_bytes += piece.len();
+            if self.upload.read_bytes <= MAX_KEPT {
+                self.upload.read.push(piece.clone());
+                self.at += 1;
+            } else {
+                self.upload.read.clear();
+                self.at = 0;
+            }
+        }
+        piece
+    }
 }
 
 impl BodyStream for Lent {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
-        Box::pin(self.body.next())
+        Box::pin(self.next_piece())
     }
 
     fn content_length(&self) -> Option<u64> {
-        self.body.content_length()
+        let again: usize = self.upload.read[self.at..].iter().map(Bytes::len).sum();
+        Some(again as u64 + self.upload.body.content_length()?)
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        *self.lender.lock() = std::mem::take(&mut self.body);
+        *self.lender.lock() = std::mem::take(&mut self.upload);
     }
 }
 
@@ -374,8 +411,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_upload_goes_on_with_what_was_not_read() {
-        for (reads, expected) in [(false, "first second"), (true, "second")] {
+    async fn an_upload_begins_anew_unless_it_is_large_and_was_read() {
+        let large = "x".repeat(MAX_KEPT - 5);
+        for (reads, first, is_whole) in
+            [(true, "first", true), (false, &*large, true), (true, &*large, false)]
+        {
             let (left, got) = (Arc::new(Mutex::new(1)), Arc::<Mutex<String>>::default());
             let told = got.clone();
             let app = app_fn(move |mut req: Request| {
@@ -383,23 +423,28 @@ mod tests {
                 async move {
                     let fails = std::mem::replace(&mut *left.lock(), 0) == 1;
                     if fails && reads {
-                        req.body.next().await;
+                        let _ = req.body.drain(u64::MAX).await;
                     }
                     if fails {
                         return Response::new(503);
                     }
-                    let body = req.body.collect(100).await.unwrap();
+                    let length = req.body.content_length();
+                    let body = req.body.collect(2 * MAX_KEPT).await.unwrap();
+                    assert_eq!(length, Some(body.len() as u64));
                     *told.lock() = String::from_utf8(body.to_vec()).unwrap();
                     Response::new(201)
                 }
             });
             let client = InternalClient::new(app, options(), Context::builder("test-ic").build());
+            let whole = format!("{first}second");
+            let length = whole.len() as u64;
+            let first = first.to_owned();
             let body = Body::driven(|sender| async move {
-                sender.send("first ").await.unwrap();
+                sender.send(first).await.unwrap();
                 sender.send("second").await.unwrap();
             });
-            client.upload(&["a", "c", "o"], &Headers::new(), body).await.unwrap();
-            assert_eq!(*got.lock(), expected);
+            client.upload(&["a", "c", "o"], &Headers::new(), body.with_length(length)).await.unwrap();
+            assert_eq!(*got.lock(), if is_whole { whole } else { String::new() });
         }
     }
 

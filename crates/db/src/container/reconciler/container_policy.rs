@@ -22,8 +22,14 @@ const MAX_KNOWN: usize = 1000;
 pub(super) struct ContainerPolicies {
     client: DirectClient,
     clock: Clock,
-    /// Account and container; when they were asked, and their policy if most of them told it. The last used is last.
-    known: Mutex<IndexMap<(String, String), (f64, Option<i64>)>>,
+    /// By account and container; the last used is last.
+    known: Mutex<IndexMap<(String, String), Answer>>,
+}
+
+struct Answer {
+    at: f64,
+    /// None if too few of the servers told it.
+    policy: Option<i64>,
 }
 
 impl ContainerPolicies {
@@ -71,11 +77,12 @@ impl ContainerPolicies {
 
     fn recall(&self, key: &(String, String)) -> Option<Option<i64>> {
         let mut known = self.known.lock();
-        let (at, policy) = known.shift_remove(key)?;
-        if at + TTL < self.clock.unix_secs() {
+        let answer = known.shift_remove(key)?;
+        if answer.at + TTL < self.clock.unix_secs() {
             return None;
         }
-        known.insert(key.clone(), (at, policy));
+        let policy = answer.policy;
+        known.insert(key.clone(), answer);
         Some(policy)
     }
 
@@ -85,7 +92,7 @@ impl ContainerPolicies {
         while known.len() >= MAX_KNOWN {
             known.shift_remove_index(0);
         }
-        known.insert(key, (self.clock.unix_secs(), policy));
+        known.insert(key, Answer { at: self.clock.unix_secs(), policy });
     }
 }
 

@@ -16,13 +16,19 @@ const NOW: f64 = 1_700_000_000.0;
 const HOUR: &str = "1699999200";
 const AT: &str = "1699999300.00000";
 
+/// Names of entries, and their content types.
+type Rows = Vec<(&'static str, &'static str)>;
+/// Method and policy.
+type Asked = (&'static str, &'static str);
+/// The status, and when the object was written.
+type Found = (u16, &'static str);
+
 /// What a cluster has, and what it was asked.
 #[derive(Clone, Default)]
 struct Cloud {
-    /// Containers of the queue and their entries: name, content type.
-    queue: Vec<(&'static str, Vec<(&'static str, &'static str)>)>,
-    /// By method and policy: the status, and when the object was written.
-    objects: BTreeMap<(&'static str, &'static str), (u16, &'static str)>,
+    /// Containers of the queue.
+    queue: Vec<(&'static str, Rows)>,
+    objects: BTreeMap<Asked, Found>,
     /// The policy of every container; none if its servers are down.
     policy: Option<&'static str>,
     asked: Arc<Mutex<Vec<String>>>,
@@ -30,7 +36,7 @@ struct Cloud {
 
 impl Cloud {
     /// A misplaced object of policy 1 in a container of policy 0.
-    fn new(kind: &'static str, objects: &[((&'static str, &'static str), (u16, &'static str))]) -> Self {
+    fn new(kind: &'static str, objects: &[(Asked, Found)]) -> Self {
         let queue = vec![(HOUR, vec![("1:/a/c/o", kind)])];
         Cloud { queue, objects: objects.iter().copied().collect(), policy: Some("0"), ..Cloud::default() }
     }
