@@ -76,12 +76,7 @@ impl ContainerHooks {
                 queues.entry(queue).or_default().push(reconciler_queue::entry(row, &account, &container));
             }
             for (queue, entries) in queues {
-                if let Err(error) = self.feed(&queue, entries) {
-                    self.ctx.logger.error(format_args!(
-                        "Failed to get reconciler broker for container {queue}: {error}"
-                    ));
-                    failed = true;
-                }
+                failed |= !self.feed(&queue, entries);
             }
             if !failed {
                 queued = point;
@@ -91,14 +86,26 @@ impl ContainerHooks {
         Ok(queued)
     }
 
-    fn feed(&self, queue: &str, entries: Vec<ObjectRecord>) -> Result<()> {
-        let found = self.queue_database(queue)?;
-        self.ctx.logger.debug(format_args!(
-            "Adding {} objects to the reconciler at {}",
-            entries.len(),
-            found.db_file.display()
-        ));
-        ContainerBroker::new(&self.shared, &found.db_file, Options::default()).merge_items(entries)
+    /// Whether the entries are in the queue.
+    fn feed(&self, queue: &str, entries: Vec<ObjectRecord>) -> bool {
+        let logger = &self.ctx.logger;
+        let found = match self.queue_database(queue) {
+            Ok(found) => found,
+            Err(error) => {
+                logger.error(format_args!("Failed to get reconciler broker for container {queue}: {error}"));
+                return false;
+            }
+        };
+        let (count, db_file) = (entries.len(), found.db_file.display());
+        logger.debug(format_args!("Adding {count} objects to the reconciler at {db_file}"));
+        let mut broker = ContainerBroker::new(&self.shared, &found.db_file, Options::default());
+        let merged = broker.merge_items(entries);
+        if let Err(error) = &merged {
+            logger.error(format_args!(
+                "UNHANDLED EXCEPTION: trying to merge {count} items to reconciler container {db_file}: {error}"
+            ));
+        }
+        merged.is_ok()
     }
 
     /// A database of a container of the queue, on a device of this machine.

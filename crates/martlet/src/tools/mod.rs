@@ -6,6 +6,7 @@ mod get_nodes;
 mod locations;
 mod object_info;
 mod object_relinker;
+mod reconciler_enqueue;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ pub struct Tool {
     run: fn(&str, &[String]) -> Output,
 }
 
-pub const TOOLS: [Tool; 5] = [
+pub const TOOLS: [Tool; 6] = [
     Tool { name: "account-info", about: "shows what an account's database holds", run: db_info::run_account },
     Tool {
         name: "container-info",
@@ -39,6 +40,11 @@ pub const TOOLS: [Tool; 5] = [
         name: "object-relinker",
         about: "links objects into the partitions of a greater part power",
         run: object_relinker::run,
+    },
+    Tool {
+        name: "reconciler-enqueue",
+        about: "puts an object into the container-reconciler's queue",
+        run: reconciler_enqueue::run,
     },
     Tool { name: "get-nodes", about: "shows where the ring puts something", run: get_nodes::run },
 ];

@@ -26,13 +26,9 @@ class ContainerServers:
     def serve(self, number, connection):
         with connection, connection.makefile('rb') as f:
             while True:
-                line = f.readline().decode('latin1').strip()
+                line, headers = read_head(f)
                 if not line:
                     return
-                headers = {}
-                for header in iter(f.readline, b'\r\n'):
-                    name, _, value = header.decode('latin1').partition(':')
-                    headers[name.lower()] = value.strip()
                 f.read(int(headers.get('content-length', 0)))
                 agent = headers.pop('user-agent', '')
                 assert re.fullmatch(self.program + r' \d+', agent), agent
@@ -53,6 +49,15 @@ class ContainerServers:
         with self.lock:
             told, self.told = self.told, []
         return sorted({repr(update): update for update in told}.values())
+
+
+def read_head(f):
+    """The first line of a request, empty at the end of a connection, and its headers."""
+    line, headers = f.readline().decode('latin1').strip(), {}
+    for header in iter(f.readline if line else bytes, b'\r\n' if line else b''):
+        name, _, value = header.decode('latin1').partition(':')
+        headers[name.lower()] = value.strip()
+    return line, headers
 
 
 def response(status, *headers):

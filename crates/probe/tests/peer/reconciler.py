@@ -26,6 +26,7 @@ from urllib.parse import parse_qs, unquote
 SCRATCH, PROGRAM = sys.argv[1:3]
 ETC = os.path.join(SCRATCH, 'etc')
 
+from containers import DEAD, ContainerServers, read_head  # noqa: E402
 from sides import runner, same, start  # noqa: E402
 start(ETC, 'zero', 'one', 'two')
 from swift.common.ring import RingBuilder  # noqa: E402
@@ -35,7 +36,6 @@ NOW = int(time.time())
 RECENT = NOW - 5000
 OLD = NOW - 30 * 86400
 QUEUE = '.misplaced_objects'
-DEAD = object()
 # Of each request; our proxy does not ask whether it may send a body that is small.
 VARYING = ('connection', 'host', 'accept-encoding', 'date', 'x-trans-id', 'x-openstack-request-id', 'expect')
 KINDS = {'PUT': 'application/x-put', 'DELETE': 'application/x-delete'}
@@ -143,31 +143,19 @@ CONTAINERS = {'c%d' % number: name for number, name in enumerate(CASES)}
 FAILING = ['head-fails', 'put-fails', 'undo-fails', 'source-fails', 'delete-fails', 'copy']
 
 
-class Servers:
-    """Account, container and object servers: three nodes that are all of them. They remember what they are told."""
+class Servers(ContainerServers):
+    """Account, container and object servers: three nodes that are all of them."""
 
     def __init__(self):
-        self.told, self.lock = [], threading.Lock()
+        super().__init__('', 3)
         self.queue, self.account_status = {}, 200
-        self.sockets = [socket.create_server(('127.0.0.1', 0), backlog=128) for _ in range(3)]
-        self.ports = [s.getsockname()[1] for s in self.sockets]
-        for number, s in enumerate(self.sockets):
-            threading.Thread(target=self.accept, args=(number, s), daemon=True).start()
-
-    def accept(self, number, s):
-        while True:
-            threading.Thread(target=self.serve, args=(number, s.accept()[0]), daemon=True).start()
 
     def serve(self, number, connection):
         with contextlib.suppress(ConnectionError), connection, connection.makefile('rb') as f:
             while True:
-                line = f.readline().decode('latin1').strip()
+                line, headers = read_head(f)
                 if not line:
                     return
-                headers = {}
-                for header in iter(f.readline, b'\r\n'):
-                    name, _, value = header.decode('latin1').partition(':')
-                    headers[name.lower()] = value.strip()
                 method, target, _ = line.split()
                 path, _, query = target.partition('?')
                 names = [unquote(part) for part in path.lstrip('/').split('/', 4)][2:]
@@ -193,6 +181,11 @@ class Servers:
                 connection.sendall('\r\n'.join(head).encode('latin1') + b'\r\n\r\n' + content)
                 if method == 'PUT' and status // 100 != 2 and not late:
                     return
+
+    def take(self):
+        with self.lock:
+            told, self.told = self.told, []
+        return sorted(map(repr, told))
 
     @staticmethod
     def read(f, headers):
@@ -422,11 +415,10 @@ def main():
             found = []
             for command in (runner(ETC, 'swift-container-reconciler'), [PROGRAM]):
                 subprocess.run(command + [path, 'once'], check=True, timeout=300)
-                with servers.lock:
-                    told, servers.told = servers.told, []
+                told = servers.take()
                 lines = [plain(line) for line in log.take() if 'container-reconciler: ' in line]
                 lines = [line for line in lines if line and not line.startswith(('Starting', 'Exited', 'Cannot remove'))]
-                found.append((sorted(map(repr, told)), order(lines), metrics(statsd.take())))
+                found.append((told, order(lines), metrics(statsd.take())))
             for kind, python, ours in zip(('requests', 'log', 'statsd'), *found):
                 assert python or kind == 'statsd', (what, kind)
                 same('%s: %s' % (what, kind), python, ours)

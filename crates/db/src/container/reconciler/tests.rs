@@ -10,6 +10,7 @@ use service::Logger;
 use service::http::{Request, Response, ServeOptions, Server, ServerHandle, SharedApp, app_fn};
 use service::logs::Lines;
 
+use super::super::reconciler_queue::{ToEnqueue, enqueue};
 use super::*;
 
 const NOW: f64 = 1_700_000_000.0;
@@ -112,24 +113,26 @@ fn listing(rows: Vec<Value>) -> Response {
     Response::new(200).with_body(Value::Array(rows).to_string())
 }
 
-/// A ring of one device; `next_part_power` says that its part power is about to change.
-fn ring(dir: &Path, name: &str, port: u16) {
+/// A ring with a device on each port, and a replica on each device.
+fn ring(dir: &Path, name: &str, ports: &[u16]) {
     let ip = "127.0.0.1".to_owned();
-    let mut builder = RingBuilder::new(1, 1.0, 1).unwrap();
-    let device = Device {
-        id: 0,
-        region: 1,
-        zone: 1,
-        ip: ip.clone(),
-        port,
-        device: "d".into(),
-        weight: 1.0,
-        replication_ip: ip,
-        replication_port: port,
-        meta: String::new(),
-        extra: Default::default(),
-    };
-    builder.add_dev(device).unwrap();
+    let mut builder = RingBuilder::new(1, ports.len() as f64, 1).unwrap();
+    for (id, &port) in (0..).zip(ports) {
+        let device = Device {
+            id,
+            region: 1,
+            zone: id,
+            ip: ip.clone(),
+            port,
+            device: "d".into(),
+            weight: 1.0,
+            replication_ip: ip.clone(),
+            replication_port: port,
+            meta: String::new(),
+            extra: Default::default(),
+        };
+        builder.add_dev(device).unwrap();
+    }
     builder.rebalance(1).unwrap();
     builder.save_ring(&dir.join(format!("{name}.ring.gz")), FormatVersion::V1).unwrap();
 }
@@ -139,7 +142,7 @@ async fn pass(cloud: &Cloud, options: &[(&'static str, &'static str)]) -> (Vec<S
     let dir = tempfile::tempdir().unwrap();
     let (_server, port) = cloud.serve();
     for name in ["container", "object", "object-1"] {
-        ring(dir.path(), name, port);
+        ring(dir.path(), name, &[port]);
     }
     let text = "[swift-hash]\nswift_hash_path_suffix = s\n[storage-policy:0]\nname = zero\ndefault = yes\n\
                 [storage-policy:1]\nname = one\n";
@@ -302,4 +305,51 @@ fn steps_are_swifts() {
             "{op:?} {status} {source:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn most_of_the_primaries_must_take_what_is_enqueued() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let servers: Vec<_> = [201, 503, 202]
+        .into_iter()
+        .map(|status| {
+            let told = asked.clone();
+            let app = app_fn(move |req: Request| {
+                let names =
+                    ["X-Size", "X-Etag", "X-Content-Type", X_TIMESTAMP, "X-Backend-Use-Replication-Network"];
+                let headers = names.map(|name| req.headers.get_str(name).unwrap_or("-").to_owned());
+                let path = req.path.splitn(4, '/').last().unwrap_or_default().to_owned();
+                told.lock().push(format!("{} {path} {}", req.method, headers.join(" ")));
+                async move { Response::new(status) }
+            });
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            (Server::start(vec![listener], app, ServeOptions::default()).unwrap(), port)
+        })
+        .collect();
+    let ports: Vec<u16> = servers.iter().map(|(_, port)| *port).collect();
+    ring(dir.path(), "container", &ports);
+    ring(dir.path(), "half", &[ports[0], ports[1]]);
+    let clock = Clock::manual(Timestamp::from_secs_f64(NOW));
+    let client = DirectClient::new(Default::default(), clock.clone()).over_replication_network();
+    let rings = Rings::with_reload(dir.path(), Duration::MAX, clock.clone());
+    let conf = common::HashConf::default();
+    let mut wanted = ToEnqueue {
+        names: ["a", "c", "o/p"],
+        policy_index: 3,
+        timestamp: AT,
+        op: Op::Delete,
+        recorded: None,
+    };
+    let queue = enqueue(&client, &rings.container().unwrap(), &conf, &wanted).await;
+    assert_eq!(queue.as_deref(), Some(HOUR));
+    let entry =
+        |at: &str, kind: &str| format!("PUT .misplaced_objects/{HOUR}/3:/a/c/o/p 0 {AT} {kind} {at} true");
+    assert_eq!(*asked.lock(), vec![entry(AT, DELETE); 3]);
+    wanted = ToEnqueue { op: Op::Put, recorded: Some(clock.now()), ..wanted };
+    asked.lock().clear();
+    let queue = enqueue(&client, &rings.file("half").unwrap().get(), &conf, &wanted).await;
+    assert_eq!(queue, None, "one of two is not most of them");
+    assert_eq!(*asked.lock(), vec![entry("1700000000.00000", PUT); 2]);
 }
