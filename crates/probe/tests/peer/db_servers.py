@@ -7,12 +7,16 @@ be the same bytes, save for what tells the time of day. Then the devices are swa
 from the other's databases what it answered from its own.
 """
 import collections
+import contextlib
 import getpass
+import hashlib
+import json
 import os
 import random
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -370,6 +374,101 @@ def compare(what, ours, theirs, failures):
                 print('  %s\n    ours   %r\n    theirs %r' % (part, a, b))
 
 
+def overwrite(path, at, data):
+    with open(path, 'r+b') as fp:
+        fp.seek(at)
+        fp.write(data)
+
+
+def run_script(path, script):
+    with contextlib.closing(sqlite3.connect(path)) as conn:
+        conn.executescript(script)
+
+
+def refill(path, script=None, text=b''):
+    os.unlink(path)
+    with open(path, 'wb') as fp:
+        fp.write(text)
+    if script:
+        run_script(path, script)
+
+
+# Each in a file of its own, as what a process has open already is not read anew.
+DAMAGES = {
+    'garbage': lambda path: refill(path, text=b'no database at all ' * 1000),
+    'empty': lambda path: refill(path),
+    'foreign': lambda path: refill(path, script='CREATE TABLE other (x); INSERT INTO other VALUES (1)'),
+    'header': lambda path: overwrite(path, 0, b'\xff' * 16),
+    'pages': lambda path: overwrite(path, 4096, b'\xff' * (os.path.getsize(path) - 4096)),
+    'cut': lambda path: os.truncate(path, os.path.getsize(path) // 2),
+}
+
+
+def damaged_row(kind):
+    at = [('X-Timestamp', stamp(40))]
+    if kind == 'container':
+        return at + [('X-Size', '5'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
+    return at + [('X-Put-Timestamp', stamp(40)), ('X-Delete-Timestamp', '0'), ('X-Object-Count', '1'), ('X-Bytes-Used', '1')]
+
+
+def damaged_requests(kind, path):
+    """What is first asked of a damaged database, and what is asked of it again."""
+    ts = ('X-Timestamp', stamp(50))
+    hsh = hashlib.md5(('p/%ss' % path.split('/', 3)[3]).encode()).hexdigest()
+    sync = json.dumps(['sync', 5, '0' * 32, 'id', stamp(1), stamp(1), '0', '{}'])
+    yield 'HEAD', path, []
+    yield 'GET', path + '?format=json', []
+    yield 'PUT', path, [ts]
+    yield 'PUT', path + '/row', damaged_row(kind)
+    yield 'POST', path, [ts, ('X-%s-Meta-Color' % kind.title(), 'red')]
+    yield 'DELETE', path, [ts]
+    yield 'REPLICATE', '/sda/7/' + hsh, [('Content-Length', str(len(sync)))], sync.encode()
+
+
+def places(side, kind, path):
+    """Where the database of a path and its directory are."""
+    hsh = hashlib.md5(('p/%ss' % path.split('/', 3)[3]).encode()).hexdigest()
+    device = os.path.join(side.devices, 'sda')
+    folder = os.path.join(device, kind + 's', '7', hsh[-3:], hsh)
+    quarantined = os.path.join(device, 'quarantined', kind + 's', hsh)
+    return os.path.join(folder, hsh + '.db'), [os.path.exists(folder), os.path.exists(os.path.join(quarantined, hsh + '.db'))]
+
+
+def compare_damaged(ours, theirs, failures):
+    """Databases that are none any more: each method is the first to meet one, and a GET the next."""
+    count, quarantined = 0, 0
+    for kind in ('account', 'container'):
+        for damage, harm in DAMAGES.items():
+            for number in range(7):
+                path = '/sda/7/%s%d' % (damage.replace(' ', ''), number) + ('/c' if kind == 'container' else '')
+                request = list(damaged_requests(kind, path))[number]
+                found = []
+                for side in (ours, theirs):
+                    ask = side.servers[kind].ask
+                    made = ask('PUT', path, [('X-Timestamp', stamp(1))])
+                    assert b' 201 ' in made[0], made
+                    for n in range(3):
+                        if n == 2:
+                            ask('GET', path, [])
+                        # The last row is pending, so that the damage is met by whoever merges it.
+                        ask('PUT', path + '/o%d' % n, damaged_row(kind))
+                    db_file, _ = places(side, kind, path)
+                    shutil.copy(db_file, db_file + '.new')
+                    harm(db_file + '.new')
+                    os.replace(db_file + '.new', db_file)
+                    answers = [ask(*request)]
+                    where = places(side, kind, path)[1]
+                    answers.append(ask('GET', path + '?format=json', []))
+                    found.append(([answer[0].split()[1] for answer in answers], where, places(side, kind, path)[1]))
+                count += 1
+                quarantined += found[0][2][1]
+                if found[0] != found[1]:
+                    failures.append((kind, damage, request))
+                    print(kind, damage, request[:2], '\n  ours   %s\n  theirs %s' % tuple(found))
+    assert quarantined > count / 2, (quarantined, count)
+    return count
+
+
 def compare_updaters(ours, theirs, failures):
     """Each updater tells the other implementation's account server; what these list must be the same."""
     count = 0
@@ -421,6 +520,7 @@ def main():
                     count += 1
             else:
                 count += compare_updaters(ours, theirs, failures)
+                count += compare_damaged(ours, theirs, failures)
             ours.stop()
             theirs.stop()
             ours.devices, theirs.devices = theirs.devices, ours.devices
