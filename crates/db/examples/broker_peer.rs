@@ -14,6 +14,7 @@ use db::container::broker::{ContainerBroker, ObjectEntry};
 use db::container::rows::ObjectRecord;
 use db::listing::Query;
 use db::metadata::Metadata;
+use db::replication::Replicated;
 use serde_json::{Value, json};
 
 fn main() {
@@ -55,6 +56,9 @@ fn container(shared: &Arc<Shared>, path: &str, command: &Value) -> Result<Value,
             let info = broker.info()?;
             broker.reported(&info)?;
         }
+        "shards" => {
+            broker.merge_shard_range_data(&command["ranges"], "peer")?;
+        }
         "info" => return container_info(&mut broker),
         "list" => {
             let mut rows = Vec::new();
@@ -90,6 +94,7 @@ fn container_info(broker: &mut ContainerBroker) -> Result<Value, BrokerError> {
         "hash": info.hash, "id": info.id, "storage_policy_index": info.storage_policy_index,
         "db_state": info.db_state.as_str(), "is_deleted": info.is_deleted(), "empty": broker.is_empty()?,
         "metadata": broker.db.metadata()?.dump(), "policy_stats": stats, "is_root": broker.is_root_container()?,
+        "shard_ranges": broker.shard_range_data()?,
     }))
 }
 

@@ -6,6 +6,7 @@ Each round makes two databases, one by each implementation, and does the same ra
 either side in turn. At times the pending files must hold the same bytes; in the end the rows, statistics, hashes,
 metadata and listings must be equal, whoever reads which. So must they be when the databases have old schemas to begin with.
 """
+import contextlib
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import tempfile
 import threading
 
 from swift.account.backend import AccountBroker
+from swift.common.utils import ShardRange
 from swift.common.utils.timestamp import Timestamp
 from swift.container.backend import ContainerBroker
 
@@ -92,6 +94,31 @@ def make_old(path, kind, timestamp, with_metadata):
     db.close()
 
 
+SHARD_RANGE = (
+    'CREATE TABLE shard_range (ROWID INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT, timestamp TEXT, lower TEXT, upper TEXT, '
+    'object_count INTEGER DEFAULT 0, bytes_used INTEGER DEFAULT 0, meta_timestamp TEXT, deleted INTEGER DEFAULT 0, state INTEGER, '
+    'state_timestamp TEXT, epoch TEXT{0}); CREATE TRIGGER shard_range_update BEFORE UPDATE ON shard_range '
+    "BEGIN SELECT RAISE(FAIL, 'UPDATE not allowed; DELETE and INSERT'); END;")
+DROP_PS = 'DROP TRIGGER container_insert_ps; DROP TRIGGER container_delete_ps; '
+UPDATE_PS = ('UPDATE policy_stat SET object_count = object_count {0} {1}.object_count, bytes_used = bytes_used {0} {1}.bytes_used '
+             'WHERE storage_policy_index = {1}.storage_policy_index; END; ')
+# What makes a database of today one of some years ago.
+YOUNGER = {
+    ('container', 'unsharded'): 'DROP TABLE shard_range;',
+    ('container', 'unreported'): 'DROP TABLE shard_range; ' + SHARD_RANGE.format(''),
+    ('container', 'uncounted'): 'DROP TABLE shard_range; ' + SHARD_RANGE.format(', reported INTEGER DEFAULT 0'),
+    ('account', 'uncounted'): (
+        DROP_PS + 'ALTER TABLE policy_stat DROP COLUMN container_count; '
+        'CREATE TRIGGER container_insert_ps AFTER INSERT ON container BEGIN INSERT OR IGNORE INTO policy_stat '
+        '(storage_policy_index, object_count, bytes_used) VALUES (new.storage_policy_index, 0, 0); ' + UPDATE_PS.format('+', 'new') +
+        'CREATE TRIGGER container_delete_ps AFTER DELETE ON container BEGIN ' + UPDATE_PS.format('-', 'old'))}
+
+
+def make_younger(path, kind, age):
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(YOUNGER[kind, age])
+
+
 def maybe(rng, make):
     return make() if rng.random() < .3 else None
 
@@ -125,12 +152,14 @@ class Side:
         table = 'container' if self.kind == 'account' else 'object'
         columns = [c[1] for c in db.execute('PRAGMA table_info(%s)' % table)]
         rows = sorted(db.execute('SELECT * FROM ' + table), key=repr)
+        has_ranges = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'shard_range'").fetchone()
+        ranges = sorted([row[1:] for row in db.execute('SELECT * FROM shard_range')], key=repr) if has_ranges else None
         shape = sorted(
             (t, n, [tuple(c[1:]) for c in db.execute('PRAGMA table_info(%s)' % n)] if t in ('table', 'view') else None)
             for t, n in db.execute('SELECT type, name FROM sqlite_master'))
         assert db.execute('PRAGMA integrity_check').fetchone()[0] == 'ok'
         db.close()
-        return columns, [row[1:] for row in rows], shape
+        return columns, [row[1:] for row in rows], ranges, shape
 
 
 def python_container_info(broker):
@@ -138,7 +167,8 @@ def python_container_info(broker):
     info.pop('x_container_sync_point1'), info.pop('x_container_sync_point2')
     stats = [[k, v['object_count'], v['bytes_used']] for k, v in broker.get_policy_stats().items()]
     return dict(info, is_deleted=broker.is_deleted(), empty=broker.empty(), policy_stats=stats,
-                metadata=json.dumps(broker.metadata), is_root=broker.is_root_container())
+                metadata=json.dumps(broker.metadata), is_root=broker.is_root_container(),
+                shard_ranges=[dict(r) for r in broker.get_all_shard_range_data()])
 
 
 def python_account_info(broker):
@@ -168,13 +198,24 @@ def container_step(rng, side, us, arguments):
             broker.update_metadata(a['metadata'])
         elif op == 'policy':
             broker.set_storage_policy_index(a['policy'], a['timestamp'])
+        elif op == 'shards':
+            broker.merge_shard_ranges([ShardRange.from_dict(item) for item in a['ranges']])
         elif op == 'reported':
             i = broker.get_info()
             broker.reported(i['put_timestamp'], i['delete_timestamp'], i['object_count'], i['bytes_used'])
 
 
+def random_shard_range(rng):
+    # Names and bounds belong together, and each is made but once, as a sharder does it.
+    number = rng.randrange(3)
+    return dict(ShardRange(
+        '.shards_a/c-%d' % number, '1700000000.00000', ('', 'h', 'p')[number], ('h', 'p', '')[number], rng.randrange(9),
+        rng.randrange(99), meta_timestamp=stamp(rng, False), state=rng.choice([ShardRange.FOUND, ShardRange.CREATED, ShardRange.ACTIVE]),
+        state_timestamp=stamp(rng, False), tombstones=rng.choice([-1, 4])))
+
+
 def random_container_step(rng):
-    op = rng.choice(['put'] * 14 + ['merge'] * 3 + ['metadata', 'policy', 'put_timestamp', 'delete_db', 'reported'])
+    op = rng.choice(['put'] * 14 + ['merge'] * 3 + ['metadata', 'policy', 'put_timestamp', 'delete_db', 'reported', 'shards'])
     if op in ('put', 'merge'):
         deleted = int(rng.random() < .2)
         a = dict(name=rng.choice(NAMES), created_at=stamp(rng), size=rng.choice([0, 1, 5, 2 ** 40]),
@@ -185,6 +226,8 @@ def random_container_step(rng):
             a.update(size=0, content_type='application/deleted', etag='noetag')
     elif op == 'metadata':
         a = {'metadata': {'X-Container-Meta-' + rng.choice('ABé'): (rng.choice(['', 'v', 'ü"\\\x7f']), stamp(rng))}}
+    elif op == 'shards':
+        a = {'ranges': [random_shard_range(rng) for _ in range(rng.randrange(1, 3))]}
     elif op == 'policy':
         a = {'policy': rng.choice([0, 1]), 'timestamp': stamp(rng, False)}
     else:
@@ -241,10 +284,13 @@ def a_round(peer, rng, kind, age):
         'account': (account_step, random_account_step, python_account_info),
         'container': (container_step, random_container_step, python_container_info)}[kind]
     first = stamp(rng, False)
-    if age == 'new':
+    if age not in ('old', 'ancient'):
         sides[0].peer('create', sides[0].path, account='a', container='c é', timestamp=first, policy=0)
         with sides[1].broker() as broker:
             broker.initialize(first, 0)
+        for side in sides:
+            if age != 'new':
+                make_younger(side.path, kind, age)
     else:
         for side in sides:
             make_old(side.path, kind, first, age == 'old')
@@ -327,7 +373,7 @@ def main():
     for kind in ('container', 'account'):
         at_once(peer, kind)
     for number in range(int(rounds or 40)):
-        for kind, age in itertools.product(('container', 'account'), ('new', 'old', 'ancient')):
+        for kind, age in list(itertools.product(('container', 'account'), ('new', 'old', 'ancient'))) + list(YOUNGER):
             name = '%s/%s/%s/%s' % (seed or 0, number, kind, age)
             try:
                 a_round(peer, random.Random(name), kind, age)
@@ -337,4 +383,5 @@ def main():
     print('equal in %s rounds' % (rounds or 40))
 
 
-main()
+if __name__ == '__main__':
+    main()
