@@ -6,7 +6,10 @@
 //! names the same device and inode; an inode cannot be reused while the connection holds it open. What other processes write *into*
 //! the file SQLite notices itself, by its own locks and change counter.
 //!
-//! The cache is bounded (`CAPACITY`), and a connection idle for `IDLE_LIMIT` is closed, so that a device can be unmounted.
+//! However many databases a server is asked for, it has at most `IDLE_CONNECTIONS` open that nobody uses, over all devices, and those
+//! that the threads of its devices use at the moment. Each takes two or three descriptors and a page cache of `PAGE_CACHE_KIB`: a server
+//! of ten devices with eight threads each stays below 30 MiB. A connection idle for `IDLE_LIMIT` is closed, so that a device can be
+//! unmounted.
 //!
 //! One rule for everybody in this process: never open and close a `.db` file with plain file calls while connections to it may exist.
 //! Closing any descriptor of a file drops all POSIX locks that the process holds on it, SQLite's included.
@@ -23,10 +26,10 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 
 /// Idle connections kept, over all devices.
-const CAPACITY: usize = 32;
+pub const IDLE_CONNECTIONS: usize = 32;
 /// After this long unused a connection is closed.
 pub const IDLE_LIMIT: Duration = Duration::from_secs(10);
-/// SQLite's page cache of one connection, in KiB; its default of 2 MiB is too much times `CAPACITY`.
+/// SQLite's page cache of one connection, in KiB; its default of 2 MiB is too much times `IDLE_CONNECTIONS`.
 const PAGE_CACHE_KIB: i64 = 256;
 /// Statements kept prepared in one connection.
 const STATEMENTS: usize = 32;
@@ -82,7 +85,7 @@ impl Connections {
             return;
         }
         let mut idle = self.idle.lock();
-        let surplus = if idle.len() >= CAPACITY { Some(idle.remove(0)) } else { None };
+        let surplus = if idle.len() >= IDLE_CONNECTIONS { Some(idle.remove(0)) } else { None };
         idle.push(Idle { connection, since: std::time::Instant::now() });
         drop(idle);
         drop(surplus); // closes outside the lock

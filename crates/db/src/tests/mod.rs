@@ -45,11 +45,15 @@ impl Node {
     }
 
     fn context(&self, name: &str) -> (Context, Lines) {
+        self.context_with(name, DiskPools::inline())
+    }
+
+    fn context_with(&self, name: &str, disk_pools: DiskPools) -> (Context, Lines) {
         let (logger, lines) = Logger::memory();
         let ctx = Context::builder(name)
             .clock(Clock::manual(Timestamp::from_secs_f64(NOW as f64)))
             .swift_conf(self.swift_conf.clone())
-            .disk_pools(DiskPools::inline())
+            .disk_pools(disk_pools)
             .recon_cache_path(self.dir.path())
             .logger(logger)
             .build();

@@ -1,6 +1,7 @@
 //! The servers through their apps. That the answers are Swift's is held by the comparison with Swift's servers.
 
 use super::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[tokio::test]
 async fn a_container_lives_and_dies() {
@@ -41,6 +42,49 @@ async fn an_object_row_does_not_open_the_database() {
     assert_eq!(app.call(request(Method::Delete, "/sda/1/a/c/p", 2)).await.status.0, 204);
     std::fs::write(&database, whole).unwrap();
     assert_eq!(text_of(app.call(request(Method::Get, "/sda/1/a/c", 3)).await).await, "o\n");
+}
+
+/// Databases below a folder that this process has open.
+fn open_databases(dir: &Path) -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let targets = open.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
+    targets.filter(|path| path.starts_with(dir) && path.extension().is_some_and(|e| e == "db")).count()
+}
+
+#[tokio::test]
+async fn two_thousand_databases_are_never_open_together() {
+    const THREADS: usize = 4;
+    const DATABASES: usize = 2000;
+    let node = Node::new();
+    let app = node.container_server();
+    app.call(request(Method::Put, "/sda/1/a/c", 1)).await;
+    let template =
+        files_below(&node.device()).into_iter().find(|path| path.extension().is_some_and(|e| e == "db"));
+    let names: Vec<String> = (0..DATABASES).map(|n| format!("c{n}")).collect();
+    for name in &names {
+        let hash = node.swift_conf.hash.hash_path("a", Some(name), None);
+        let path = crate::server::db_path(&node.device(), "containers", "1", &hash);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::copy(template.as_ref().unwrap(), path).unwrap();
+    }
+    let (ctx, _) = node.context_with("container-server", DiskPools::new(THREADS));
+    let app = crate::container::server::app(&node.section("app:container-server", &[]), &ctx).unwrap();
+    let most = AtomicUsize::new(0);
+    let ask = async |name: &String| {
+        // Some are written to.
+        let method = if name.ends_with(['0', '5']) { Method::Post } else { Method::Get };
+        let asked = request(method, &format!("/sda/1/a/{name}"), 2).with_header("X-Container-Meta-A", "b");
+        assert_eq!(app.call(asked).await.status.0, 204);
+        most.fetch_max(open_databases(node.dir.path()), Ordering::Relaxed);
+    };
+    for at_once in names.chunks(40) {
+        futures_util::future::join_all(at_once.iter().map(&ask)).await;
+    }
+    let most = most.into_inner();
+    let limit = crate::connections::IDLE_CONNECTIONS;
+    // The descriptors are not listed at one moment: one that is closed meanwhile is counted beside the next.
+    assert!(most <= limit + 2 * THREADS, "{most} open");
+    assert!(most >= limit / 2, "only {most} were kept");
 }
 
 #[tokio::test]
