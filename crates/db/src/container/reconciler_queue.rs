@@ -29,7 +29,7 @@ pub enum Op {
 }
 
 impl Op {
-    pub fn content_type(self) -> &'static str {
+    pub(super) fn content_type(self) -> &'static str {
         match self {
             Op::Put => "application/x-put",
             Op::Delete => "application/x-delete",
@@ -39,7 +39,7 @@ impl Op {
 
 /// An entry of the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueEntry {
+pub(super) struct QueueEntry {
     /// Where the object is, if it is there: of any policy, or of none.
     pub policy_index: i64,
     pub account: String,
@@ -53,7 +53,7 @@ pub struct QueueEntry {
 
 /// Why an entry is none.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum BadEntry {
+pub(super) enum BadEntry {
     #[error("invalid name")]
     Name,
     #[error("invalid operation type {0}")]
@@ -66,7 +66,7 @@ pub enum BadEntry {
 
 impl QueueEntry {
     /// From its row of a listing.
-    pub fn from_listing(row: &Value) -> Result<Self, BadEntry> {
+    pub(super) fn from_listing(row: &Value) -> Result<Self, BadEntry> {
         let (policy, path) =
             row["name"].as_str().and_then(|name| name.split_once(':')).ok_or(BadEntry::Name)?;
         let policy_index = parse_int(policy).ok_or(BadEntry::Name)?;
@@ -84,13 +84,13 @@ impl QueueEntry {
         Ok(QueueEntry { policy_index, account, container, object, op, timestamp, recorded })
     }
 
-    pub fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         format!("/{}/{}/{}", self.account, self.container, self.object)
     }
 }
 
 /// The container for an object of that `created_at`.
-pub fn container_name(created_at: &str) -> String {
+pub(super) fn container_name(created_at: &str) -> String {
     let changed = decode_timestamps(created_at, false)
         .map_or(Timestamp::ZERO, |(data, content_type, meta)| meta.or(content_type).unwrap_or(data));
     (changed.as_secs() / DIVISOR * DIVISOR).to_string()
@@ -101,7 +101,7 @@ fn entry_name(policy_index: i64, [account, container, object]: [&str; 3]) -> Str
 }
 
 /// The entry for a row of the container `account/container`.
-pub fn entry(row: &ObjectRecord, account: &str, container: &str) -> ObjectRecord {
+pub(super) fn entry(row: &ObjectRecord, account: &str, container: &str) -> ObjectRecord {
     let op = if row.deleted { Op::Delete } else { Op::Put };
     ObjectRecord {
         name: entry_name(row.storage_policy_index, [account, container, &row.name]),
