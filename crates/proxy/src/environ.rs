@@ -85,6 +85,10 @@ pub struct ContentTypeOverridden;
 #[derive(Clone, Copy, Debug)]
 pub struct SloOverride;
 
+/// `swift.symlink_override`, on a PUT of a static link whose target may be yet to come.
+#[derive(Clone, Copy, Debug)]
+pub struct SymlinkOverride;
+
 /// `swift.leave_relative_location`: do not make Location absolute.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaveRelativeLocation;

@@ -30,7 +30,7 @@ from swift.common.utils import Timestamp, hash_path, md5
 from swift.obj import diskfile
 
 from ports import free_ports
-from sides import runner, same, start
+from sides import Receiver, log_line, runner, same, start
 
 SCRATCH, REPLICATOR, SERVER = sys.argv[1:4]
 WANTED = sys.argv[4:]
@@ -46,34 +46,6 @@ start(ETC, 'gold', 'silver')
 # Of the object servers, of rsync, and one on which nobody listens.
 PORTS = free_ports(NODES + 2)
 RSYNC, NOBODY = PORTS[NODES:]
-
-
-class Receiver:
-    """What comes as datagrams."""
-
-    def __init__(self, take):
-        # Nobody waits for a listener: what does not fit into the socket is lost.
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self.sock.bind(('127.0.0.1', 0))
-        self.port = self.sock.getsockname()[1]
-        self.count = 0
-        self.take = take
-        threading.Thread(target=self.receive, daemon=True).start()
-
-    def receive(self):
-        while True:
-            text = self.sock.recv(65536).decode('utf8', 'replace')
-            self.take(text)
-            self.count += 1
-
-
-LEVELS = {3: 'ERROR', 4: 'WARNING', 5: 'NOTICE', 6: 'INFO', 7: 'DEBUG'}
-
-
-def log_line(packet):
-    match = re.match(r'<(\d+)>([^:]*): (.*)', packet.rstrip('\0\n'), re.DOTALL)
-    return LEVELS.get(int(match[1]) & 7, match[1]), match[2], match[3]
 
 
 def dev(node):

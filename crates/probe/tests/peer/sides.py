@@ -1,12 +1,15 @@
 """What scripts share that run Swift's program and another one on copies of the same devices, and compare what both did.
 
-Not a script. `start` writes a swift.conf and lets Swift's modules, and the programs that are run, read it; `same` ends
+Not a script. A `Receiver` takes their logs and metrics. `start` writes a swift.conf and lets Swift's modules, and the programs that are run, read it; `same` ends
 the script with the first difference.
 """
 import collections
 import logging
 import os
+import re
+import socket
 import sys
+import threading
 
 from swift.common import utils
 from swift.common.storage_policy import reload_storage_policies
@@ -45,3 +48,31 @@ def same(what, python, ours):
         only = [sorted((a - b).elements()) for a, b in (counts, counts[::-1])]
         only = [['%.1200s' % line for line in some] for some in only]
         sys.exit('%s differs\nonly python:\n  %s\nonly ours:\n  %s' % (what, '\n  '.join(only[0]), '\n  '.join(only[1])))
+
+
+class Receiver:
+    """What comes as datagrams."""
+
+    def __init__(self, take):
+        # Nobody waits for a listener: what does not fit into the socket is lost.
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        self.sock.bind(('127.0.0.1', 0))
+        self.port = self.sock.getsockname()[1]
+        self.count = 0
+        self.take = take
+        threading.Thread(target=self.receive, daemon=True).start()
+
+    def receive(self):
+        while True:
+            text = self.sock.recv(65536).decode('utf8', 'replace')
+            self.take(text)
+            self.count += 1
+
+
+LEVELS = {3: 'ERROR', 4: 'WARNING', 5: 'NOTICE', 6: 'INFO', 7: 'DEBUG'}
+
+
+def log_line(packet):
+    match = re.match(r'<(\d+)>([^:]*): (.*)', packet.rstrip('\0\n'), re.DOTALL)
+    return LEVELS.get(int(match[1]) & 7, match[1]), match[2], match[3]

@@ -1,7 +1,8 @@
 //! `container_sync`: lets in what the container-sync daemon of another cluster of a realm sends.
 //!
 //! A request with `X-Container-Sync-Auth: REALM NONCE SIGNATURE` is signed with the key of the realm (or its `key2`) and that of the
-//! container; then no auth filter is asked, and `slo` takes a manifest as the manifest it is, perhaps before its segments.
+//! container; then no auth filter is asked, and `slo` and `symlink` take a
+//! manifest and a static link as what they are, perhaps before what they stand for.
 //! Its X-Timestamp, which `gatekeeper` has put aside, counts. A signature that is wrong is 401 whatever else the request has.
 //!
 //! X-Container-Sync-To is refused for a container with object versioning, and unless `allow_full_urls` if it is no
@@ -19,7 +20,7 @@ use service::http::{App, BoxFuture, Method, Request, Response, SharedApp};
 use service::logs::Logger;
 
 use super::is_api_version;
-use crate::environ::{AuthorizeOverride, LogInfo, SloOverride};
+use crate::environ::{AuthorizeOverride, LogInfo, SloOverride, SymlinkOverride};
 use crate::info::{ContainerInfo, get_container_info};
 use crate::swift_info::SwiftInfo;
 
@@ -112,6 +113,7 @@ impl ContainerSync {
         }
         req.env.insert(AuthorizeOverride);
         req.env.insert(SloOverride);
+        req.env.insert(SymlinkOverride);
         Ok(req)
     }
 

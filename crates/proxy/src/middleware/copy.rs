@@ -236,7 +236,7 @@ impl Core {
 const MAX_REPORTED_BODY: usize = 64 * 1024;
 
 /// An account named by a header.
-fn check_account(header: &[u8]) -> Result<String, Response> {
+pub(super) fn check_account(header: &[u8]) -> Result<String, Response> {
     let account = String::from_utf8(unquote(header)).map_err(|_| not_utf8())?;
     if account.is_empty() {
         return Err(Response::html(412, "Account name cannot be empty"));
@@ -248,7 +248,7 @@ fn check_account(header: &[u8]) -> Result<String, Response> {
 }
 
 /// `[/]container/object` in a header, quoted.
-fn split_path_header(name: &str, value: &[u8]) -> Result<(String, String), Response> {
+pub(super) fn split_path_header(name: &str, value: &[u8]) -> Result<(String, String), Response> {
     let path = String::from_utf8(unquote(value)).map_err(|_| not_utf8())?;
     let slash = if path.starts_with('/') { "" } else { "/" };
     let parts = split_path(&format!("{slash}{path}"), 2, 2, true).map(<[_; 2]>::try_from);

@@ -11,6 +11,7 @@
 //! | `container_sync.rs` | `container_sync` | `egg:swift#container_sync` |
 //! | `copy.rs` | `copy` | `egg:swift#copy` |
 //! | `dlo.rs` | `dlo` | `egg:swift#dlo` |
+//! | `symlink.rs` | `symlink` | `egg:swift#symlink` |
 //! | `slo/` | `slo` | `egg:swift#slo` |
 //!
 //! `healthcheck` is in `service`, as storage servers have it too. Shared: `acl.rs` (ACLs), `accept.rs` (content
@@ -37,6 +38,7 @@ pub mod pyjson;
 pub mod query;
 pub mod request_headers;
 pub mod slo;
+pub mod symlink;
 pub mod tempauth;
 #[cfg(test)]
 mod testing;
@@ -55,6 +57,7 @@ pub fn register(registry: &mut Registry) {
         .filter("egg:swift#memcache", memcache::factory)
         .filter("egg:swift#proxy_logging", proxy_logging::factory)
         .filter("egg:swift#slo", slo::factory)
+        .filter("egg:swift#symlink", symlink::factory)
         .filter("egg:swift#tempauth", tempauth::factory);
 }
 

@@ -1,0 +1,274 @@
+#!/usr/bin/env python3
+"""Swift's container-sync and ours, on copies of the same databases, against the same cluster.
+
+    container_sync.py SCRATCH DAEMON
+
+DAEMON is our program. The cluster is this script: account, container and object servers for what is here, and the proxy of the cluster
+there, which checks signatures, remembers what it is sent, and fails as the name of an object says. After each of two passes
+these must be the same: the requests to the cluster there with headers and bodies, the lines of the log, the metrics, the sync points of
+all databases, and the links in sync_containers. Ends with status 0 if they are; else with the first difference.
+"""
+import collections
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+from ports import free_ports
+from sides import Receiver, log_line, runner, same, start
+from swift.common.container_sync_realms import ContainerSyncRealms
+from swift.common.ring import Ring, RingBuilder
+from swift.common.utils import Timestamp, hash_path, md5
+from swift.container.backend import ContainerBroker
+from swift.container.sync_store import ContainerSyncStore
+
+SCRATCH, DAEMON = sys.argv[1:3]
+ETC = os.path.join(SCRATCH, 'etc')
+COMMANDS = {'python': runner(ETC, 'swift-container-sync'), 'ours': [DAEMON]}
+NOW = int(time.time()) - 3000
+PART_POWER = 4
+DEVICES = ('sda', 'sdb', 'sdc')
+KEY, USER_KEY = 'realm-key', 'user \u00fc key'
+HERE = 'AUTH_here'
+
+start(ETC, 'gold', 'silver')
+PORTS = free_ports(3)
+
+
+def stamp(second):
+    return Timestamp(NOW + second)
+
+
+def seconds(name):
+    """When an object that is called so was made here."""
+    return 100 + int(md5(name.encode(), usedforsecurity=False).hexdigest()[:4], 16) % 50
+
+
+def body_of(name):
+    return b'' if name.startswith('empty') else ('body of %s' % name).encode() * (1 if len(name) < 9 else 9000)
+
+
+class Cluster(http.server.BaseHTTPRequestHandler):
+    """Every server of both clusters."""
+    protocol_version = 'HTTP/1.1'
+    lock = threading.Lock()
+    seen, there = [], {}
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, headers=(), body=b''):
+        self.send_response_only(status)
+        for name, value in dict({'Content-Length': str(len(body))}, **dict(headers)).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(body)
+
+    def handle_any(self):
+        body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        path = urllib.parse.unquote(self.path.partition('?')[0])
+        if path.startswith('/v1/'):
+            return self.proxy_there(path, body)
+        device, _part, *names = path[1:].split('/', 4)
+        assert device in DEVICES and self.command in ('GET', 'HEAD'), path
+        if len(names) == 3:
+            return self.object_here(names[2])
+        headers = {'X-Backend-Storage-Policy-Index': '1' if names[-1] == 'silver' else '0', 'X-Backend-Timestamp': stamp(0).internal,
+                   'X-Timestamp': stamp(0).normal, 'X-PUT-Timestamp': stamp(0).normal, 'Content-Type': 'text/plain'}
+        for kind in ('Account-Container', 'Account-Object', 'Container-Object'):
+            headers['X-%s-Count' % kind] = '1'
+        headers.update({'X-Account-Bytes-Used': '1', 'X-Container-Bytes-Used': '1'})
+        self.answer(204, headers)
+
+    def object_here(self, name):
+        at = stamp(seconds(name) - (50 if name.startswith('old') else 0))
+        if name.startswith('missing'):
+            return self.answer(404, {'X-Backend-Timestamp': at.internal})
+        body = body_of(name)
+        headers = {'X-Timestamp': at.normal, 'X-Backend-Timestamp': at.internal, 'X-Backend-Data-Timestamp': at.internal,
+                   'X-Backend-Durable-Timestamp': at.internal, 'Content-Type': 'text/plain; charset=x', 'Last-Modified':
+                   'Sun, 01 Jan 2023 00:00:00 GMT', 'ETag': '"%s"' % md5(body, usedforsecurity=False).hexdigest(),
+                   'X-Object-Meta-Name': urllib.parse.quote(name), 'X-Object-Sysmeta-Inner': 'stays', 'X-Delete-At': '4000000000'}
+        if name.startswith('slo'):
+            headers.update({'X-Static-Large-Object': 'True', 'Content-Type': 'a/b;c=d;swift_bytes=99'})
+        if name.startswith('link'):
+            headers['X-Object-Sysmeta-Versions-Symlink'] = 'true'
+        self.answer(200, headers, body)
+
+    def proxy_there(self, path, body):
+        name = path.split('/', 4)[4]
+        headers = {key.lower(): value for key, value in self.headers.items()}
+        for dropped in ('host', 'connection', 'user-agent', 'accept-encoding', 'x-trans-id', 'x-openstack-request-id'):
+            headers.pop(dropped, None)
+        if 'x-container-sync-auth' in headers:
+            realm, nonce, sig = headers.pop('x-container-sync-auth').split()
+            right = REALMS.get_sig(self.command, self.path, headers.get('x-timestamp', '0'), nonce, KEY, USER_KEY)
+            headers['signed'] = (realm, len(nonce), sig == right)
+        with self.lock:
+            self.seen.append((self.command, self.path, sorted(headers.items()), len(body), md5(body, usedforsecurity=False).hexdigest()))
+        fails = re.match(r'(head|put|delete)(\d+)', name)
+        if fails and fails[1] == self.command.lower():
+            return self.answer(int(fails[2]))
+        if self.command == 'HEAD':
+            at = self.there.get(path) or (stamp(500).internal if name.startswith('newer') else None)
+            return self.answer(200, {'X-Timestamp': at}) if at else self.answer(404)
+        self.there[path] = headers['x-timestamp'] if self.command == 'PUT' else None
+        self.answer(201 if self.command == 'PUT' else 204)
+
+    do_GET = do_HEAD = do_PUT = do_DELETE = handle_any
+
+
+def make_rings():
+    for ring in ('account', 'container', 'object', 'object-1'):
+        builder = RingBuilder(PART_POWER, 3, 1)
+        for number, (device, port) in enumerate(zip(DEVICES, PORTS)):
+            builder.add_dev({'id': number, 'region': 1, 'zone': number, 'ip': '127.0.0.1', 'port': port, 'replication_ip': '127.0.0.1',
+                             'replication_port': port, 'device': device, 'weight': 1})
+        builder.rebalance()
+        builder.get_ring().save(os.path.join(ETC, ring + '.ring.gz'))
+    with open(os.path.join(ETC, 'container-sync-realms.conf'), 'w') as fp:
+        fp.write('[us]\nkey = %s\nkey2 = other\ncluster_There = http://127.0.0.1:%d/v1/\n' % (KEY, PORTS[0]))
+    with open(os.path.join(ETC, 'internal-client.conf'), 'w') as fp:
+        fp.write('[DEFAULT]\nswift_dir = %s\n[pipeline:main]\npipeline = catch_errors proxy-server\n[app:proxy-server]\n'
+                 'use = egg:swift#proxy\n[filter:catch_errors]\nuse = egg:swift#catch_errors\n' % ETC)
+
+
+KINDS = ['plain', 'empty', 'slo', 'newer', 'old', 'missing', 'link', '\u00e9 %/:x', 'large object', 'head401', 'head500', 'put401', 'put404',
+         'put422', 'delete404', 'delete409', 'delete403']
+
+
+def fill(broker, count):
+    for number in range(count):
+        for kind in KINDS:
+            name = '%s-%d' % (kind, number)
+            at = stamp(seconds(name))
+            if kind.startswith('delete') or (number == 1 and kind == 'plain'):
+                broker.delete_object(name, at.internal)
+            elif number == 2:
+                # Changed by POST since.
+                broker.put_object(name, stamp(5).internal, 7, 'a/b', 'e', ctype_timestamp=stamp(6).internal, meta_timestamp=at.internal)
+            else:
+                broker.put_object(name, at.internal, len(body_of(name)), 'text/plain', 'e')
+
+
+CONTAINERS = {
+    'realm': '//US/there/AUTH_there/c',
+    'plain': 'http://127.0.0.1:%d/v1/AUTH_there/p%%20q/' % PORTS[0],
+    'silver': '//us/THERE/AUTH_there/s',
+    'again': '//us/there/AUTH_there/again',
+    'refused': 'http://elsewhere/v1/a/c',
+    'nowhere': '//us/elsewhere/a/c',
+    'norealm': '//eu/there/a/c',
+    'nokey': '//us/there/AUTH_there/c',
+    'deleted': '//us/there/AUTH_there/c',
+    'nothing': '//us/there/AUTH_there/c',
+}
+
+
+class Side:
+    def __init__(self, kind):
+        self.kind = kind
+        self.top = os.path.join(SCRATCH, kind)
+        self.devices = os.path.join(self.top, 'devices')
+        os.makedirs(self.top)
+        self.lines, self.metrics = [], collections.Counter()
+        self.log, self.statsd = Receiver(self.take_line), Receiver(self.take_metric)
+        with open(os.path.join(self.top, 'container-server.conf'), 'w') as fp:
+            fp.write('[DEFAULT]\nuser = root\nswift_dir = %s\ndevices = %s\nmount_check = false\nbind_ip = 127.0.0.1\nbind_port = %d\n'
+                     'log_udp_host = 127.0.0.1\nlog_udp_port = %d\nlog_statsd_host = 127.0.0.1\nlog_statsd_port = %d\n'
+                     'log_statsd_metric_prefix = here\nlog_level = DEBUG\n[container-sync]\nconn_timeout = 60\n'
+                     'internal_client_conf_path = %s/internal-client.conf\n' % (
+                         ETC, self.devices, PORTS[0], self.log.port, self.statsd.port, ETC))
+        ring = Ring(ETC, ring_name='container')
+        store = ContainerSyncStore(self.devices, None, False)
+        self.databases = {}
+        brokers = {}
+        for container, to in sorted(CONTAINERS.items()):
+            part, _nodes = ring.get_nodes(HERE, container)
+            name = hash_path(HERE, container)
+            path = os.path.join(self.devices, 'sda', 'containers', str(part), name[-3:], name, name + '.db')
+            self.databases[container] = path
+            broker = brokers[container] = ContainerBroker(path, account=HERE, container=container)
+            broker.initialize(stamp(0).internal, 1 if container == 'silver' else 0)
+            metadata = {'X-Container-Sync-To': to, 'X-Container-Sync-Key': USER_KEY}
+            broker.update_metadata({key: (value, stamp(1).internal) for key, value in metadata.items()})
+            if container not in ('deleted', 'nothing'):
+                fill(broker, 4)
+            store.add_synced_container(broker)
+        brokers['nokey'].update_metadata({'X-Container-Sync-Key': ('', stamp(2).internal)})
+        brokers['deleted'].delete_db(stamp(9).internal)
+        brokers['again'].get_info()
+        brokers['again'].set_x_container_sync_points(40, 3)
+        store.add_synced_container(ContainerBroker(os.path.join(self.devices, 'sda/containers/1/abc/gone/gone.db')))
+        # A connection that has been read from may keep others from writing.
+        for broker in brokers.values():
+            broker.conn.close()
+
+    def take_line(self, packet):
+        level, name, line = log_line(packet)
+        if level != 'DEBUG':
+            self.lines.append((level, re.sub(r' \d+$', '', name), re.sub(r'^(Starting|Exited) \d+$', r'\1', line)))
+
+    def take_metric(self, packet):
+        name, value = packet.split(':', 1)
+        self.metrics[name if '|ms' in value else packet.strip()] += 1
+
+    def seen_lines(self):
+        """What the log says, without what is a time, a path, or what went wrong in the words of the one or the other."""
+        lines, self.lines[:] = list(self.lines), []
+        found = []
+        for level, name, line in lines:
+            line = line.replace(self.devices, 'DEVICES').replace('#012', '\n')
+            line = re.sub(r'(?s)^(ERROR Syncing \S+?)(:? \{.*?\})?(:\s.*)?$', r'\1\2', line)
+            line = re.sub(r", 'storage_policy_index': \d", '', line)
+            line = re.sub(r'(start|end): [0-9.]+,', r'\1: T,', line)
+            line = re.sub(r'^Since [^[]*: (?=\d+ synced)', 'Since T: ', re.sub(r'[0-9.]+s$', 'T', line))
+            # Of the pass so far, whatever the order of the containers was.
+            line = re.sub(r'(puts|deletes|bytes): \d+', r'\1: N', line)
+            found.append('%s %s %s' % (level, name, ' '.join(line.split())))
+        return sorted(found)
+
+    def once(self):
+        Cluster.seen.clear()
+        code = subprocess.run(COMMANDS[self.kind] + [os.path.join(self.top, 'container-server.conf'), 'once'], timeout=300,
+                              stdout=subprocess.DEVNULL, env=dict(os.environ, PYTHONWARNINGS='ignore')).returncode
+        assert code == 0, '%s ended with %d' % (self.kind, code)
+        before = None
+        while before != (before := (self.log.count, self.statsd.count)):
+            time.sleep(.1)
+        points = {}
+        for container, path in self.databases.items():
+            info = ContainerBroker(path).get_info()
+            points[container] = (info['x_container_sync_point1'], info['x_container_sync_point2'])
+        links = {os.path.relpath(os.path.join(folder, name), self.devices): os.path.relpath(
+            os.readlink(os.path.join(folder, name)), self.devices)
+            for folder, _dirs, names in os.walk(os.path.join(self.devices, 'sda/sync_containers')) for name in names}
+        metrics, self.metrics = self.metrics, collections.Counter()
+        return {'requests': sorted(map(repr, Cluster.seen)), 'lines': self.seen_lines(), 'metrics': dict(metrics), 'sync points': points,
+                'links': links}
+
+
+make_rings()
+REALMS = ContainerSyncRealms(os.path.join(ETC, 'container-sync-realms.conf'), None)
+for port in PORTS:
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', port), Cluster)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+told = {}
+for kind in COMMANDS:
+    Cluster.there.clear()
+    side = Side(kind)
+    told[kind] = [side.once() for _ in range(2)]
+for number, (python, ours) in enumerate(zip(*told.values())):
+    for what in python:
+        same('pass %d: %s' % (number + 1, what), python[what], ours[what])
+    print('pass %d: %d requests, %d lines, %d metrics' % (number + 1, *(len(python[what]) for what in (
+        'requests', 'lines', 'metrics'))))
+first = told['python'][0]
+assert any(request.startswith("('PUT'") and "('signed', ('US', 32, True))" in request for request in first['requests']), first['requests']
+assert first['sync points']['plain'][0] == 4 * len(KINDS), first['sync points']
