@@ -26,6 +26,7 @@ const PROGRAMS: &[&str] = &[
     "container-auditor",
     "container-updater",
     "container-reconciler",
+    "container-sync",
     "account-server",
     "account-replicator",
     "account-auditor",
@@ -34,8 +35,8 @@ const PROGRAMS: &[&str] = &[
 ];
 
 /// The filters that our proxy has, in the order of Swift's all-in-one guide.
-const PIPELINE: &str = "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats tempauth copy slo dlo \
-                        proxy-logging proxy-server";
+const PIPELINE: &str = "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats container_sync tempauth \
+                        copy slo dlo symlink proxy-logging proxy-server";
 
 #[derive(clap::Args)]
 pub struct Options {

@@ -145,7 +145,7 @@ impl Places<'_> {
 
     pub fn proxy_server(&self) -> String {
         let pipeline = "catch_errors gatekeeper healthcheck proxy-logging cache listing_formats container_sync tempauth copy \
-                        slo dlo proxy-logging proxy-server";
+                        slo dlo symlink proxy-logging proxy-server";
         let mut text = self.default_section(&self.settings.ip, self.settings.port);
         text += &format!(
             "\n[pipeline:main]\npipeline = {pipeline}\n\n[app:proxy-server]\nuse = egg:swift#proxy\n\
@@ -163,6 +163,7 @@ impl Places<'_> {
             ("copy", "copy", String::new()),
             ("slo", "slo", String::new()),
             ("dlo", "dlo", String::new()),
+            ("symlink", "symlink", String::new()),
         ] {
             text += &format!("\n[filter:{name}]\nuse = egg:swift#{egg}\n{words}");
         }
@@ -187,13 +188,15 @@ impl Places<'_> {
     }
 
     fn internal_pipeline(&self) -> String {
-        let mut text = "[pipeline:main]\npipeline = catch_errors proxy-logging cache proxy-server\n\n\
+        let mut text =
+            "[pipeline:main]\npipeline = catch_errors proxy-logging cache symlink proxy-server\n\n\
                         [app:proxy-server]\nuse = egg:swift#proxy\n"
-            .to_owned();
+                .to_owned();
         for (name, egg, words) in [
             ("catch_errors", "catch_errors", String::new()),
             ("proxy-logging", "proxy_logging", String::new()),
             ("cache", "memcache", self.cache()),
+            ("symlink", "symlink", String::new()),
         ] {
             text += &format!("\n[filter:{name}]\nuse = egg:swift#{egg}\n{words}");
         }
@@ -304,7 +307,7 @@ mod tests {
         for name in ["object-expirer", "container-reconciler"] {
             let text = places(&settings).cluster_daemon(name);
             let paste = Paste::parse(&text, "x.conf", "main").unwrap();
-            assert_eq!((paste.app.uses.as_str(), paste.filters.len()), ("egg:swift#proxy", 3));
+            assert_eq!((paste.app.uses.as_str(), paste.filters.len()), ("egg:swift#proxy", 4));
             let section = Conf::parse(&text, "x.conf").unwrap().require(name).unwrap();
             assert_eq!(section.get("recon_cache_path"), Some("/srv/data/cache/proxy"));
         }
@@ -315,7 +318,7 @@ mod tests {
         let settings = Wished::default().for_new().unwrap();
         let places = places(&settings);
         let pipeline = Paste::parse(&places.internal_client(), "x.conf", "main").unwrap();
-        assert_eq!((pipeline.app.uses.as_str(), pipeline.filters.len()), ("egg:swift#proxy", 3));
+        assert_eq!((pipeline.app.uses.as_str(), pipeline.filters.len()), ("egg:swift#proxy", 4));
         let conf = Conf::parse(&places.container_server(1), "x.conf").unwrap();
         let path = conf.require("container-sync").unwrap().str("internal_client_conf_path", "");
         assert_eq!(path, "/srv/data/etc/internal-client.conf");

@@ -3,37 +3,32 @@
 
     container_sync.py SCRATCH DAEMON
 
-DAEMON is our program. The cluster is this script: account, container and object servers for what is here, and the proxy of the cluster
-there, which checks signatures, remembers what it is sent, and fails as the name of an object says. After each of two passes
-these must be the same: the requests to the cluster there with headers and bodies, the lines of the log, the metrics, the sync points of
-all databases, and the links in sync_containers. Ends with status 0 if they are; else with the first difference.
+DAEMON is our program. The cluster is sync_cluster.py. After each of two passes these must be the same: the requests to the cluster
+there with headers and bodies, the lines of the log, the metrics, the sync points of all databases, and the links in
+sync_containers. Ends with status 0 if they are; else with the first difference.
 """
 import collections
-import http.server
+import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import threading
 import time
-import urllib.parse
+import urllib.request
 
-from ports import free_ports
-from sides import Receiver, log_line, runner, same, start
-from swift.common.container_sync_realms import ContainerSyncRealms
+from ports import free_ports, is_free
+from sides import HERE as PEER, Receiver, log_line, runner, same, start
 from swift.common.ring import Ring, RingBuilder
-from swift.common.utils import Timestamp, hash_path, md5
+from swift.common.utils import Timestamp, hash_path
 from swift.container.backend import ContainerBroker
 from swift.container.sync_store import ContainerSyncStore
+from sync_cluster import DEVICES, KEY, USER_KEY, body_of, seconds
 
 SCRATCH, DAEMON = sys.argv[1:3]
 ETC = os.path.join(SCRATCH, 'etc')
 COMMANDS = {'python': runner(ETC, 'swift-container-sync'), 'ours': [DAEMON]}
 NOW = int(time.time()) - 3000
 PART_POWER = 4
-DEVICES = ('sda', 'sdb', 'sdc')
-KEY, USER_KEY = 'realm-key', 'user \u00fc key'
 HERE = 'AUTH_here'
 
 start(ETC, 'gold', 'silver')
@@ -44,84 +39,9 @@ def stamp(second):
     return Timestamp(NOW + second)
 
 
-def seconds(name):
-    """When an object that is called so was made here."""
-    return 100 + int(md5(name.encode(), usedforsecurity=False).hexdigest()[:4], 16) % 50
-
-
-def body_of(name):
-    return b'' if name.startswith('empty') else ('body of %s' % name).encode() * (1 if len(name) < 9 else 9000)
-
-
-class Cluster(http.server.BaseHTTPRequestHandler):
-    """Every server of both clusters."""
-    protocol_version = 'HTTP/1.1'
-    lock = threading.Lock()
-    seen, there = [], {}
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, status, headers=(), body=b''):
-        self.send_response_only(status)
-        for name, value in dict({'Content-Length': str(len(body))}, **dict(headers)).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != 'HEAD':
-            self.wfile.write(body)
-
-    def handle_any(self):
-        body = self.rfile.read(int(self.headers.get('Content-Length', 0)))
-        path = urllib.parse.unquote(self.path.partition('?')[0])
-        if path.startswith('/v1/'):
-            return self.proxy_there(path, body)
-        device, _part, *names = path[1:].split('/', 4)
-        assert device in DEVICES and self.command in ('GET', 'HEAD'), path
-        if len(names) == 3:
-            return self.object_here(names[2])
-        headers = {'X-Backend-Storage-Policy-Index': '1' if names[-1] == 'silver' else '0', 'X-Backend-Timestamp': stamp(0).internal,
-                   'X-Timestamp': stamp(0).normal, 'X-PUT-Timestamp': stamp(0).normal, 'Content-Type': 'text/plain'}
-        for kind in ('Account-Container', 'Account-Object', 'Container-Object'):
-            headers['X-%s-Count' % kind] = '1'
-        headers.update({'X-Account-Bytes-Used': '1', 'X-Container-Bytes-Used': '1'})
-        self.answer(204, headers)
-
-    def object_here(self, name):
-        at = stamp(seconds(name) - (50 if name.startswith('old') else 0))
-        if name.startswith('missing'):
-            return self.answer(404, {'X-Backend-Timestamp': at.internal})
-        body = body_of(name)
-        headers = {'X-Timestamp': at.normal, 'X-Backend-Timestamp': at.internal, 'X-Backend-Data-Timestamp': at.internal,
-                   'X-Backend-Durable-Timestamp': at.internal, 'Content-Type': 'text/plain; charset=x', 'Last-Modified':
-                   'Sun, 01 Jan 2023 00:00:00 GMT', 'ETag': '"%s"' % md5(body, usedforsecurity=False).hexdigest(),
-                   'X-Object-Meta-Name': urllib.parse.quote(name), 'X-Object-Sysmeta-Inner': 'stays', 'X-Delete-At': '4000000000'}
-        if name.startswith('slo'):
-            headers.update({'X-Static-Large-Object': 'True', 'Content-Type': 'a/b;c=d;swift_bytes=99'})
-        if name.startswith('link'):
-            headers['X-Object-Sysmeta-Versions-Symlink'] = 'true'
-        self.answer(200, headers, body)
-
-    def proxy_there(self, path, body):
-        name = path.split('/', 4)[4]
-        headers = {key.lower(): value for key, value in self.headers.items()}
-        for dropped in ('host', 'connection', 'user-agent', 'accept-encoding', 'x-trans-id', 'x-openstack-request-id'):
-            headers.pop(dropped, None)
-        if 'x-container-sync-auth' in headers:
-            realm, nonce, sig = headers.pop('x-container-sync-auth').split()
-            right = REALMS.get_sig(self.command, self.path, headers.get('x-timestamp', '0'), nonce, KEY, USER_KEY)
-            headers['signed'] = (realm, len(nonce), sig == right)
-        with self.lock:
-            self.seen.append((self.command, self.path, sorted(headers.items()), len(body), md5(body, usedforsecurity=False).hexdigest()))
-        fails = re.match(r'(head|put|delete)(\d+)', name)
-        if fails and fails[1] == self.command.lower():
-            return self.answer(int(fails[2]))
-        if self.command == 'HEAD':
-            at = self.there.get(path) or (stamp(500).internal if name.startswith('newer') else None)
-            return self.answer(200, {'X-Timestamp': at}) if at else self.answer(404)
-        self.there[path] = headers['x-timestamp'] if self.command == 'PUT' else None
-        self.answer(201 if self.command == 'PUT' else 204)
-
-    do_GET = do_HEAD = do_PUT = do_DELETE = handle_any
+def ask(what):
+    with urllib.request.urlopen('http://127.0.0.1:%d/-/%s' % (PORTS[0], what)) as told:
+        return json.load(told)
 
 
 def make_rings():
@@ -235,7 +155,6 @@ class Side:
         return sorted(found)
 
     def once(self):
-        Cluster.seen.clear()
         code = subprocess.run(COMMANDS[self.kind] + [os.path.join(self.top, 'container-server.conf'), 'once'], timeout=300,
                               stdout=subprocess.DEVNULL, env=dict(os.environ, PYTHONWARNINGS='ignore')).returncode
         assert code == 0, '%s ended with %d' % (self.kind, code)
@@ -250,25 +169,29 @@ class Side:
             os.readlink(os.path.join(folder, name)), self.devices)
             for folder, _dirs, names in os.walk(os.path.join(self.devices, 'sda/sync_containers')) for name in names}
         metrics, self.metrics = self.metrics, collections.Counter()
-        return {'requests': sorted(map(repr, Cluster.seen)), 'lines': self.seen_lines(), 'metrics': dict(metrics), 'sync points': points,
+        return {'requests': sorted(map(repr, ask('seen'))), 'lines': self.seen_lines(), 'metrics': dict(metrics), 'sync points': points,
                 'links': links}
 
 
 make_rings()
-REALMS = ContainerSyncRealms(os.path.join(ETC, 'container-sync-realms.conf'), None)
-for port in PORTS:
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', port), Cluster)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
 told = {}
-for kind in COMMANDS:
-    Cluster.there.clear()
-    side = Side(kind)
-    told[kind] = [side.once() for _ in range(2)]
+command = [sys.executable, os.path.join(PEER, 'sync_cluster.py'), str(NOW), *map(str, PORTS)]
+with subprocess.Popen(command) as cluster:
+    try:
+        while any(map(is_free, PORTS)):
+            assert cluster.poll() is None, 'the cluster ended'
+            time.sleep(.1)
+        for kind in COMMANDS:
+            ask('forget')
+            side = Side(kind)
+            told[kind] = [side.once() for _ in range(2)]
+    finally:
+        cluster.kill()
 for number, (python, ours) in enumerate(zip(*told.values())):
     for what in python:
         same('pass %d: %s' % (number + 1, what), python[what], ours[what])
     print('pass %d: %d requests, %d lines, %d metrics' % (number + 1, *(len(python[what]) for what in (
         'requests', 'lines', 'metrics'))))
 first = told['python'][0]
-assert any(request.startswith("('PUT'") and "('signed', ('US', 32, True))" in request for request in first['requests']), first['requests']
+assert any(request.startswith("['PUT'") and "['signed', ['US', 32, True]]" in request for request in first['requests']), first['requests']
 assert first['sync points']['plain'][0] == 4 * len(KINDS), first['sync points']

@@ -510,27 +510,23 @@ fn load_internal_client(
         "Configuration option internal_client_conf_path not defined. In a future release, this will be an error. Using \
          default configuration, See internal-client.conf-sample for options",
     );
-    let text = default_pipeline(ctx.swift_dir(), registry.has_filter(SYMLINK));
+    let text = default_pipeline(ctx.swift_dir());
     InternalClient::from_paste(Paste::parse(&text, NAME, "main")?, options, registry, &ctx.process)
 }
 
-const SYMLINK: &str = "egg:swift#symlink";
-
 /// Swift's default pipeline, with rings from the daemon's own `swift_dir`.
-fn default_pipeline(swift_dir: &Path, has_symlink: bool) -> String {
-    let mut filters =
-        vec![("catch_errors", "catch_errors"), ("proxy-logging", "proxy_logging"), ("cache", "memcache")];
-    if has_symlink {
-        filters.push(("symlink", "symlink"));
-    }
-    let names: Vec<&str> = filters.iter().map(|(name, _)| *name).collect();
+fn default_pipeline(swift_dir: &Path) -> String {
     let mut text = format!(
-        "[DEFAULT]\nswift_dir = {}\n[pipeline:main]\npipeline = {} proxy-server\n[app:proxy-server]\n\
-         use = egg:swift#proxy\naccount_autocreate = true\nallow_account_management = true\n",
-        swift_dir.display(),
-        names.join(" ")
+        "[DEFAULT]\nswift_dir = {}\n[pipeline:main]\npipeline = catch_errors proxy-logging cache symlink proxy-server\n\
+         [app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nallow_account_management = true\n",
+        swift_dir.display()
     );
-    for (name, egg) in filters {
+    for (name, egg) in [
+        ("catch_errors", "catch_errors"),
+        ("proxy-logging", "proxy_logging"),
+        ("cache", "memcache"),
+        ("symlink", "symlink"),
+    ] {
         text += &format!("[filter:{name}]\nuse = egg:swift#{egg}\n");
     }
     text
@@ -561,9 +557,7 @@ mod tests {
 
     #[test]
     fn the_default_pipeline_can_be_read() {
-        for (has_symlink, filters) in [(false, 3), (true, 4)] {
-            let paste = Paste::parse(&default_pipeline(Path::new("/d"), has_symlink), NAME, "main").unwrap();
-            assert_eq!((paste.filters.len(), paste.app.section.get("swift_dir")), (filters, Some("/d")));
-        }
+        let paste = Paste::parse(&default_pipeline(Path::new("/d")), NAME, "main").unwrap();
+        assert_eq!((paste.filters.len(), paste.app.section.get("swift_dir")), (4, Some("/d")));
     }
 }
