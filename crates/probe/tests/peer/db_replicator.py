@@ -161,6 +161,7 @@ log_statsd_host = 127.0.0.1
 log_statsd_port = %d
 log_statsd_metric_prefix = here
 databases_per_second = 1000
+conn_timeout = 10
 %s
 [%s-auditor]
 log_level = DEBUG
