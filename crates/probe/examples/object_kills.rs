@@ -51,12 +51,14 @@ const POWER_CUTS: u64 = 3;
 
 /// What cannot be read is quarantined, as is right; what cannot be removed is not worth a word to Swift either.
 const HARMLESS: &[&str] = &["fs.read_metadata", "fs.remove_dir", "cleanup.unlink", "cleanup.rmdir"];
+/// At the end of a scenario's name: one `syncfs` serves what several syncs do otherwise.
+const TOGETHER: &str = "_together";
 
 const fn scenario(name: &'static str, durable: bool) -> Scenario {
     Scenario { name, armed: "", durable, power_cuts: POWER_CUTS, harmless: HARMLESS }
 }
 
-const SCENARIOS: [Scenario; 14] = [
+const SCENARIOS: [Scenario; 18] = [
     scenario("put", true),
     scenario("put_new", true),
     scenario("put_again", true),
@@ -67,6 +69,10 @@ const SCENARIOS: [Scenario; 14] = [
     scenario("delete", true),
     scenario("ssync", true),
     scenario("put_fragment", true),
+    scenario("put_new_together", true),
+    scenario("delete_together", true),
+    scenario("ssync_together", true),
+    scenario("put_fragment_together", true),
     scenario("purge", false),
     scenario("revert", false),
     scenario("get_hashes", false),
@@ -78,7 +84,8 @@ fn main() {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         [folder, "act", name] => {
-            let node = Node::new(folder.as_ref());
+            let (name, together) = split(name);
+            let node = Node::new(folder.as_ref(), together);
             fs::fail::arm_from_env().unwrap();
             println!("{}", if node.act(name) { "acknowledged" } else { "refused" });
         }
@@ -89,6 +96,11 @@ fn main() {
         }
         _ => panic!("FOLDER [SCENARIO]"),
     }
+}
+
+/// What a scenario does, and how many writes its server wants for one `syncfs`.
+fn split(scenario: &str) -> (&str, usize) {
+    scenario.strip_suffix(TOGETHER).map_or((scenario, 0), |name| (name, 1))
 }
 
 /// The n-th name of an object in the partition.
@@ -138,24 +150,25 @@ fn internal(secs: f64) -> String {
 /// An object server with devices sda1 and sda2 in its folder.
 struct Node {
     folder: PathBuf,
+    together: usize,
     runtime: tokio::runtime::Runtime,
     app: SharedApp,
     listener: TcpListener,
 }
 
 impl Node {
-    fn new(folder: &Path) -> Self {
+    fn new(folder: &Path, together: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         save_ring(&folder.join("object.ring.gz"), PART_POWER, listener.local_addr().unwrap().port());
         let mut registry = Registry::new();
         obj::register(&mut registry);
         let app = load_app(
-            &Paste::parse(&conf(folder), "object-server.conf", "main").unwrap(),
+            &Paste::parse(&conf(folder, together), "object-server.conf", "main").unwrap(),
             &registry,
             &context(folder),
         );
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Node { folder: folder.to_owned(), runtime, app: app.unwrap(), listener }
+        Node { folder: folder.to_owned(), together, runtime, app: app.unwrap(), listener }
     }
 
     fn call(&self, req: Request) -> (u16, Vec<u8>) {
@@ -246,7 +259,7 @@ impl Node {
             }
             "post" => self.send(Method::Post, 0, NOW, &CONTAINER, "") == 202,
             "delete" => self.send(Method::Delete, 2, NOW, &CONTAINER, "") == 204,
-            "put_fragment" => put_fragment(&Disk::new(&self.folder), 0, NOW).is_ok(),
+            "put_fragment" => put_fragment(&Disk::with(&self.folder, self.together), 0, NOW).is_ok(),
             "purge" => {
                 let at = Timestamp::from_secs_f64(BEFORE);
                 Disk::new(&self.folder).fragment(0).purge(at, Some(3), Duration::ZERO, None).is_ok()
@@ -292,7 +305,8 @@ impl Node {
         self.runtime.block_on(async {
             let listeners = vec![self.listener.try_clone().unwrap()];
             let server = Server::start(listeners, self.app.clone(), ServeOptions::default()).unwrap();
-            let conf = conf(&self.folder).replace("bind_port = 1\n", &format!("bind_port = {port}\n"));
+            let conf = conf(&self.folder, self.together)
+                .replace("bind_port = 1\n", &format!("bind_port = {port}\n"));
             let conf = Conf::parse(&conf, "object-server.conf").unwrap();
             obj::replicator::build(&conf, &context(&self.folder)).unwrap().run_once().await;
             server.stop(Duration::ZERO).await;
@@ -333,12 +347,12 @@ fn request(
     request.with_body(body.to_owned())
 }
 
-fn conf(folder: &Path) -> String {
+fn conf(folder: &Path, together: usize) -> String {
     format!(
         "[DEFAULT]\ndevices = {}\nmount_check = false\nfallocate_reserve = 0\nbind_ip = 127.0.0.1\nbind_port = 1\n\
          reclaim_age = {RECLAIM_AGE}\n[pipeline:main]\npipeline = object-server\n[app:object-server]\n\
-         use = egg:swift#object\nreplication_concurrency_per_device = 2\n[object-replicator]\nsync_method = ssync\n\
-         replication_concurrency_per_device = 2\n",
+         use = egg:swift#object\nreplication_concurrency_per_device = 2\nsyncs_together = {together}\n\
+         [object-replicator]\nsync_method = ssync\nreplication_concurrency_per_device = 2\n",
         folder.display()
     )
 }
@@ -365,7 +379,12 @@ struct Disk {
 
 impl Disk {
     fn new(folder: &Path) -> Self {
+        Self::with(folder, 0)
+    }
+
+    fn with(folder: &Path, syncs_together: usize) -> Self {
         let conf = DiskFileConf {
+            syncs_together,
             devices: folder.into(),
             mount_check: false,
             reclaim_age: Duration::from_secs(RECLAIM_AGE),
@@ -593,10 +612,11 @@ fn run(scenario: &Scenario, folder: &Path) {
     if name == "revert" {
         std::fs::create_dir(template.join("sda2")).unwrap();
     }
-    Node::new(&template).prepare(name);
+    let (base, _) = split(name);
+    Node::new(&template, 0).prepare(base);
     stop_everywhere(scenario, &folder, |old, new| {
         let expected =
-            Expected { scenario: name, old: Disk::new(old).find(name), new: Disk::new(new).find(name) };
+            Expected { scenario: base, old: Disk::new(old).find(base), new: Disk::new(new).find(base) };
         assert_ne!(expected.old, expected.new, "{name} changes nothing");
         move |folder: &Path, acknowledged: bool| expected.check(folder, acknowledged)
     });

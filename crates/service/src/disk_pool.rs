@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 /// Jobs of one device which may wait for a thread.
 pub const QUEUE_LIMIT: usize = 1024;
 /// Threads of one device unless `threads_per_disk` says otherwise.
-pub const DEFAULT_THREADS: usize = 8;
+pub const DEFAULT_THREADS: usize = 16;
 /// A thread without work ends after this long.
 pub const IDLE: Duration = Duration::from_secs(5);
 /// A job that takes no longer found in memory what it looked for.

@@ -40,6 +40,10 @@ pub(super) fn keep(folder: &Path) -> io::Result<()> {
     JOURNAL.set(Mutex::new(journal)).map_err(|_| io::ErrorKind::AlreadyExists.into())
 }
 
+pub(super) fn is_kept() -> bool {
+    JOURNAL.get().is_some()
+}
+
 /// Takes down that a fail point was passed.
 pub(super) fn passed(name: &str) -> io::Result<()> {
     match JOURNAL.get() {

@@ -6,10 +6,14 @@
 //! way. A crash before the link leaves nothing, or a temporary file that is swept up later; a crash after it and
 //! before the directory's `fsync` leaves either the old state or the new one, never a name for half a file.
 //!
+//! Syncs that many threads wait for are done once for all: of one file (`group_sync`) or of a whole file system
+//! (`filesystem_sync`).
+//!
 //! Each step has a fail point (`fail`) of its own name, so that tests can stop a process exactly there. Unlike Swift, an
 //! `fsync` of a directory that fails is an error here: what can't be made durable isn't acknowledged.
 
 pub mod fail;
+mod filesystem_sync;
 mod group_sync;
 mod journal;
 mod lock;
@@ -21,11 +25,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
+pub use filesystem_sync::Since;
 pub use lock::{LockError, LockedFile, PathLock, lock_file, lock_path, lock_path_limited};
 pub use xattr::{
     METADATA_CHECKSUM_KEY, METADATA_KEY, RawMetadata, read_metadata_xattrs, write_metadata_xattrs,
@@ -109,6 +114,16 @@ pub fn fdatasync(file: impl AsFd) -> io::Result<()> {
 pub fn fdatasync_shared(file: impl AsFd) -> io::Result<()> {
     fail::hit("fs.fdatasync")?;
     journal::synced(&file, || group_sync::fdatasync(&file))
+}
+
+/// Makes durable what `own` would, which is called unless at least `together` threads wait for the like on the same file
+/// system: then one sync of all of it serves them. Never if `together` is 0.
+pub fn sync_with_others(
+    since: Since<'_>,
+    together: usize,
+    own: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    filesystem_sync::sync(since, together, own)
 }
 
 /// Makes everything durable that has been done so far to the file system that `path` is on.
@@ -238,6 +253,8 @@ pub struct TmpFile {
     dirs_created: usize,
     /// Must exist: see `mkdirs_below`.
     root: PathBuf,
+    /// After which it was written.
+    opened: Instant,
 }
 
 impl TmpFile {
@@ -255,7 +272,9 @@ impl TmpFile {
             let mut dirs_created = 0;
             for _ in 0..=LINK_RETRIES {
                 match open_tmpfile(dir) {
-                    Ok(file) => return Ok(Self { file, path: None, dirs_created, root }),
+                    Ok(file) => {
+                        return Ok(Self { file, path: None, dirs_created, root, opened: Instant::now() });
+                    }
                     Err(Errno::NOENT) => dirs_created = dirs_created.max(mkdirs_below(&root, dir)?),
                     // Kernels or filesystems without O_TMPFILE.
                     Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => break,
@@ -266,7 +285,7 @@ impl TmpFile {
         let dirs_created = mkdirs_below(&root, dir)?;
         mkdirs_below(&root, tmp_dir)?;
         let (file, path) = mkstemp(tmp_dir, "put")?;
-        Ok(Self { file, path: Some(path), dirs_created, root })
+        Ok(Self { file, path: Some(path), dirs_created, root, opened: Instant::now() })
     }
 
     /// Whether it has a temporary name, as the filesystem knows no files without one.
@@ -280,6 +299,11 @@ impl TmpFile {
 
     pub fn file_mut(&mut self) -> &mut File {
         &mut self.file
+    }
+
+    /// For [`sync_with_others`].
+    pub fn since(&self) -> Since<'_> {
+        Since { file: self.file.as_fd(), opened: self.opened }
     }
 
     /// Gives the file its name, replacing what has it. Neither the file nor the name is made durable: `fsync` comes

@@ -215,7 +215,10 @@ impl DiskFile {
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(DiskFileError::io("cannot open", datadir, errno)),
         };
-        fail::hit("commit.before_sync_dir").and_then(|()| fs::fsync(&dir)).map_err(failed)?;
+        let together = self.manager().conf().syncs_together;
+        fail::hit("commit.before_sync_dir")
+            .and_then(|()| fs::sync_with_others(invalidation.since(), together, || fs::fsync(&dir)))
+            .map_err(failed)?;
         fail::hit("commit.before_cleanup").map_err(failed)?;
         let relinked = self.relink_committed(&uncommitted, &target);
         self.clean_up(dir.as_fd(), relinked);

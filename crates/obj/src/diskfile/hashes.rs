@@ -23,13 +23,14 @@
 use std::ffi::OsStr;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use common::digest::Md5;
-use common::fs::{self, fail};
+use common::fs::{self, Since, fail};
 use common::pickle::{self, Value};
 use common::{Suffix, Timestamp};
 use indexmap::IndexMap;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
@@ -252,6 +253,10 @@ pub(super) struct Invalidation {
     lines: Vec<u8>,
     /// Where our lines start.
     at: u64,
+    /// Whether hashes.invalid had to be made.
+    created: bool,
+    /// When the file was opened, and nothing done yet.
+    opened: Instant,
 }
 
 impl Invalidation {
@@ -261,31 +266,40 @@ impl Invalidation {
         device_path: &Path,
         suffixes: &[Suffix],
     ) -> Result<Self, DiskFileError> {
-        let (invalidation, created) = Self::begin_unsynced(partition_dir, device_path, suffixes)?;
+        let invalidation = Self::begin_unsynced(partition_dir, device_path, suffixes)?;
         // A crash before the sync loses the names, and with them nothing: no file is linked yet.
-        invalidation.sync()?;
-        if created {
-            fs::fsync_dir(partition_dir)
-                .map_err(|err| invalidation.failed("cannot sync the directory of", err))?;
-        }
+        invalidation.sync_begun().map_err(|err| invalidation.failed("cannot sync", err))?;
         Ok(invalidation)
     }
 
-    /// Appends the suffixes; tells whether hashes.invalid had to be made.
-    fn begin_unsynced(
+    /// Appends the suffixes, to be followed by [`Invalidation::sync_begun`].
+    pub fn begin_unsynced(
         partition_dir: &Path,
         device_path: &Path,
         suffixes: &[Suffix],
-    ) -> Result<(Self, bool), DiskFileError> {
+    ) -> Result<Self, DiskFileError> {
         let lock = Lock::open(partition_dir, ".lock", device_path)?;
         lock.lock(LOCK_TIMEOUT)?;
         let path = partition_dir.join(INVALIDATIONS_FILE);
         let (file, created) = open_invalidations(&path)?;
+        let opened = Instant::now();
         let lines: String = suffixes.iter().map(|suffix| format!("{suffix}\n")).collect();
-        let mut invalidation = Invalidation { lock, file, path, lines: lines.into_bytes(), at: 0 };
+        let lines = lines.into_bytes();
+        let mut invalidation = Invalidation { lock, file, path, lines, at: 0, created, opened };
         invalidation.append()?;
         invalidation.lock.unlock();
-        Ok((invalidation, created))
+        Ok(invalidation)
+    }
+
+    /// Waits until the suffixes are on disk.
+    pub fn sync_begun(&self) -> std::io::Result<()> {
+        fs::fdatasync_shared(&self.file)?;
+        if self.created { fs::fsync_dir(self.path.parent().unwrap_or(&self.path)) } else { Ok(()) }
+    }
+
+    /// For [`fs::sync_with_others`].
+    pub fn since(&self) -> Since<'_> {
+        Since { file: self.file.as_fd(), opened: self.opened }
     }
 
     /// Calls `link`, which makes a file visible, at a moment when the suffix is named in hashes.invalid and nobody can
@@ -305,7 +319,7 @@ impl Invalidation {
         if first_line != Ok(4) || !self.lines.starts_with(&there) {
             // Consolidated meanwhile, and perhaps rehashed without our file.
             self.append()?;
-            self.sync()?;
+            fs::fdatasync_shared(&self.file).map_err(|err| self.failed("cannot sync", err))?;
         }
         let linked = link();
         // An error before this keeps the lock until `self` goes.
@@ -319,10 +333,6 @@ impl Invalidation {
         let end = written.map_err(|source| self.failed("cannot append to", source))?;
         self.at = end - self.lines.len() as u64;
         Ok(())
-    }
-
-    fn sync(&self) -> Result<(), DiskFileError> {
-        fs::fdatasync_shared(&self.file).map_err(|source| self.failed("cannot sync", source))
     }
 
     fn failed(&self, what: &'static str, source: std::io::Error) -> DiskFileError {

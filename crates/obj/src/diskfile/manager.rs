@@ -36,6 +36,8 @@ pub struct DiskFileConf {
     pub keep_cache_size: u64,
     /// Written data is synced, and dropped from the page cache, each time this much has come in.
     pub bytes_per_sync: u64,
+    /// From how many writes that wait for a device's disk on one `syncfs` serves them all; 0: never (ours, not Swift's).
+    pub syncs_together: usize,
     pub reclaim_age: Duration,
     pub commit_window: Duration,
     /// Replications into one device at a time; 0: no limit.
@@ -53,6 +55,7 @@ impl Default for DiskFileConf {
             disk_chunk_size: 65536,
             keep_cache_size: 5_242_880,
             bytes_per_sync: 512 * 1024 * 1024,
+            syncs_together: 3,
             reclaim_age: Duration::from_secs(7 * 24 * 3600),
             commit_window: Duration::from_secs(60),
             replication_concurrency_per_device: 1,
@@ -690,6 +693,7 @@ impl DiskFileConf {
             disk_chunk_size: section.int("disk_chunk_size", defaults.disk_chunk_size)?,
             keep_cache_size: section.int("keep_cache_size", defaults.keep_cache_size)?,
             bytes_per_sync: section.int::<u64>("mb_per_sync", 512)? * 1024 * 1024,
+            syncs_together: section.int("syncs_together", defaults.syncs_together)?,
             reclaim_age: section.secs("reclaim_age", defaults.reclaim_age.as_secs_f64())?,
             commit_window: section.secs("commit_window", 60.0)?,
             replication_concurrency_per_device: replication_concurrency(section, logger)?,

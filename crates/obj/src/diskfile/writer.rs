@@ -12,6 +12,9 @@
 //!
 //! A fragment of an EC policy is not what readers see before its commit (`fragment.rs`), which does the last step.
 //!
+//! Where several writes wait for a disk (`syncs_together`), one `syncfs` stands for the syncs before the link, and one for those
+//! after it: `common::fs` tells when.
+//!
 //! Swift syncs no parents of new directories and hashes.invalid neither. Where the file system has no O_TMPFILE, the
 //! file is made in `tmp[-N]` and renamed; a crash leaves it there.
 
@@ -127,6 +130,10 @@ impl Writer {
         Ok(())
     }
 
+    fn syncs_together(&self) -> usize {
+        self.diskfile.manager().conf().syncs_together
+    }
+
     fn failed(&self, what: &'static str, err: std::io::Error) -> DiskFileError {
         DiskFileError::write(what, self.diskfile.datadir(), err)
     }
@@ -190,8 +197,16 @@ impl Writer {
             _ => self.failed("cannot write metadata in", err),
         })?;
         let suffix = place.hash.suffix();
-        let mut invalidation = Invalidation::begin(place.partition_dir(), &place.device_path, &[suffix])?;
-        fs::fsync(file).map_err(|err| self.failed("cannot sync a file in", err))?;
+        let mut invalidation =
+            Invalidation::begin_unsynced(place.partition_dir(), &place.device_path, &[suffix])?;
+        // Nobody else is to wait for the pages of a large object.
+        let together = if self.upload_size > SMALL_OBJECT { 0 } else { self.syncs_together() };
+        let own = || {
+            invalidation.sync_begun()?;
+            fs::fsync(file)
+        };
+        let synced = fs::sync_with_others(self.file.since(), together, own);
+        synced.map_err(|err| self.failed("cannot sync a file in", err))?;
         // A page of a small object costs less to keep than to read again.
         if self.upload_size > SMALL_OBJECT {
             fs::drop_cache(file, 0, self.upload_size);
@@ -216,12 +231,16 @@ impl Writer {
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(DiskFileError::io("cannot open", datadir, errno)),
         };
-        let synced = fail::hit("put.before_sync_dir").and_then(|()| fs::fsync(&dir));
-        synced.map_err(|err| self.failed("cannot sync", err))?;
-        if dirs_created > 0 {
-            let parents = fs::fsync_dirs(self.diskfile.place.suffix_dir(), dirs_created - 1);
-            parents.map_err(|err| self.failed("cannot sync parents of", err))?;
-        }
+        let own = || {
+            fs::fsync(&dir)?;
+            match dirs_created {
+                0 => Ok(()),
+                _ => fs::fsync_dirs(self.diskfile.place.suffix_dir(), dirs_created - 1),
+            }
+        };
+        let synced = fail::hit("put.before_sync_dir")
+            .and_then(|()| fs::sync_with_others(self.file.since(), self.syncs_together(), own));
+        synced.map_err(|err| self.failed("cannot sync the directories of", err))?;
         fail::hit("put.before_cleanup").map_err(|err| self.failed("cannot clean up", err))?;
         let relinked = self.diskfile.relink(target);
         if clean_up {
