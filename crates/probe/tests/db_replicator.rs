@@ -54,3 +54,8 @@ fn containers_agree_on_policies_and_shard_ranges() -> Result<()> {
 fn auditors_find_the_same() -> Result<()> {
     compare(&["audited"])
 }
+
+#[test]
+fn databases_of_old_releases_are_replicated_as_they_are_by_swift() -> Result<()> {
+    compare(&["old_schemas"])
+}

@@ -68,7 +68,7 @@ UPDATES = {
                 "{1}.put_timestamp || '-' || {1}.delete_timestamp || '-' || {1}.object_count || '-' || {1}.bytes_used)")}
 
 
-def make_old(path, kind, timestamp, with_metadata):
+def make_old(path, kind, timestamp, with_metadata, names=('a', 'c é'), db_id='id'):
     """A database from before storage policies, perhaps even from before metadata."""
     os.makedirs(os.path.dirname(path))
     db = sqlite3.connect(path)
@@ -85,9 +85,9 @@ def make_old(path, kind, timestamp, with_metadata):
         'CREATE TRIGGER {r}_delete AFTER DELETE ON {r} BEGIN UPDATE {k}_stat SET {minus}; END; '.format(
             k=kind, r=rows, stat=STAT[kind], late=late, table=ROWS[kind], plus=UPDATES[kind].format('+', 'new'),
             minus=UPDATES[kind].format('-', 'old')))
-    columns = {'account': 'a', 'created_at': timestamp, 'put_timestamp': timestamp, 'id': 'id', 'object_count': 0,
+    columns = {'account': names[0], 'created_at': timestamp, 'put_timestamp': timestamp, 'id': db_id, 'object_count': 0,
                'bytes_used': 0}
-    columns.update({'container': 'c é'} if kind == 'container' else {'container_count': 0})
+    columns.update({'container': names[1]} if kind == 'container' else {'container_count': 0})
     db.execute('INSERT INTO %s_stat (%s) VALUES (%s)' % (kind, ', '.join(columns), ', '.join('?' * len(columns))),
                list(columns.values()))
     db.commit()

@@ -19,11 +19,13 @@ import sys
 BIN, SERVERS = sys.argv[2:4]
 sys.argv[2:4] = [os.path.join(BIN, 'swift-object-replicator'), '-']
 
+from db_brokers import YOUNGER, make_old, make_younger  # noqa: E402
 from ports import free_ports  # noqa: E402
 from replicator import (  # noqa: E402
     ETC, NODES, PORTS, RSYNC, SCRATCH, WANTED, NOBODY, Receiver, Side as ObjectSide, dev, running)
 from sides import HERE, runner, same  # noqa: E402
 from swift.account.backend import AccountBroker  # noqa: E402
+from swift.common.db import chexor  # noqa: E402
 from swift.common.ring import Ring, RingBuilder  # noqa: E402
 from swift.common.utils import ShardRange, Timestamp, hash_path, make_db_file_path, mkdirs  # noqa: E402
 from swift.container.backend import ContainerBroker  # noqa: E402
@@ -212,12 +214,15 @@ log_statsd_metric_prefix = here
                 conn.row_factory = sqlite3.Row
                 stat = dict(conn.execute('SELECT * FROM %s_stat' % self.tier).fetchone())
                 stat.pop('id')
-                stat['metadata'] = json.loads(stat['metadata'] or '{}')
+                stat['metadata'] = json.loads(stat.get('metadata') or '{}')
                 for when in ('created_at', 'status_changed_at'):
                     if stat[when] > stamp(4000):
                         stat[when] = 'now'
-                rows = [sorted(tuple(row)[1:] for row in conn.execute('SELECT * FROM ' + table)) for table in tables]
-                rows.append(sorted(map(tuple, conn.execute('SELECT * FROM policy_stat'))))
+                there = {row[0] for row in conn.execute('SELECT name FROM sqlite_master')}
+                rows = [sorted(tuple(row)[1:] for row in conn.execute('SELECT * FROM ' + table)) if table in there else None
+                        for table in tables]
+                rows.append(sorted(map(tuple, conn.execute('SELECT * FROM policy_stat'))) if 'policy_stat' in there else None)
+                rows.append(sorted(there))
                 syncs = {way: sorted((names.get(row[0], 'gone'), row[1]) for row in conn.execute(
                     'SELECT remote_id, sync_point FROM %s_sync' % way)) for way in ('incoming', 'outgoing')} if points else {}
                 found[os.path.relpath(path, self.top)] = json.dumps([stat, rows, syncs], sort_keys=True)
@@ -504,6 +509,38 @@ def damaged(kind):
 
 
 @each_kind
+def old_schemas(kind):
+    """Databases of releases of long ago, on one side or on both."""
+    case = Case('old_schemas', kind)
+    tree = case.template
+
+    def old(node, name, numbers, with_metadata):
+        path = tree.db_file(node, name)
+        make_old(path, kind, stamp(node), with_metadata, names=tree.names(name), db_id='old-%s-%d' % (name, node))
+        with contextlib.closing(sqlite3.connect(path)) as conn:
+            conn.create_function('chexor', 3, chexor)
+            for n in numbers:
+                if kind == 'container':
+                    row = 'o%03d' % n, stamp(100 + n), n, 'text/x', '%032x' % n, 0
+                else:
+                    row = 'c%03d' % n, stamp(100 + n), '0', 0, n, 0
+                conn.execute('INSERT INTO %s VALUES (NULL, ?, ?, ?, ?, ?, ?)' % {
+                    'container': 'object', 'account': 'container'}[kind], row)
+            conn.commit()
+
+    for name, olds in (('ours', (0,)), ('theirs', (1,)), ('both', (0, 1)), ('all', (0, 1, 2))):
+        tree.everywhere(name, nodes=[node for node in range(3) if node not in olds])
+        for node in olds:
+            old(node, name, range(3 * node, 3 * node + 3), with_metadata=node != 1)
+    for age in (age for which, age in YOUNGER if which == kind):
+        tree.everywhere(age)
+        for node in (0, 1):
+            tree.rows(tree.broker(node, age), range(10 + 3 * node, 13 + 3 * node))
+            make_younger(tree.db_file(node, age), kind, age)
+    case.run(passes=((0,), (1,)))
+
+
+@each_kind
 def overrides(kind):
     """Only given devices and partitions."""
     for args in (('-d', 'sd1'), ('-d', 'sd0,sd1'), ('-p', '1,3'), ('-p', '9')):
@@ -628,7 +665,7 @@ def audited(kind):
 
 CASES = {case.__name__: case for case in (
     in_sync, usync, missing, merged_by_rsync, handoffs, reclaimed, misplaced, partners, damaged, overrides, elsewhere, policies,
-    sharded, synced, audited)}
+    sharded, synced, audited, old_schemas)}
 if __name__ == '__main__':
     for case_name in WANTED or CASES:
         CASES[case_name]()
