@@ -1,13 +1,22 @@
 //! Objects of an erasure coded policy: proxies and object servers of either implementation, in one cluster, and each on
 //! the other's disks. What a client sees of any mix is what it sees of Python's alone.
+//!
+//! The policy is 4+2, or twice 2+1 on the same devices.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use probe::cluster::{Cluster, SERVERS};
 use probe::peer::{self, Peer};
 
-fn client(cluster: &Cluster, step: &str) -> Result<String> {
+fn client(cluster: &Cluster, code: Code, step: &str) -> Result<String> {
     let mut script = peer::script("ec_client.py")?;
-    peer::success(script.args([&cluster.port.to_string(), step]))
+    script.args([&cluster.port.to_string(), step]);
+    peer::success(match code {
+        Code::Plain => &mut script,
+        Code::Duplicated => script.arg("few"),
+    })
 }
 
 fn start(cluster: &mut Cluster, storage: Peer, proxy: Peer) -> Result<()> {
@@ -17,13 +26,48 @@ fn start(cluster: &mut Cluster, storage: Peer, proxy: Peer) -> Result<()> {
     Ok(())
 }
 
-/// What a client sees of a cluster that is all Python's.
-fn expected() -> Result<String> {
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Code {
+    Plain,
+    Duplicated,
+}
+
+fn prepare(dir: &Path, code: Code) -> Result<Cluster> {
+    let cluster = Cluster::prepare(dir)?;
+    if code == Code::Duplicated {
+        let path = cluster.dir.join("etc/swift.conf");
+        let plain = std::fs::read_to_string(&path)?;
+        let fragments = |data: u8, parity: u8| {
+            format!("ec_num_data_fragments = {data}\nec_num_parity_fragments = {parity}\n")
+        };
+        let duplicated = plain.replace(&fragments(4, 2), &(fragments(2, 1) + "ec_duplication_factor = 2\n"));
+        ensure!(duplicated != plain, "{} has no policy 4+2", path.display());
+        std::fs::write(path, duplicated)?;
+    }
+    Ok(cluster)
+}
+
+/// What a client sees of a cluster that is all Python's, and then of what it reads after the loss of many fragments, where
+/// they are there twice.
+struct Expected {
+    whole: String,
+    degraded: String,
+}
+
+fn expected(code: Code) -> Result<Expected> {
     let temp = tempfile::tempdir()?;
-    let mut cluster = Cluster::prepare(temp.path())?;
+    let mut cluster = prepare(temp.path(), code)?;
     let _memcached = cluster.memcached()?;
     start(&mut cluster, Peer::Python, Peer::Python)?;
-    client(&cluster, "write")
+    let whole = client(&cluster, code, "write")?;
+    let degraded = match code {
+        Code::Plain => reads(&whole),
+        Code::Duplicated => {
+            lose_fragments(&fragments(&cluster.dir)?)?;
+            client(&cluster, code, "read")?
+        }
+    };
+    Ok(Expected { whole, degraded })
 }
 
 /// The first line that differs.
@@ -36,51 +80,147 @@ fn compare(found: &str, expected: &str) -> Result<()> {
     Ok(())
 }
 
-/// Stores and reads with some programs, then reads with others on the same disks.
-fn store_then_serve(first: (Peer, Peer), second: (Peer, Peer), expected: &str) -> Result<()> {
+/// The part of what a client sees that only reads.
+fn reads(seen: &str) -> String {
+    let reads = seen.lines().skip_while(|line| !line.starts_with("GET /ec/object-"));
+    reads.map(|line| format!("{line}\n")).collect()
+}
+
+/// Stores and reads with some programs, then reads with others on the same disks. Where fragments are there twice, many are
+/// lost before that, and at last rebuilt.
+fn store_then_serve(
+    first: (Peer, Peer),
+    second: (Peer, Peer),
+    code: Code,
+    expected: &Expected,
+) -> Result<()> {
     let temp = tempfile::tempdir()?;
-    let mut cluster = Cluster::prepare(temp.path())?;
+    let mut cluster = prepare(temp.path(), code)?;
     let _memcached = cluster.memcached()?;
     start(&mut cluster, first.0, first.1)?;
-    compare(&client(&cluster, "write")?, expected)?;
+    compare(&client(&cluster, code, "write")?, &expected.whole)?;
     cluster.stop_all()?;
+    let whole = fragments(&cluster.dir)?;
+    if code == Code::Duplicated {
+        lose_fragments(&whole)?;
+    }
     start(&mut cluster, second.0, second.1)?;
-    let reads = expected.lines().skip_while(|line| !line.starts_with("GET /ec/object-0 []"));
-    let reads: String = reads.map(|line| format!("{line}\n")).collect();
-    compare(&client(&cluster, "read")?, &reads).context("on disks that others have written")?;
+    compare(&client(&cluster, code, "read")?, &expected.degraded)
+        .context("on disks that others have written")?;
+    if code == Code::Duplicated {
+        cluster.once(first.0, "object-reconstructor")?;
+        cluster.once(first.0, "object-reconstructor")?;
+        ensure!(fragments(&cluster.dir)? == whole, "not all that was lost is rebuilt by {:?}", first.0);
+        compare(&client(&cluster, code, "read")?, &reads(&expected.whole)).context("after all is rebuilt")?;
+    }
     cluster.stop_all()?;
-    let errors = cluster.syslog.errors();
+    let mut errors = cluster.syslog.errors();
+    if code == Code::Duplicated {
+        // A copy of a fragment is made when two others are there again, and not of the other copy.
+        errors.retain(|line| !line.contains("Unable to get enough responses ("));
+    }
     ensure!(errors.is_empty(), "errors were logged:\n{}", errors.join("\n"));
     Ok(())
 }
 
-/// With a node down, two of six fragments of each object are gone, and two handoffs stand in for them.
-#[test]
-fn a_node_may_be_down() -> Result<()> {
-    let temp = tempfile::tempdir()?;
-    let mut cluster = Cluster::prepare(temp.path())?;
-    let _memcached = cluster.memcached()?;
-    start(&mut cluster, Peer::Martlet, Peer::Martlet)?;
-    let before = client(&cluster, "write")?;
-    cluster.stop_node("object-server", 1)?;
-    let after = client(&cluster, "degraded")?;
-    let reads = before.lines().skip_while(|line| !line.starts_with("GET /ec/object-0 []"));
-    for (found, expected) in after.lines().zip(reads) {
-        ensure!(found == expected, "the client sees\n{found}\nand before, with all nodes\n{expected}");
+/// The fragments of each object that has any, by its name: index -> hash dirs.
+type Fragments = BTreeMap<String, BTreeMap<usize, Vec<PathBuf>>>;
+
+fn fragments(data: &Path) -> Result<Fragments> {
+    let mut found = Fragments::new();
+    let mut dirs = vec![data.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in dir.read_dir().with_context(|| format!("cannot list {}", dir.display()))? {
+            let (path, name) = (entry.as_ref().map(|e| e.path()), entry.as_ref().map(|e| e.file_name()));
+            let (Ok(path), Ok(name)) = (path, name) else { continue };
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let name = name.to_string_lossy().into_owned();
+            let Some((_, index)) = name.strip_suffix("#d.data").and_then(|stem| stem.split_once('#')) else {
+                continue;
+            };
+            let metadata = obj::diskfile::read_metadata(&std::fs::File::open(&path)?, false)?;
+            let object = String::from_utf8_lossy(metadata.get("name").unwrap_or_default()).into_owned();
+            found.entry(object).or_default().entry(index.parse()?).or_default().push(dir.clone());
+        }
     }
-    let stored = after.lines().filter(|line| line.starts_with("PUT ") && line.contains(" 201 ")).count();
-    ensure!(stored == 8, "{stored} of 8 objects stored with a node down");
+    found.values_mut().flat_map(BTreeMap::values_mut).for_each(|dirs| dirs.sort());
+    Ok(found)
+}
+
+/// Of each object both copies of one fragment, and of every other object one copy of the others too: what is left is just
+/// enough.
+fn lose_fragments(whole: &Fragments) -> Result<()> {
+    ensure!(whole.len() > 10, "{} objects", whole.len());
+    for (number, object) in whole.values().enumerate() {
+        ensure!(
+            object.keys().eq(&[0, 1, 2]) && object.values().all(|copies| copies.len() == 2),
+            "{object:?}"
+        );
+        for (index, copies) in object {
+            let lost = match (number % 3 == *index, number % 2 == 0) {
+                (true, _) => &copies[..],
+                (false, true) => &copies[..1],
+                (false, false) => &[],
+            };
+            for dir in lost {
+                std::fs::remove_dir_all(dir)?;
+                let partition = dir.ancestors().nth(2).context("a hash dir is below a partition")?;
+                for file in ["hashes.pkl", "hashes.invalid"] {
+                    common::fs::remove_file(&partition.join(file))?;
+                }
+            }
+        }
+    }
     Ok(())
 }
 
-/// One test, as each would ask Python first.
+/// With a node down, two of six fragments of each object are gone, and two handoffs stand in for them.
+fn node_may_be_down(code: Code) -> Result<()> {
+    let temp = tempfile::tempdir()?;
+    let mut cluster = prepare(temp.path(), code)?;
+    let _memcached = cluster.memcached()?;
+    start(&mut cluster, Peer::Martlet, Peer::Martlet)?;
+    let before = client(&cluster, code, "write")?;
+    cluster.stop_node("object-server", 1)?;
+    let after = client(&cluster, code, "degraded")?;
+    for (found, expected) in after.lines().zip(reads(&before).lines()) {
+        ensure!(found == expected, "the client sees\n{found}\nand before, with all nodes\n{expected}");
+    }
+    let stored = after.lines().filter(|line| line.starts_with("PUT ") && line.contains(" 201 ")).count();
+    let wanted = if code == Code::Plain { 8 } else { 2 };
+    ensure!(stored == wanted, "{stored} of {wanted} objects stored with a node down");
+    Ok(())
+}
+
 #[test]
-fn a_client_cannot_tell_which_programs_serve_it() -> Result<()> {
-    let expected = expected()?;
-    let (m, p) = (Peer::Martlet, Peer::Python);
-    for (first, second) in [((p, m), (p, p)), ((m, m), (p, p)), ((m, p), (m, m))] {
+fn a_node_may_be_down() -> Result<()> {
+    node_may_be_down(Code::Plain)?;
+    node_may_be_down(Code::Duplicated)
+}
+
+/// Who serves first, and on the same disks then: servers and proxy.
+fn mixes(code: Code, mixes: &[((Peer, Peer), (Peer, Peer))]) -> Result<()> {
+    // One test for each code, as each would ask Python first.
+    let expected = expected(code)?;
+    for &(first, second) in mixes {
         let what = || format!("servers and proxy {first:?}, then {second:?}");
-        store_then_serve(first, second, &expected).with_context(what)?;
+        store_then_serve(first, second, code, &expected).with_context(what)?;
     }
     Ok(())
+}
+
+const M: Peer = Peer::Martlet;
+const P: Peer = Peer::Python;
+
+#[test]
+fn a_client_cannot_tell_which_programs_serve_it() -> Result<()> {
+    mixes(Code::Plain, &[((P, M), (P, P)), ((M, M), (P, P)), ((M, P), (M, M))])
+}
+
+#[test]
+fn a_client_cannot_tell_who_serves_duplicated_fragments_of_which_many_are_lost() -> Result<()> {
+    mixes(Code::Duplicated, &[((P, M), (M, P)), ((M, P), (P, M))])
 }

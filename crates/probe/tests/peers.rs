@@ -271,3 +271,14 @@ fn martlets_reconstructor_heals_swifts_object_servers() -> Result<()> {
 fn martlets_reconstructor_heals_martlets_object_servers() -> Result<()> {
     ends("reconstructor.py", &["server", "reconstructor"], &[])
 }
+
+#[test]
+fn swifts_reconstructor_heals_duplicated_fragments_on_martlets_object_servers() -> Result<()> {
+    ends("reconstructor.py", &["server"], &["--duplicated"])
+}
+
+#[test]
+fn martlets_reconstructor_heals_duplicated_fragments_on_object_servers_of_both() -> Result<()> {
+    ends("reconstructor.py", &["reconstructor"], &["--duplicated"])?;
+    ends("reconstructor.py", &["server", "reconstructor"], &["--duplicated"])
+}

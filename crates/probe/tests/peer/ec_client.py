@@ -1,17 +1,24 @@
-"""ec_client.py PORT STEP: a client's requests for objects of an erasure coded policy, and what comes back.
+"""ec_client.py PORT STEP [few]: a client's requests for objects of an erasure coded policy, and what comes back.
 
 Printed is a line for each request, with what does not depend on the time or on who serves: status, some headers, and the MD5
 of the body. Whatever is wrong by itself ends the script. STEP is `write` (and reads everything), `read` (only that), or
-`degraded` (what can be done with a node down).
+`degraded` (what can be done with a node down). With `few` there are fewer objects, and fewer ranges of them.
 """
 import hashlib
 import http.client
+import json
+import re
 import sys
 
 SEGMENT = 1 << 20
 SIZES = [0, 1, 79, 4096, SEGMENT - 1, SEGMENT, SEGMENT + 1, 3 * SEGMENT + 12345]
 MANY_RANGES = [79, 3 * SEGMENT + 12345]
-SHOWN = ['content-length', 'content-range', 'content-type', 'etag', 'accept-ranges', 'x-object-meta-colour', 'x-storage-policy']
+if sys.argv[3:] == ['few']:
+    SIZES, MANY_RANGES = SIZES[2::5], [79]
+SHOWN = ['content-length', 'content-range', 'content-type', 'etag', 'accept-ranges', 'x-object-meta-colour', 'x-storage-policy',
+         'x-static-large-object', 'x-object-manifest', 'x-copied-from', 'x-parts-count']
+# Sizes of the parts of large objects.
+PARTS = [SEGMENT + 5, 1, 70000, 2 * SEGMENT]
 
 
 def data(size):
@@ -60,6 +67,10 @@ class Client:
         if 400 <= status and 'text' in kind:
             content = b''
             found = {name: value for name, value in found.items() if name == 'content-range'}
+        if 'manifest=get' in path:
+            # It tells the time, and the ETag is of what it tells.
+            found.pop('etag', None)
+            content = re.sub(rb'"last_modified": "[^"]*"', b'', content)
         leaked = [name for name in found if name.startswith('x-object-sysmeta')]
         if leaked:
             sys.exit('%s %s shows %s' % (method, path, leaked))
@@ -101,6 +112,62 @@ def sliced(text, size):
     return slice(int(first), min(int(last) + 1, size) if last else size)
 
 
+def write_large(client):
+    """Objects of many objects."""
+    parts = [('/ec/part/%d' % number, data(size)) for number, size in enumerate(PARTS)]
+    for path, body in parts:
+        client('PUT', path, body)
+    segments = [{'path': path, 'etag': md5(body), 'size_bytes': len(body)} for path, body in parts]
+    inline = [{'data': 'aW5saW5l'}]
+    sub = [dict(segments[3], range='%d-%d' % (SEGMENT - 10, SEGMENT + 9)), dict(segments[0], range='-3')]
+    for name, manifest in (('plain', segments), ('ranged', sub + inline + segments[2:3]),
+                           ('bad', [dict(segments[0], etag='0' * 32)]), ('missing', [{'path': '/ec/part/x'}])):
+        client('PUT', '/ec/slo-%s?multipart-manifest=put' % name, json.dumps(manifest), Content_Type='a/slo')
+    nested = [{'path': '/ec/slo-ranged'}, dict(segments[1])]
+    client('PUT', '/ec/slo-nested?multipart-manifest=put', json.dumps(nested))
+    client('PUT', '/ec/dlo', b'', X_Object_Manifest='ec/part/', Content_Type='a/dlo')
+    client('COPY', '/ec/slo-ranged', Destination='/ec/slo-copied')
+    client('COPY', '/ec/slo-ranged?multipart-manifest=get', Destination='/ec/slo-recopied?multipart-manifest=get')
+    client('COPY', '/ec/dlo', Destination='/ec/dlo-copied', X_Object_Meta_Colour='green')
+    client('PUT', '/plain')
+    client('COPY', '/ec/part/3', Destination='/plain/part')
+    client('COPY', '/plain/part', Destination='/ec/back', X_Fresh_Metadata='true', X_Object_Meta_Colour='grey')
+    client('PUT', '/ec/range-of-it', b'', X_Copy_From='/ec/part/3', Range='bytes=5-%d' % (SEGMENT + 5))
+    client('COPY', '/ec/never', Destination='/ec/never-copied')
+    client('PUT', '/ec/gone-0', b'gone')
+    client('PUT', '/ec/gone?multipart-manifest=put', json.dumps([{'path': '/ec/gone-0'}]))
+    client('DELETE', '/ec/gone?multipart-manifest=delete')
+
+
+def read_large(client):
+    bodies = {'slo-plain': b''.join(map(data, PARTS)), 'dlo': b''.join(map(data, PARTS)), 'back': data(PARTS[3])}
+    bodies['slo-ranged'] = data(PARTS[3])[SEGMENT - 10:SEGMENT + 10] + data(PARTS[0])[-3:] + b'inline' + data(PARTS[2])
+    bodies['slo-nested'] = bodies['slo-ranged'] + data(PARTS[1])
+    bodies['slo-copied'], bodies['dlo-copied'] = bodies['slo-ranged'], bodies['dlo']
+    bodies['range-of-it'] = data(PARTS[3])[5:SEGMENT + 6]
+    for name, body in bodies.items():
+        path = '/ec/' + name
+        status, headers, content = client('GET', path)
+        if (status, content) != (200, body):
+            sys.exit('%s: %s, %d of %d bytes' % (path, status, len(content), len(body)))
+        client('HEAD', path)
+        first = PARTS[0]
+        for text in ('0-0', '%d-%d' % (first - 3, first + 3), '%d-' % (len(body) - 7), '-%d' % (first + 9), '%d-' % len(body),
+                     '0-4,%d-%d,-5' % (first - 5, first + 5), '0-9,%d-' % len(body), '3-9,2-7,20-22', '21-24,8-30'):
+            status, _, content = client('GET', path, Range='bytes=' + text)
+            if status == 206 and ',' not in text and content != body[sliced('=' + text, len(body))]:
+                sys.exit('%s %s brings other bytes' % (path, text))
+        client('GET', path, If_None_Match=headers['etag'].strip('"'))
+        client('GET', path, If_Match='x')
+    for name in ('slo-plain', 'slo-ranged', 'slo-nested', 'slo-recopied', 'dlo'):
+        client('GET', '/ec/%s?multipart-manifest=get' % name)
+    for number in (0, 1, 4, 5):
+        client('GET', '/ec/slo-plain?part-number=%d' % number)
+        client('HEAD', '/ec/slo-plain?part-number=%d' % number)
+    for name in ('slo-bad', 'slo-missing', 'slo-recopied', 'gone', 'gone-0', 'never-copied'):
+        client('GET', '/ec/' + name)
+
+
 def read(client):
     for size in SIZES:
         path = '/ec/object-%d' % size
@@ -129,6 +196,7 @@ def read(client):
     client('HEAD', '/ec/deleted')
     client('GET', '/ec/never')
     client('GET', '/ec/never', Range='bytes=0-1')
+    read_large(client)
 
 
 def write(client):
@@ -151,6 +219,7 @@ def write(client):
     client('DELETE', '/ec/deleted')
     client('DELETE', '/ec/deleted')
     client('POST', '/ec/deleted', X_Object_Meta_Colour='blue')
+    write_large(client)
     read(client)
 
 

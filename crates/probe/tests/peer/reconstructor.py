@@ -1,9 +1,10 @@
 """The object-reconstructor and SSYNC of fragments between Martlet and Swift, in both roles.
 
-    python reconstructor.py --reconstructor 'CMD {conf}' [--server 'CMD {conf}'] [--keep]      (with swift importable)
+    python reconstructor.py --reconstructor 'CMD {conf}' [--server 'CMD {conf}'] [--duplicated] [--keep]
+                                                                                        (with swift importable)
 
 Without options both ends are Swift's: the check of the check. Seven nodes of one device each hold objects of an EC policy
-4+2, written by Swift's DiskFile, each damaged in a way of its own: fragments lost, misplaced, without their commit, of old
+4+2, or twice 2+1, written by Swift's DiskFile, each damaged in a way of its own: fragments lost, misplaced, without their commit, of old
 writers; meta files and tombstones that only some have; old versions; a device wiped. After a few passes on every node each
 primary must hold exactly its fragment, byte for byte, and nobody anything else.
 """
@@ -29,9 +30,14 @@ WIPED = 3
 
 class Fragments(Cluster):
     nodes = 7
-    policies = ('[storage-policy:0]\nname = ec\ndefault = yes\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n'
-                'ec_num_data_fragments = 4\nec_num_parity_fragments = 2\n')
     daemon = 'reconstructor'
+
+    def __init__(self, root, args):
+        self.code, self.copies = ((2, 1), 2) if args.duplicated else ((4, 2), 1)
+        self.policies = (
+            '[storage-policy:0]\nname = ec\ndefault = yes\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n'
+            'ec_num_data_fragments = %d\nec_num_parity_fragments = %d\nec_duplication_factor = %d\n' % (*self.code, self.copies))
+        super().__init__(root, args)
 
     def conf_text(self, node, kind):
         text = super().conf_text(node, kind).replace('[object-replicator]\nsync_method = ssync\n', '[object-reconstructor]\n')
@@ -60,9 +66,11 @@ class Fragments(Cluster):
     def archives(self, body):
         segments = [body[at:at + SEGMENT] for at in range(0, len(body), SEGMENT)]
         driver = POLICIES[0].pyeclib_driver
-        return [b''.join(parts) for parts in zip(*map(driver.encode, segments))] or [b''] * 6
+        return [b''.join(parts) for parts in zip(*map(driver.encode, segments))] or [b''] * sum(self.code)
 
-    def put(self, node, name, index, body, timestamp, commit=True):
+    def put(self, node, name, place, body, timestamp, commit=True):
+        """The fragment of a primary of this place in the ring."""
+        index = place % sum(self.code)
         archive = self.archives(body)[index]
         with self.df(node, name).create() as writer:
             writer.write(archive)
@@ -70,7 +78,7 @@ class Fragments(Cluster):
                 archive, usedforsecurity=False).hexdigest(), 'Content-Length': str(len(archive)),
                 'X-Object-Sysmeta-Ec-Frag-Index': str(index), 'X-Object-Sysmeta-Ec-Etag': md5(
                     body, usedforsecurity=False).hexdigest(), 'X-Object-Sysmeta-Ec-Content-Length': str(len(body)),
-                'X-Object-Sysmeta-Ec-Scheme': 'isa_l_rs_vand 4+2', 'X-Object-Sysmeta-Ec-Segment-Size': str(SEGMENT),
+                'X-Object-Sysmeta-Ec-Scheme': 'isa_l_rs_vand %d+%d' % self.code, 'X-Object-Sysmeta-Ec-Segment-Size': str(SEGMENT),
                 'X-Object-Meta-Caf\u00c3\u00a9': 'cr\u00c3\u00a8me'})
             if commit:
                 writer.commit(Timestamp(timestamp))
@@ -143,6 +151,27 @@ def populate(cluster):
         lose(homes[(index + 1) % 6], name)
         damages.append(lambda node=homes[index], name=name, index=(index + 1) % 6: cluster.put(
             node, name, index, b'some data', BASE))
+    # Of a fragment that is stored twice, one or both are lost; or one of each, wherever it is.
+    for index in range(3 if cluster.copies == 2 else 0):
+        name, homes = stored('both-lost%d' % index)
+        lose(homes[index], name)
+        lose(homes[index + 3], name)
+        name, homes = stored('both-misplaced%d' % index)
+        lose(homes[index], name)
+        lose(homes[index + 3], name)
+        damages.append(lambda node=homes[6], name=name, index=index: cluster.put(node, name, index, b'some data', BASE))
+        name, homes = stored('one-misplaced%d' % index)
+        lose(homes[index], name)
+        damages.append(lambda node=homes[6], name=name, index=index: cluster.put(node, name, index, b'some data', BASE))
+        name, homes = stored('in-each-others-place%d' % index)
+        lose(homes[index], name)
+        lose(homes[(index + 1) % 3], name)
+        damages.append(lambda node=homes[index], name=name, index=(index + 1) % 3: cluster.put(
+            node, name, index, b'some data', BASE))
+    for label, places in (('one-copy', (0, 1, 2)), ('other-copy', (3, 4, 5)), ('of-both', (0, 4, 2)))[:3 * (cluster.copies - 1)]:
+        name, homes = stored(label, (bytes(range(253)) * 9000)[:SEGMENT + 4711])
+        for place in places:
+            lose(homes[place], name)
     # Of an old writer: durable by a file of its own.
     name, homes = stored('legacy')
     for index in (0, 1):
@@ -205,6 +234,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--reconstructor', help="a reconstructor's command; {conf} stands for its configuration")
     parser.add_argument('--server', help="an object server's command")
+    parser.add_argument('--duplicated', action='store_true', help='a policy of twice 2+1')
     parser.add_argument('--keep', action='store_true', help='keep the folder')
     parser.set_defaults(large=False)
     args = parser.parse_args()
