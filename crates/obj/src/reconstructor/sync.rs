@@ -113,7 +113,7 @@ impl Reconstructor {
     ) -> Result<Vec<Suffix>, DiskFileError> {
         let mut suffixes = suffix_delta(local, job.frag_index, remote, wanted);
         if !suffixes.is_empty() {
-            let local = self.hash(pass, part, suffixes, false).await?;
+            let local = self.hash(part, suffixes, false).await?;
             suffixes = suffix_delta(&local, job.frag_index, remote, wanted);
         }
         add(&pass.suffix_count, suffixes.len());

@@ -35,6 +35,10 @@ impl Location<'_> {
         let (mut missing_links, mut created_links) = (0, 0);
         for name in self.required(&new_files, &old_files) {
             stats.files += 1;
+            if self.step == Step::Cleanup && created_links > 0 {
+                // The new place is in sight: the newer meta file must not be missing where the data is.
+                fs::fsync_dir(&self.new_hash_path).map_err(|err| self.failed("cannot sync", err))?;
+            }
             match self.relink(linker, name, false) {
                 Some(true) => created_links += 1,
                 Some(false) => {}
@@ -117,12 +121,14 @@ impl Location<'_> {
     }
 
     fn remove(&self, files: &[OsString], stats: &mut Stats) {
-        // Before, so that no kill leaves a hash of what is gone.
+        // Before, so that nothing leaves a hash of what is gone. Swift: after, and whatever becomes of it.
         if let Some(suffix_dir) = self.hash_path.parent()
             && let Err(err) = self.manager.invalidate_emptied(self.device_path, suffix_dir)
         {
             let path = self.hash_path.display();
             self.logger.warning(format_args!("Error invalidating suffix for {path}: {err}"));
+            stats.errors += 1;
+            return;
         }
         for name in files {
             let old = self.hash_path.join(name);

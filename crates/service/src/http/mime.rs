@@ -126,13 +126,15 @@ impl MimeDecoder {
         }
         let boundary = &self.delimiter[2..];
         let rest = &self.buf[start..];
-        if rest.len() < boundary.len() + 2 && !self.ended {
-            let possible =
-                b"\r\n".starts_with(rest) || boundary.starts_with(&rest[..rest.len().min(boundary.len())]);
+        // A line, or as much of it as there might be of the boundary's. Swift strips it before comparing.
+        let limit = boundary.len() + 2;
+        let newline = memchr::memchr(b'\n', &rest[..rest.len().min(limit)]).map(|at| at + 1);
+        let end = newline.unwrap_or(rest.len().min(limit));
+        if newline.is_none() && rest.len() < limit && !self.ended {
+            let seen = rest.trim_ascii_start();
+            let possible = boundary.starts_with(&seen[..seen.len().min(boundary.len())]);
             return if possible { Ok(false) } else { Err(BAD) };
         }
-        // Swift strips the line before comparing.
-        let end = rest.len().min(boundary.len() + 2);
         if rest[..end].trim_ascii() != boundary {
             return Err(BAD);
         }
@@ -379,7 +381,9 @@ mod tests {
         assert_eq!(ok("--b\r\n\r\nx\r\n--b--\r\n\r\ny\r\n--b--"), ["x"]);
         assert_eq!(ok("--b\r\n\r\nx\r\n--b"), ["x", ""]);
         assert_eq!(ok("--b\r\n\r\nx\r\n--b\r\n"), ["x", ""]);
-        for bad in ["", "x--b\r\n", "--b--\r\n\r\nx", "--c\r\n\r\nx", "\n--b\r\n\r\nx"] {
+        assert_eq!(ok("\x0c--b\rA: 1\r\n\r\nx"), ["x"]);
+        assert_eq!(ok("--b\nA: 1\r\n\r\nx"), ["x"]);
+        for bad in ["", "x--b\r\n", "--b--\r\n\r\nx", "--c\r\n\r\nx", "\n--b\r\n\r\nx", "\n--b"] {
             assert!(bodies(bad).is_err(), "{bad:?}");
         }
     }
@@ -447,8 +451,10 @@ mod tests {
                 4 => prop::sample::select(b"\r\n-b: ".to_vec()), 1 => any::<u8>()], 0..200),
             cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..12),
         ) {
-            let wire = [b"--b\r\n".to_vec(), wire].concat();
-            prop_assert_eq!(decode(&split_at(&wire, &cuts), b"b"), decode(&[&wire], b"b"));
+            for start in [&b"--b\r\n"[..], b"\x0c--b\r", b""] {
+                let wire = [start, &wire].concat();
+                prop_assert_eq!(decode(&split_at(&wire, &cuts), b"b"), decode(&[&wire], b"b"));
+            }
         }
     }
 }
