@@ -1,5 +1,5 @@
-//! The container tier: databases of object rows, the server over them, their replicator and auditor, and the daemons that report their counts to accounts and sync
-//! their objects elsewhere.
+//! The container tier: databases of object rows, the server over them, their replicator and auditor, and the daemons that
+//! report their counts to accounts and sync their objects elsewhere.
 
 mod account_update;
 pub mod auditor;
