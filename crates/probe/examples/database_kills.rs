@@ -77,21 +77,11 @@ const SCENARIOS: [Scenario; 20] = [
 ];
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args[..] {
-        [folder, "act", name] => {
-            let node = Node::new(folder.as_ref());
-            fs::fail::arm_from_env().unwrap();
-            println!("{}", if node.act(name) { "acknowledged" } else { "refused" });
-        }
-        [folder] => SCENARIOS.iter().for_each(|scenario| run(scenario, folder.as_ref())),
-        [folder, name] => {
-            let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
-            run(scenario.expect("no such scenario"), folder.as_ref());
-        }
-        _ => panic!("FOLDER [SCENARIO]"),
-    }
+    probe::kills::main(&SCENARIOS, run, |folder, name| {
+        let node = Node::new(folder);
+        fs::fail::arm_from_env().unwrap();
+        node.act(name)
+    });
 }
 
 fn run(scenario: &Scenario, folder: &Path) {

@@ -38,6 +38,24 @@ enum End {
     Failing,
 }
 
+/// The program: `FOLDER [SCENARIO]` runs all scenarios or one, and in a child `FOLDER act SCENARIO` does it. `act` arms the fail
+/// points when all is ready, and says whether what it did was acknowledged.
+pub fn main(scenarios: &[Scenario], run: impl Fn(&Scenario, &Path), act: impl FnOnce(&Path, &str) -> bool) {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        [folder, "act", name] => {
+            println!("{}", if act(folder.as_ref(), name) { "acknowledged" } else { "refused" });
+        }
+        [folder] => scenarios.iter().for_each(|scenario| run(scenario, folder.as_ref())),
+        [folder, name] => {
+            let scenario = scenarios.iter().find(|scenario| scenario.name == name);
+            run(scenario.expect("no such scenario"), folder.as_ref());
+        }
+        _ => panic!("FOLDER [SCENARIO]"),
+    }
+}
+
 /// Runs the scenario's children on copies of the disk in FOLDER/before. `expect` is shown the disk before, and as it is after the
 /// undisturbed scenario; what it returns looks at each disk that is left, and is told whether the scenario was acknowledged there.
 pub fn stop_everywhere<Check: Fn(&Path, bool)>(
