@@ -24,9 +24,16 @@ fuzz_target!(|data: &[u8]| {
                 && let Some(index) = data.frag_index
             {
                 let written = make_fragment_filename(data.timestamp, index, data.durable);
-                let read = get_ondisk_files([written.as_bytes()].into_iter(), scheme, Want { frag_prefs: Some(&[]), ..want });
+                let read = get_ondisk_files(
+                    [written.as_bytes()].into_iter(),
+                    scheme,
+                    Want { frag_prefs: Some(&[]), ..want },
+                );
                 let read = read.data.expect("what is written is read");
-                assert_eq!((read.timestamp, read.frag_index, read.durable), (data.timestamp, Some(index), data.durable));
+                assert_eq!(
+                    (read.timestamp, read.frag_index, read.durable),
+                    (data.timestamp, Some(index), data.durable)
+                );
             }
         }
     }

@@ -88,12 +88,7 @@ fn reads(seen: &str) -> String {
 
 /// Stores and reads with some programs, then reads with others on the same disks. Where fragments are there twice, many are
 /// lost before that, and at last rebuilt.
-fn store_then_serve(
-    first: (Peer, Peer),
-    second: (Peer, Peer),
-    code: Code,
-    expected: &Expected,
-) -> Result<()> {
+fn store_then_serve(first: Who, second: Who, code: Code, expected: &Expected) -> Result<()> {
     let temp = tempfile::tempdir()?;
     let mut cluster = prepare(temp.path(), code)?;
     let _memcached = cluster.memcached()?;
@@ -201,8 +196,11 @@ fn a_node_may_be_down() -> Result<()> {
     node_may_be_down(Code::Duplicated)
 }
 
-/// Who serves first, and on the same disks then: servers and proxy.
-fn mixes(code: Code, mixes: &[((Peer, Peer), (Peer, Peer))]) -> Result<()> {
+/// Whose the servers are, and whose the proxy.
+type Who = (Peer, Peer);
+
+/// Who serves first, and on the same disks then.
+fn mixes(code: Code, mixes: &[(Who, Who)]) -> Result<()> {
     // One test for each code, as each would ask Python first.
     let expected = expected(code)?;
     for &(first, second) in mixes {
