@@ -157,7 +157,7 @@ struct Node {
 impl Node {
     fn new(folder: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        save_ring(&folder.join("container.ring.gz"), PART_POWER, listener.local_addr().unwrap().port());
+        save_ring(&folder.join("container.ring.gz"), PART_POWER, None, listener.local_addr().unwrap().port());
         let options =
             [("devices", folder.to_str().unwrap()), ("mount_check", "false"), ("fallocate_reserve", "0")];
         let ctx = context(folder);

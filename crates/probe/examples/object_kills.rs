@@ -1,4 +1,4 @@
-//! Stops an object server at every step that it takes, and looks at the disk that it leaves.
+//! Stops an object server, or one of its daemons, at every step that it takes, and looks at the disk that it leaves.
 //!
 //! ```text
 //! object_kills FOLDER [SCENARIO]        all of it; every disk is left in FOLDER/SCENARIO/..., with expect.json for Python to look at
@@ -9,10 +9,12 @@
 //!
 //! On each of all those disks: every object is what it was before or what it was to be, whole; what was acknowledged is
 //! there; hashes.pkl tells what a hash of the files does; nothing lies about that Swift would not leave; a later PUT works.
+//! An update of a container is gone only if all nodes have it; a session or a daemon that begins anew comes to its end.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,12 +27,14 @@ use common::{Clock, ObjHash, Timestamp, fs};
 use obj::diskfile::{
     DiskFile, DiskFileConf, DiskFileError, DiskFileManager, DiskFileRouter, Metadata, ReaderOptions,
 };
-use probe::kills::{Scenario, Tree, names, save_ring, stop_everywhere};
+use obj::relinker::{self, RelinkerConf, Step};
+use probe::kills::{Scenario, Tree, device, names, save_ring, stop_everywhere};
+use ring::{FormatVersion, RingBuilder};
 use serde_json::{Value, json};
 use service::context::Context;
 use service::daemon::DaemonArgs;
 use service::http::serve::{ServeOptions, Server};
-use service::http::{Method, Request, SharedApp};
+use service::http::{Method, Request, Response, SharedApp};
 use service::logs::{Level, Logger};
 use service::pipeline::{Registry, load_app};
 use service::statsd::Statsd;
@@ -58,7 +62,7 @@ const fn scenario(name: &'static str, durable: bool) -> Scenario {
     Scenario { name, armed: "", durable, power_cuts: POWER_CUTS, harmless: HARMLESS }
 }
 
-const SCENARIOS: [Scenario; 18] = [
+const SCENARIOS: [Scenario; 22] = [
     scenario("put", true),
     scenario("put_new", true),
     scenario("put_again", true),
@@ -77,12 +81,16 @@ const SCENARIOS: [Scenario; 18] = [
     scenario("revert", false),
     scenario("get_hashes", false),
     scenario("quarantine", false),
+    scenario("rebuild", true),
+    scenario("updater", false),
+    scenario("auditor", false),
+    scenario("relink", true),
 ];
 
 fn main() {
     probe::kills::main(&SCENARIOS, run, |folder, name| {
         let (name, together) = split(name);
-        let node = Node::new(folder, together);
+        let node = Node::new(folder, name, together);
         fs::fail::arm_from_env().unwrap();
         node.act(name)
     });
@@ -147,9 +155,12 @@ struct Node {
 }
 
 impl Node {
-    fn new(folder: &Path, together: usize) -> Self {
+    fn new(folder: &Path, scenario: &str, together: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        save_ring(&folder.join("object.ring.gz"), PART_POWER, listener.local_addr().unwrap().port());
+        let port = listener.local_addr().unwrap().port();
+        let next_part_power = (scenario == "relink").then_some(PART_POWER + 1);
+        save_ring(&folder.join("object.ring.gz"), PART_POWER, next_part_power, port);
+        save_container_ring(folder, port);
         let mut registry = Registry::new();
         obj::register(&mut registry);
         let app = load_app(
@@ -196,10 +207,19 @@ impl Node {
         if scenario == "get_hashes" {
             assert_eq!(self.send(Method::Delete, 4, BEFORE, &[], ""), 404);
         }
-        if matches!(scenario, "put_fragment" | "purge") {
+        if HAVE_FRAGMENTS.contains(&scenario) {
             let disk = Disk::new(&self.folder);
             (0..2).for_each(|n| put_fragment(&disk, n, BEFORE).unwrap());
+            if scenario == "rebuild" {
+                // Which only lacks its commit.
+                let _uncommitted = disk.fragment(2).place_small(b"", metadata(NOW, b"")).unwrap();
+            }
             disk.check_hashes();
+        }
+        if scenario == "updater" {
+            for (n, at) in [(0, BEFORE + 2.0), (0, BEFORE + 3.0), (1, BEFORE + 2.0)] {
+                assert_eq!(self.send(Method::Put, n, at, &CONTAINER, "newer"), 201);
+            }
         }
         assert!(self.get_hashes());
         if scenario == "post" {
@@ -219,8 +239,14 @@ impl Node {
             let changed = [0, 4].map(|n| format!("{}\n", hash(&object(n)).suffix())).concat();
             std::fs::write(partition.join("hashes.invalid"), changed + "fff\n").unwrap();
         }
-        if scenario == "quarantine" {
+        if matches!(scenario, "quarantine" | "auditor") {
             std::fs::write(self.hash_dir(2).join(format!("{}.data", internal(BEFORE))), "cut off").unwrap();
+        }
+        if scenario == "auditor" {
+            // Left by an rsync long ago.
+            let left =
+                File::create(self.hash_dir(0).join(format!(".{}.data.Xy12Zw", internal(BEFORE)))).unwrap();
+            left.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
         }
     }
 
@@ -255,6 +281,13 @@ impl Node {
                 Disk::new(&self.folder).fragment(0).purge(at, Some(3), Duration::ZERO, None).is_ok()
             }
             "ssync" => self.ssync(),
+            "rebuild" => self.rebuild(),
+            "updater" => self.update(),
+            "auditor" => {
+                self.daemon(obj::auditor::build, self.app.clone());
+                names(&self.hash_dir(2)).is_empty()
+            }
+            "relink" => self.relink(),
             "revert" => self.revert(),
             "get_hashes" => self.get_hashes(),
             "quarantine" => self.call(request(Method::Get, "sda1", &object(2), NOW, &[], "")).0 == 404,
@@ -289,21 +322,126 @@ impl Node {
         answer.ends_with(b":UPDATES: START\r\n:UPDATES: END\r\n")
     }
 
-    /// A pass of the replicator, in which the partition is a handoff on sda1 and goes to sda2.
-    fn revert(&self) -> bool {
+    /// What a reconstructor's sessions bring: a commit; then, if they are still wanted, a fragment in place of an older one and
+    /// one of a new object.
+    fn rebuild(&self) -> bool {
+        let codec = ec::Codec::new("isa_l_rs_cauchy", 4, 2).unwrap();
+        let archive = codec.encode(&bytes::Bytes::from_static(REBUILT))[3].to_bytes();
+        let session = |updates: &[u8]| {
+            let offers = [0, 2, 5].map(|n| format!("{} {}\r\n", hash(&object(n)), internal(NOW))).concat();
+            let head = format!(":MISSING_CHECK: START\r\n{offers}:MISSING_CHECK: END\r\n:UPDATES: START\r\n");
+            let said = [head.as_bytes(), updates, b":UPDATES: END\r\n"].concat();
+            let request = Request::new(Method::Ssync, format!("/sda1/{PARTITION}"))
+                .with_header("X-Backend-Storage-Policy-Index", 1)
+                .with_header("X-Backend-Ssync-Frag-Index", 3);
+            let (_, answer) = self.call(request.with_body(said));
+            answer
+                .ends_with(b":UPDATES: START\r\n:UPDATES: END\r\n")
+                .then(|| String::from_utf8(answer).unwrap())
+        };
+        let Some(wanted) = session(b"") else { return false };
+        let mut updates = Vec::new();
+        for n in [0, 5].into_iter().filter(|n| wanted.contains(&hash(&object(*n)).to_string())) {
+            let head = format!(
+                "PUT /a/c/{}\r\nX-Timestamp: {}\r\nContent-Length: {}\r\nContent-Type: x/y\r\n\
+                 X-Object-Sysmeta-Ec-Frag-Index: 3\r\nX-Object-Sysmeta-Ec-Etag: {}\r\n\r\n",
+                object(n),
+                internal(NOW),
+                archive.len(),
+                hex(&md5(REBUILT))
+            );
+            updates.extend(head.into_bytes());
+            updates.extend_from_slice(&archive);
+        }
+        session(&updates).is_some()
+    }
+
+    /// A pass of a daemon, with a server at the port of the rings.
+    fn daemon(&self, build: service::daemonize::Build, app: SharedApp) {
         let port = self.listener.local_addr().unwrap().port();
         self.runtime.block_on(async {
             let listeners = vec![self.listener.try_clone().unwrap()];
-            let server = Server::start(listeners, self.app.clone(), ServeOptions::default()).unwrap();
+            let server = Server::start(listeners, app, ServeOptions::default()).unwrap();
             let conf = conf(&self.folder, self.together)
                 .replace("bind_port = 1\n", &format!("bind_port = {port}\n"));
             let conf = Conf::parse(&conf, "object-server.conf").unwrap();
-            obj::replicator::build(&conf, &context(&self.folder)).unwrap().run_once().await;
+            build(&conf, &context(&self.folder)).unwrap().run_once().await;
             server.stop(Duration::ZERO).await;
         });
+    }
+
+    /// A pass of the replicator, in which the partition is a handoff on sda1 and goes to sda2.
+    fn revert(&self) -> bool {
+        self.daemon(obj::replicator::build, self.app.clone());
         !self.folder.join(format!("sda1/objects/{PARTITION}")).exists()
     }
+
+    /// A pass of the updater. Of two container servers one does not take object 1's update. What they took is beside the
+    /// folder, as it is not on its disks.
+    fn update(&self) -> bool {
+        let took = took(&self.folder);
+        std::fs::create_dir_all(&took).unwrap();
+        let refused = format!("/sdc2/{}/a/c/{}", container_partition(), object(1));
+        let servers = service::http::app_fn(move |request| {
+            let (took, refused) = (took.clone(), refused.clone());
+            async move {
+                let path = request.path.to_string();
+                if path == refused {
+                    return Response::error(503);
+                }
+                File::create(took.join(path.replace('/', " "))).unwrap();
+                Response::new(201)
+            }
+        });
+        self.daemon(obj::updater::build, servers);
+        let left = Disk::new(&self.folder).updates();
+        left.len() == 1 && left.values().all(|update| update[3] != json!([]))
+    }
+
+    fn relink(&self) -> bool {
+        let conf = RelinkerConf {
+            swift_conf: context(&self.folder).swift_conf.clone(),
+            diskfile: disk_conf(&self.folder, 0),
+            policies: vec![common::PolicyIndex(0)],
+            devices: vec!["sda1".into()],
+            partitions: Vec::new(),
+            files_per_second: 0.0,
+            workers: None,
+            recon_cache_path: self.folder.clone(),
+            stats_interval: Duration::from_secs(300),
+            clobber_hardlink_collisions: false,
+            clock: Clock::system(),
+        };
+        relinker::run(Step::Relink, &conf, &Logger::memory().0) == relinker::EXIT_SUCCESS
+    }
 }
+
+/// sdc1 and sdc2 have the containers.
+fn save_container_ring(folder: &Path, port: u16) {
+    let mut builder = RingBuilder::new(PART_POWER, 2.0, 1).unwrap();
+    for id in 1..3 {
+        builder.add_dev(device(id, &format!("sdc{id}"), port)).unwrap();
+    }
+    builder.rebalance(1).unwrap();
+    builder.save_ring(&folder.join("container.ring.gz"), FormatVersion::V1).unwrap();
+}
+
+/// Where the container servers note what they took.
+fn took(folder: &Path) -> PathBuf {
+    folder.with_extension("took")
+}
+
+fn container_partition() -> u32 {
+    let conf = HashConf { prefix: Vec::new(), suffix: SUFFIX.into() };
+    conf.hash_path("a", Some("c"), None).partition(PART_POWER)
+}
+
+/// What a rebuilt fragment is of.
+const REBUILT: &[u8] = b"rebuilt of the fragments of others";
+/// Scenarios with an erasure coded policy.
+const HAVE_FRAGMENTS: [&str; 3] = ["put_fragment", "purge", "rebuild"];
+/// Those that are begun anew in the end.
+const RESTARTED: [&str; 4] = ["rebuild", "updater", "auditor", "relink"];
 
 /// Places a fragment and commits it.
 fn put_fragment(disk: &Disk, n: usize, at: f64) -> Result<(), DiskFileError> {
@@ -342,7 +480,9 @@ fn conf(folder: &Path, together: usize) -> String {
         "[DEFAULT]\ndevices = {}\nmount_check = false\nfallocate_reserve = 0\nbind_ip = 127.0.0.1\nbind_port = 1\n\
          reclaim_age = {RECLAIM_AGE}\n[pipeline:main]\npipeline = object-server\n[app:object-server]\n\
          use = egg:swift#object\nreplication_concurrency_per_device = 2\nsyncs_together = {together}\n\
-         [object-replicator]\nsync_method = ssync\nreplication_concurrency_per_device = 2\n",
+         [object-replicator]\nsync_method = ssync\nreplication_concurrency_per_device = 2\n\
+         [object-updater]\nconcurrency = 1\n\
+         [object-auditor]\nzero_byte_files_per_second = 0\nfiles_per_second = 0\n",
         folder.display()
     )
 }
@@ -355,6 +495,16 @@ fn context(folder: &Path) -> Context {
         .args(DaemonArgs::default())
         .recon_cache_path(folder)
         .build()
+}
+
+fn disk_conf(folder: &Path, syncs_together: usize) -> DiskFileConf {
+    DiskFileConf {
+        syncs_together,
+        devices: folder.into(),
+        mount_check: false,
+        reclaim_age: Duration::from_secs(RECLAIM_AGE),
+        ..DiskFileConf::default()
+    }
 }
 
 /// What a client and a daemon find on a disk: a name -> a state.
@@ -373,16 +523,9 @@ impl Disk {
     }
 
     fn with(folder: &Path, syncs_together: usize) -> Self {
-        let conf = DiskFileConf {
-            syncs_together,
-            devices: folder.into(),
-            mount_check: false,
-            reclaim_age: Duration::from_secs(RECLAIM_AGE),
-            ..DiskFileConf::default()
-        };
         let (logger, lines) = Logger::memory();
-        let router =
-            DiskFileRouter::new(&conf, &swift_conf(), &Clock::system(), &logger, &Statsd::disabled());
+        let (conf, clock) = (disk_conf(folder, syncs_together), Clock::system());
+        let router = DiskFileRouter::new(&conf, &swift_conf(), &clock, &logger, &Statsd::disabled());
         Disk { folder: folder.to_owned(), managers: router.iter().cloned().collect(), lines }
     }
 
@@ -409,7 +552,7 @@ impl Disk {
             objects.join(format!("{PARTITION}/{}/{hash}", hash.suffix()))
         };
         // Before anything is opened: that may quarantine.
-        if scenario == "quarantine" {
+        if matches!(scenario, "quarantine" | "auditor") {
             let mut files = names(&in_partition(2));
             files.extend(names(&quarantined.join(hash(&object(2)).to_string())));
             found.insert("files of the damaged".into(), json!(files));
@@ -418,10 +561,13 @@ impl Disk {
             let places = [in_partition(0).with_file_name(stray()), quarantined.join(stray())];
             found.insert("strays".into(), json!(places.iter().filter(|path| path.exists()).count()));
         }
-        if matches!(scenario, "put_fragment" | "purge") {
-            for n in 0..2 {
+        if HAVE_FRAGMENTS.contains(&scenario) {
+            for n in 0..6 {
                 let state = match self.fragment(n).open(None) {
-                    Ok(opened) => json!(opened.data_timestamp().internal()),
+                    Ok(opened) => {
+                        let data = opened.read_small().unwrap().data;
+                        json!([opened.data_timestamp().internal(), hex(&data)])
+                    }
                     Err(DiskFileError::NotExist) => Value::Null,
                     Err(err) => panic!("fragment {n}: {err}"),
                 };
@@ -440,13 +586,27 @@ impl Disk {
                 }
             }
         }
+        found.extend(self.updates());
+        found
+    }
+
+    /// The pending ones of containers, and who has them already.
+    fn updates(&self) -> Found {
+        let mut found = Found::new();
         let pending = self.folder.join("sda1/async_pending");
         for suffix in names(&pending) {
             for file in names(&pending.join(&suffix)) {
                 let update = std::fs::read(pending.join(&suffix).join(&file)).unwrap();
                 let update = common::pickle::loads(&update).unwrap_or_else(|err| panic!("{file}: {err}"));
                 let item = |key: &str| update.get(key).and_then(|value| value.as_str()).unwrap().to_owned();
-                found.insert(format!("update {file}"), json!([item("op"), item("container"), item("obj")]));
+                let successes = match update.get("successes") {
+                    Some(common::pickle::Value::List(ids)) => {
+                        ids.iter().filter_map(|id| id.as_int()).collect()
+                    }
+                    _ => Vec::new(),
+                };
+                let told = json!([item("op"), item("container"), item("obj"), successes]);
+                found.insert(format!("update {file}"), told);
             }
         }
         found
@@ -480,7 +640,8 @@ impl Disk {
     fn check_hashes(&self) {
         for (device, objects, manager) in self.places() {
             for partition in names(&objects) {
-                let number = partition.parse().unwrap();
+                // The auditor's position is beside the partitions.
+                let Ok(number) = partition.parse() else { continue };
                 let hashes = || {
                     let hashes = manager.get_hashes(device, number, &[], false).unwrap().unwrap();
                     let hashes = hashes.iter().map(|(suffix, hash)| (suffix, hash.cloned()));
@@ -490,12 +651,8 @@ impl Disk {
                 for file in ["hashes.pkl", "hashes.invalid"] {
                     fs::remove_file(&objects.join(&partition).join(file)).unwrap();
                 }
-                assert_eq!(
-                    cached,
-                    hashes(),
-                    "stale hashes of partition {partition} of {}",
-                    objects.display()
-                );
+                let anew = hashes();
+                assert_eq!(cached, anew, "stale hashes of partition {partition} of {}", objects.display());
             }
         }
     }
@@ -556,6 +713,9 @@ struct Expected {
 impl Expected {
     /// Looks at one disk, of which a copy is left for Python to look at.
     fn check(&self, folder: &Path, acknowledged: bool) {
+        // What the child gave them, whatever a loss of power has made of its disk.
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let took = names(&took(&folder.with_file_name(name.split("-cut").next().unwrap_or(name))));
         let original = folder.with_extension("python");
         Tree::of(folder).write(&original);
         let disk = Disk::new(folder);
@@ -568,7 +728,9 @@ impl Expected {
         for key in keys {
             let (old, new) = (state(&self.old, key), state(&self.new, key));
             // A link into the next partition that fails is left to the relinker.
-            let elsewhere = key.starts_with("sda1/") && !key.starts_with(&format!("sda1/{PARTITION}/"));
+            let elsewhere = key.starts_with("sda1/")
+                && !key.starts_with(&format!("sda1/{PARTITION}/"))
+                && self.scenario != "relink";
             let allowed = if acknowledged && !elsewhere { vec![new] } else { vec![old, new] };
             assert!(allowed.contains(&state(&found, key)), "{key}: {:#} of {allowed:#?}", state(&found, key));
             expect.insert(key.clone(), json!(allowed));
@@ -579,14 +741,45 @@ impl Expected {
                 assert!(!(on("sda1").is_null() && on("sda2").is_null()), "{} is nowhere", object(n));
             }
         }
+        if self.scenario == "relink" {
+            for n in 0..4 {
+                let name = object(n);
+                let powers = [PART_POWER, PART_POWER + 1];
+                let places = powers.map(|power| format!("sda1/{}/a/c/{name}", hash(&name).partition(power)));
+                assert!(places.iter().any(|place| !state(&found, place).is_null()), "{name} is nowhere");
+            }
+        }
+        self.check_updates(&found, &took);
         disk.check_hashes();
+        if RESTARTED.contains(&self.scenario) {
+            assert!(
+                Node::new(folder, self.scenario, 0).act(self.scenario),
+                "begun anew, it does not end well"
+            );
+            assert_eq!(Disk::new(folder).find(self.scenario), self.new, "begun anew");
+            disk.check_hashes();
+        }
         disk.check_later_puts();
         disk.check_hashes();
-        if !matches!(self.scenario, "quarantine" | "get_hashes") {
+        if !matches!(self.scenario, "quarantine" | "get_hashes" | "auditor") {
             assert_eq!(disk.lines.at_least(Level::Warning), Vec::<String>::new());
         }
         std::fs::write(original.join("expect.json"), Value::from(expect).to_string()).unwrap();
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// An update is gone only if all have it, or a newer one is there.
+    fn check_updates(&self, found: &Found, took: &[String]) {
+        if self.scenario != "updater" {
+            return;
+        }
+        for (key, update) in self.old.iter().filter(|(key, _)| key.starts_with("update ")) {
+            let name = update[2].as_str().unwrap();
+            let told = format!("{} a c {name}", container_partition());
+            let all_have = ["sdc1", "sdc2"].iter().all(|device| took.contains(&format!(" {device} {told}")));
+            let here = |(other, there): (&String, &Value)| other >= key && there[2] == name;
+            assert!(all_have || found.iter().any(here), "{key} of {name} is lost; {took:?}");
+        }
     }
 }
 
@@ -603,7 +796,7 @@ fn run(scenario: &Scenario, folder: &Path) {
         std::fs::create_dir(template.join("sda2")).unwrap();
     }
     let (base, _) = split(name);
-    Node::new(&template, 0).prepare(base);
+    Node::new(&template, base, 0).prepare(base);
     stop_everywhere(scenario, &folder, |old, new| {
         let expected =
             Expected { scenario: base, old: Disk::new(old).find(base), new: Disk::new(new).find(base) };

@@ -123,26 +123,31 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// A ring in which sda2 has every partition, and sda1 none.
-pub fn save_ring(path: &Path, part_power: u32, port: u16) {
-    let device = |id: u32| Device {
+/// A device of a ring, with its server at a port here.
+pub fn device(id: u32, name: &str, port: u16) -> Device {
+    Device {
         id,
         region: 1,
         zone: id,
         ip: "127.0.0.1".into(),
         port,
-        device: format!("sda{id}"),
+        device: name.into(),
         weight: 1.0,
         replication_ip: "127.0.0.1".into(),
         replication_port: port,
         meta: String::new(),
         extra: Default::default(),
-    };
+    }
+}
+
+/// A ring in which sda2 has every partition, and sda1 none.
+pub fn save_ring(path: &Path, part_power: u32, next_part_power: Option<u32>, port: u16) {
     let mut builder = RingBuilder::new(part_power, 1.0, 1).unwrap();
-    builder.add_dev(device(2)).unwrap();
+    builder.add_dev(device(2, "sda2", port)).unwrap();
     builder.rebalance(1).unwrap();
     let mut data = builder.to_ring_data().unwrap();
-    data.devs[1] = Some(Arc::new(Device { weight: 0.0, ..device(1) }));
+    data.devs[1] = Some(Arc::new(Device { weight: 0.0, ..device(1, "sda1", port) }));
+    data.next_part_power = next_part_power;
     data.save(path, FormatVersion::V1).unwrap();
 }
 

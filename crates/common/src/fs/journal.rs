@@ -61,6 +61,21 @@ pub(super) fn synced(file: impl AsFd, sync: impl FnOnce() -> io::Result<()>) -> 
     }
 }
 
+/// Runs a sync of the whole file system, and takes down what is below `path`.
+pub(super) fn synced_below(path: &Path, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let Some(journal) = JOURNAL.get() else { return sync() };
+    let (mut todo, mut states) = (vec![path.to_owned()], Vec::new());
+    while let Some(path) = todo.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path)?.map(|entry| Ok(entry?.path()));
+            todo.extend(entries.collect::<io::Result<Vec<_>>>()?);
+        }
+        states.push(journal.lock().take_down(File::open(path)?)?);
+    }
+    sync()?;
+    states.iter().try_for_each(|state| rename(&state.with_extension("tmp"), state))
+}
+
 #[cold]
 fn taken_down(
     journal: &Mutex<Journal>,

@@ -129,7 +129,8 @@ pub fn sync_with_others(
 /// Makes everything durable that has been done so far to the file system that `path` is on.
 pub fn sync_filesystem(path: &Path) -> io::Result<()> {
     fail::hit("fs.syncfs")?;
-    Ok(rustix::fs::syncfs(std::fs::File::open(path)?)?)
+    let file = std::fs::File::open(path)?;
+    journal::synced_below(path, || Ok(rustix::fs::syncfs(&file)?))
 }
 
 /// Renames without making it durable, and makes the parents of `new` if they are missing. Returns how many.

@@ -45,7 +45,7 @@ def read(mgr, device, part, path):
 def check(folder, logger):
     mgr = diskfile.DiskFileManager(
         {'devices': folder, 'mount_check': 'false', 'reclaim_age': RECLAIM_AGE}, logger)
-    for partition in glob.glob(folder + '/sd*/objects/*'):
+    for partition in glob.glob(folder + '/sd*/objects/[0-9]*'):
         device, part = partition.split('/')[-3::2]
         cached = mgr.get_hashes(device, part, [], POLICIES[0])
         for name in ('hashes.pkl', 'hashes.invalid'):
