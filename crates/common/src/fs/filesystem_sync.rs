@@ -104,12 +104,11 @@ struct Group {
     /// Whether it is one on which `syncfs` does what is needed.
     known: OnceLock<bool>,
     state: Mutex<State>,
-    changed: Condvar,
 }
 
 impl Default for Group {
     fn default() -> Self {
-        Group { patience: PATIENCE, known: OnceLock::new(), state: Mutex::default(), changed: Condvar::new() }
+        Group { patience: PATIENCE, known: OnceLock::new(), state: Mutex::default() }
     }
 }
 
@@ -128,9 +127,14 @@ struct State {
     pauses: Pauses,
 }
 
-/// Those who gathered before a `syncfs`, and its outcome: the number of an error.
+/// Those who gather for a `syncfs`.
 #[derive(Default)]
-struct Round(OnceLock<Result<(), i32>>);
+struct Round {
+    /// How it ended: the number of an error.
+    outcome: OnceLock<Result<(), i32>>,
+    /// There is one, or something for one of them to do.
+    changed: Condvar,
+}
 
 /// When not to call `syncfs`.
 #[derive(Default)]
@@ -172,7 +176,7 @@ impl Group {
         let round = state.gathering.clone();
         let deadline = Instant::now() + self.patience;
         loop {
-            if let Some(outcome) = round.0.get() {
+            if let Some(outcome) = round.outcome.get() {
                 return outcome.map(|()| Some(own)).map_err(io::Error::from_raw_os_error);
             }
             let gathers = Arc::ptr_eq(&round, &state.gathering);
@@ -184,7 +188,7 @@ impl Group {
                 state.waiting -= usize::from(gathers);
                 return self.alone(state, own);
             }
-            self.changed.wait_until(&mut state, deadline);
+            round.changed.wait_until(&mut state, deadline);
         }
     }
 
@@ -194,6 +198,9 @@ impl Group {
         own: F,
     ) -> io::Result<Option<F>> {
         state.alone += 1;
+        if state.may_be_alone() {
+            state.call_next();
+        }
         drop(state);
         let _turn = Alone { group: self, began: Instant::now() };
         own().map(|()| None)
@@ -220,6 +227,13 @@ impl Group {
 impl State {
     fn may_be_alone(&self) -> bool {
         !self.leading && self.alone < ALONE
+    }
+
+    /// Wakes one of those who gather: it may lead or be alone now.
+    fn call_next(&self) {
+        if self.waiting > 0 && !self.leading {
+            self.gathering.changed.notify_one();
+        }
     }
 
     fn join(&mut self, since: Since<'_>) -> io::Result<()> {
@@ -250,9 +264,7 @@ impl Drop for Alone<'_> {
             Duration::ZERO => took,
             before => (before * 7 + took) / 8,
         };
-        if state.waiting > 0 {
-            self.group.changed.notify_all();
-        }
+        state.call_next();
     }
 }
 
@@ -268,19 +280,20 @@ impl Lead<'_> {
     fn end(self, result: &io::Result<()>) {
         let code = |err: &io::Error| err.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error());
         // The only one that sets it but for the drop, which comes after.
-        let _ = self.round.0.set(result.as_ref().copied().map_err(code));
+        let _ = self.round.outcome.set(result.as_ref().copied().map_err(code));
     }
 }
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        let _ = self.round.0.set(Err(rustix::io::Errno::IO.raw_os_error()));
+        let _ = self.round.outcome.set(Err(rustix::io::Errno::IO.raw_os_error()));
         let (now, took) = (Instant::now(), self.began.elapsed());
         let mut state = self.group.state.lock();
         state.leading = false;
         let own_cost = state.own_cost;
         state.pauses.note(now, took, self.members, own_cost);
-        self.group.changed.notify_all();
+        state.call_next();
+        self.round.changed.notify_all();
     }
 }
 
@@ -389,8 +402,11 @@ mod tests {
         threads.start(2);
         threads.start(2);
         threads.until(|state| state.waiting == 2);
-        threads.group.state.lock().leading = false;
-        threads.group.changed.notify_all();
+        {
+            let mut state = threads.group.state.lock();
+            state.leading = false;
+            state.call_next();
+        }
         assert_eq!(threads.done.recv(), Ok("all"));
         for thread in 0..2 {
             threads.go(thread, Err(io::Error::from_raw_os_error(5)));
