@@ -185,7 +185,9 @@ impl Group {
             }
             let late = Instant::now() >= deadline;
             if late || (gathers && state.may_be_alone()) {
-                state.waiting -= usize::from(gathers);
+                if gathers {
+                    state.leave();
+                }
                 return self.alone(state, own);
             }
             round.changed.wait_until(&mut state, deadline);
@@ -236,10 +238,15 @@ impl State {
         }
     }
 
-    fn join(&mut self, since: Since<'_>) -> io::Result<()> {
+    fn leave(&mut self) {
+        self.waiting -= 1;
         if self.waiting == 0 {
+            // A file that stays open would keep its file system mounted.
             self.oldest = None;
         }
+    }
+
+    fn join(&mut self, since: Since<'_>) -> io::Result<()> {
         if self.oldest.as_ref().is_none_or(|(_, opened)| since.opened < *opened) {
             // The same open file: its owner may give up waiting and close it.
             self.oldest = Some((since.file.try_clone_to_owned()?, since.opened));
@@ -420,7 +427,9 @@ mod tests {
         threads.group.state.lock().leading = true;
         threads.start(2);
         assert_eq!(threads.done.recv(), Ok("own"));
-        assert_eq!(threads.group.state.lock().waiting, 0);
+        let state = threads.group.state.lock();
+        assert!(state.waiting == 0 && state.oldest.is_none());
+        drop(state);
         threads.go(0, Ok(()));
         assert_eq!(threads.results(), [true]);
     }
