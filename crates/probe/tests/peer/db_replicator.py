@@ -22,12 +22,12 @@ sys.argv[2:4] = [os.path.join(BIN, 'swift-object-replicator'), '-']
 from db_brokers import YOUNGER, make_old, make_younger  # noqa: E402
 from ports import free_ports  # noqa: E402
 from replicator import (  # noqa: E402
-    ETC, NODES, PORTS, RSYNC, SCRATCH, WANTED, NOBODY, Receiver, Side as ObjectSide, dev, running)
-from sides import HERE, runner, same  # noqa: E402
+    ETC, NODES, PORTS, RSYNC, SCRATCH, WANTED, NOBODY, Side as ObjectSide, dev, running)
+from sides import runner, same  # noqa: E402
 from swift.account.backend import AccountBroker  # noqa: E402
 from swift.common.db import chexor  # noqa: E402
 from swift.common.ring import Ring, RingBuilder  # noqa: E402
-from swift.common.utils import ShardRange, Timestamp, hash_path, make_db_file_path, mkdirs  # noqa: E402
+from swift.common.utils import ShardRange, Timestamp, hash_path  # noqa: E402
 from swift.container.backend import ContainerBroker  # noqa: E402
 import time  # noqa: E402
 

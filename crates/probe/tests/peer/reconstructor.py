@@ -11,7 +11,6 @@ primary must hold exactly its fragment, byte for byte, and nobody anything else.
 import argparse
 import os
 import shutil
-import sys
 import tempfile
 import time
 

@@ -915,7 +915,7 @@ def ring_changes():
 
 def swift_recon():
     """swift-recon shows what our replicator has left."""
-    port = ports_of(1)[0]
+    port = free_ports(1)[0]
     for workers_count in (0, 2):
         case = Case('recon-%d' % workers_count, 'sync_method = ssync\nreplicator_workers = %d\n' % workers_count)
         populate(case.template, policies=(0,))

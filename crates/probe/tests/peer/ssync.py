@@ -11,7 +11,6 @@ With --large the only object has 5 GiB and a byte, and the first node gives it t
 """
 import argparse
 import os
-import pickle
 import random
 import shutil
 import shlex
@@ -24,8 +23,8 @@ import time
 
 from swift.common import utils
 from swift.common.ring import RingBuilder
-from swift.common.storage_policy import POLICIES, parse_storage_policies, reload_storage_policies
-from swift.common.utils import Timestamp, config_true_value, hash_path
+from swift.common.storage_policy import POLICIES, reload_storage_policies
+from swift.common.utils import Timestamp, hash_path
 from swift.obj import diskfile
 
 from ports import free_ports
