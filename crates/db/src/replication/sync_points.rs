@@ -134,12 +134,17 @@ impl<K: Kind> DatabaseBroker<K> {
     }
 
     pub fn sync_points(&mut self, syncs: Syncs) -> Result<Vec<SyncPoint>> {
-        let dated = self.dated_sync_points(syncs)?;
+        // Databases of old have no column that says since when.
+        let dated = self.select_sync_points(syncs, "NULL")?;
         Ok(dated.into_iter().map(|dated| dated.point).collect())
     }
 
     pub fn dated_sync_points(&mut self, syncs: Syncs) -> Result<Vec<DatedSyncPoint>> {
-        let sql = format!("SELECT remote_id, sync_point, updated_at FROM {}", syncs.table());
+        self.select_sync_points(syncs, "updated_at")
+    }
+
+    fn select_sync_points(&mut self, syncs: Syncs, updated_at: &str) -> Result<Vec<DatedSyncPoint>> {
+        let sql = format!("SELECT remote_id, sync_point, {updated_at} FROM {}", syncs.table());
         self.read(|sqlite| {
             let mut statement = sqlite.prepare_cached(&sql)?;
             let points = statement.query_map([], |row| {

@@ -135,3 +135,21 @@ async fn names_lead_nowhere_but_into_tmp_and_the_hash_dir() {
     assert_eq!(replicate(&server, &node, json!(["complete_rsync", "their-id", epoch])).await, 204);
     assert!(database(&node, "c").with_file_name(epoch).exists());
 }
+
+#[test]
+fn sync_points_without_dates_are_told_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let db_file = dir.path().join("sda/containers/1/abc/hash/hash.db");
+    drop(container(&db_file, &["o"]));
+    let sqlite = rusqlite::Connection::open(&db_file).unwrap();
+    sqlite
+        .execute_batch(
+            "DROP TRIGGER incoming_sync_insert; DROP TRIGGER incoming_sync_update;
+             ALTER TABLE incoming_sync DROP COLUMN updated_at; INSERT INTO incoming_sync VALUES ('there', 7);",
+        )
+        .unwrap();
+    drop(sqlite);
+    let mut broker = ContainerBroker::new(&shared(), &db_file, Options::default());
+    let points = broker.db().sync_points(Syncs::Incoming).unwrap();
+    assert_eq!((points.len(), points[0].remote_id.as_str(), points[0].sync_point), (1, "there", 7));
+}

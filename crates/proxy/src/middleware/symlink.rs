@@ -13,8 +13,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use common::config::{ConfigError, Section};
 use common::headers::{
-    CONTENT_LENGTH, X_BACKEND_ALLOW_RESERVED_NAMES, X_BACKEND_STORAGE_POLICY_INDEX,
-    X_OBJECT_SYSMETA_CONTAINER_UPDATE_OVERRIDE_PREFIX, X_SYMLINK_TARGET,
+    CONTENT_LENGTH, ServerType, X_BACKEND_ALLOW_RESERVED_NAMES, X_BACKEND_STORAGE_POLICY_INDEX,
+    X_OBJECT_SYSMETA_CONTAINER_UPDATE_OVERRIDE_PREFIX, X_SYMLINK_TARGET, is_sys_meta,
 };
 use common::quote::{quote_path, unquote};
 use serde_json::{Value, json};
@@ -272,7 +272,7 @@ impl Core {
             redirect.headers.insert(TARGET_ETAG, etag);
         }
         for (name, value) in resp.headers.iter() {
-            if name.len() > 17 && name[..17].eq_ignore_ascii_case(b"x-object-sysmeta-") {
+            if std::str::from_utf8(name).is_ok_and(|name| is_sys_meta(ServerType::Object, name)) {
                 redirect.headers.insert(name, value);
             }
         }
