@@ -143,6 +143,15 @@ pub fn resident_bytes(pids: &[u32]) -> u64 {
     descendants(pids).iter().filter_map(|pid| stat(*pid)).map(|s| s.resident_pages * 4096).sum()
 }
 
+/// How many files whose names end so a process and all its descendants have open.
+pub fn open_files(pids: &[u32], suffix: &str) -> usize {
+    let open = |pid: &u32| std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let named = |entry: &std::fs::DirEntry| {
+        std::fs::read_link(entry.path()).is_ok_and(|path| path.to_string_lossy().ends_with(suffix))
+    };
+    descendants(pids).iter().map(|pid| open(pid).filter(named).count()).sum()
+}
+
 struct Stat {
     parent: u32,
     ticks: u64,

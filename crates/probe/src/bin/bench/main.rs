@@ -24,6 +24,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 mod codes;
+mod db;
 mod ssync;
 
 const SMALL: usize = 4096;
@@ -36,7 +37,7 @@ const FREED: Duration = Duration::from_secs(65);
 #[derive(Parser, Clone)]
 struct Cli {
     /// What to measure
-    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ec-proxy,ssync,idle")]
+    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ec-proxy,ssync,db,idle")]
     tables: Vec<String>,
     /// Seconds of load for a cell
     #[arg(long, default_value_t = 2.0)]
@@ -50,6 +51,9 @@ struct Cli {
     /// Where devices and configuration go: a real disk, or the fsyncs cost nothing
     #[arg(long, default_value = "target/bench")]
     dir: PathBuf,
+    /// How much of the databases, rows and objects that `db` has
+    #[arg(long, default_value_t = 1.0)]
+    scale: f64,
     /// Only Martlet's side (for profiling)
     #[arg(long)]
     alone: bool,
@@ -75,7 +79,8 @@ fn main() -> Result<()> {
             "ec-proxy" => runtime.block_on(proxy_table(&cli, &dir, "erasure"))?,
             "ssync" => ssync::table(&peers(&cli), &dir)?,
             "idle" => idle_table(&cli, &dir)?,
-            other => bail!("{other}: expected ec, object, proxy, ec-proxy, ssync or idle"),
+            name if name.starts_with("db") => runtime.block_on(db::table(&cli, &peers(&cli), &dir, name))?,
+            other => bail!("{other}: expected ec, object, proxy, ec-proxy, ssync, db or idle"),
         }
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }

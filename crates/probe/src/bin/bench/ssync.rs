@@ -25,8 +25,8 @@ use ring::{Device, FormatVersion, RingBuilder};
 use service::logs::Logger;
 use service::statsd::Statsd;
 
-const PART_POWER: u32 = 6;
-const SECRET: &str =
+pub const PART_POWER: u32 = 6;
+pub const SECRET: &str =
     "[swift-hash]\nswift_hash_path_suffix = bench\n[storage-policy:0]\nname = gold\ndefault = yes\n";
 const MIB: usize = 1 << 20;
 
@@ -64,9 +64,9 @@ const CASES: [Case; 5] = [
 
 /// What one pass took.
 #[derive(Clone, Copy)]
-struct Pass {
-    wall: f64,
-    cpu: f64,
+pub struct Pass {
+    pub wall: f64,
+    pub cpu: f64,
 }
 
 pub fn table(peers: &[Peer], dir: &Path) -> Result<()> {
@@ -104,7 +104,7 @@ fn print_row(title: &str, passes: &[Pass]) {
 }
 
 impl Pass {
-    fn without(self, start: Pass) -> Pass {
+    pub fn without(self, start: Pass) -> Pass {
         // Below the resolution of either clock there is nothing to compare.
         Pass { wall: (self.wall - start.wall).max(0.001), cpu: (self.cpu - start.cpu).max(0.001) }
     }
@@ -123,13 +123,41 @@ fn run(peer: Peer, case: &Case, dir: &Path, trees: &mut Trees) -> Result<Pass> {
     let _rsyncd = (case.sync_method == "rsync").then(|| nodes.rsyncd()).transpose()?;
     let mut replicator = peer.command(&dir, &dir, "swift-object-replicator")?;
     replicator.arg(nodes.conf(0)).arg("once").stdin(Stdio::null()).stdout(Stdio::null());
-    let (server_before, children_before) = (load::cpu_seconds(&[server.pid()]), children_cpu()?);
-    let start = Instant::now();
-    peer::success(&mut replicator)?;
-    let wall = start.elapsed().as_secs_f64();
-    let cpu = load::cpu_seconds(&[server.pid()]) - server_before + children_cpu()? - children_before;
+    let pass = pass(&mut replicator, &server)?;
     let there = nodes.objects(1)?;
     ensure!(there == case.objects, "{}: the partner has {there} of {} objects", peer.name(), case.objects);
+    Ok(pass)
+}
+
+/// A ring of two nodes with one device each, `sd0` and `sd1`, that both have every partition.
+pub fn save_ring(dir: &Path, name: &str, ports: &[u16]) -> Result<()> {
+    let mut builder = RingBuilder::new(PART_POWER, 2.0, 1)?;
+    for (node, &port) in ports.iter().enumerate().take(2) {
+        builder.add_dev(Device {
+            id: node as u32,
+            region: 1,
+            zone: node as u32,
+            ip: "127.0.0.1".into(),
+            port,
+            replication_ip: "127.0.0.1".into(),
+            replication_port: port,
+            device: format!("sd{node}"),
+            weight: 100.0,
+            meta: String::new(),
+            extra: Default::default(),
+        })?;
+    }
+    builder.rebalance(1)?;
+    Ok(builder.save_ring(&dir.join(format!("{name}.ring.gz")), FormatVersion::V1)?)
+}
+
+/// Run a replicator to its end against the server of its partner: what that cost both.
+pub fn pass(replicator: &mut Command, server: &Process) -> Result<Pass> {
+    let (server_before, children_before) = (load::cpu_seconds(&[server.pid()]), children_cpu()?);
+    let start = Instant::now();
+    peer::success(replicator)?;
+    let wall = start.elapsed().as_secs_f64();
+    let cpu = load::cpu_seconds(&[server.pid()]) - server_before + children_cpu()? - children_before;
     Ok(Pass { wall, cpu })
 }
 
@@ -150,22 +178,9 @@ impl Nodes {
         let nodes = Nodes { dir: dir.to_owned(), ports: free_ports(3)? };
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         std::fs::write(dir.join("swift.conf"), SECRET).context("cannot write swift.conf")?;
-        let mut builder = RingBuilder::new(PART_POWER, 2.0, 1)?;
+        save_ring(dir, "object", &nodes.ports)?;
         for node in 0..2 {
             std::fs::create_dir_all(nodes.device(node)).context("cannot create a device")?;
-            builder.add_dev(Device {
-                id: node as u32,
-                region: 1,
-                zone: node as u32,
-                ip: "127.0.0.1".into(),
-                port: nodes.ports[node],
-                replication_ip: "127.0.0.1".into(),
-                replication_port: nodes.ports[node],
-                device: format!("sd{node}"),
-                weight: 100.0,
-                meta: String::new(),
-                extra: Default::default(),
-            })?;
             let conf = format!(
                 "[DEFAULT]\nswift_dir = {dir}\ndevices = {dir}/node{node}\nmount_check = false\nbind_ip = 127.0.0.1\n\
                  bind_port = {port}\nworkers = 1\nuser = {user}\nlog_address = /nonexistent\nlog_level = WARNING\n\
@@ -178,8 +193,6 @@ impl Nodes {
             );
             std::fs::write(nodes.conf(node), conf).context("cannot write a configuration")?;
         }
-        builder.rebalance(1)?;
-        builder.save_ring(&dir.join("object.ring.gz"), FormatVersion::V1)?;
         Ok(nodes)
     }
 
