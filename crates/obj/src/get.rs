@@ -180,7 +180,7 @@ impl ObjectServer {
 
 /// The job that opens an object, and reads it if it is small.
 fn open(target: &Target, wants: Wants, now: Timestamp, head: bool) -> Result<(Info, Content), DiskFileError> {
-    let opened = target.diskfile_to_open(&wants)?.open(Some(now))?;
+    let opened = target.diskfile_to_open(&wants)?.open_known(Some(now))?;
     let info = Info::of(&opened);
     if head {
         return Ok((info.with_metadata(opened.into_metadata()), Content::None));

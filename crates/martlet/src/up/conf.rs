@@ -17,6 +17,8 @@ const AUDITOR_INTERVAL: u32 = 300;
 /// Of the daemons that work on the whole cluster.
 const CLUSTER_INTERVAL: u32 = 10;
 const SYNC_INTERVAL: u32 = 10;
+/// Of each policy on each node; a process that is all of a cluster keeps fewer than a server would.
+const KNOWN_OBJECTS: usize = 1024;
 /// Containers of the cluster are synced to one another by `//martlet/local/ACCOUNT/CONTAINER`.
 const REALM: &str = "martlet";
 const CLUSTER: &str = "local";
@@ -100,9 +102,9 @@ impl Places<'_> {
         )
     }
 
-    fn storage_pipeline(server: &str, egg: &str) -> String {
+    fn storage_pipeline(server: &str, egg: &str, options: &str) -> String {
         format!(
-            "\n[pipeline:main]\npipeline = healthcheck recon {server}\n\n[app:{server}]\nuse = egg:swift#{egg}\n\n\
+            "\n[pipeline:main]\npipeline = healthcheck recon {server}\n\n[app:{server}]\nuse = egg:swift#{egg}\n{options}\n\
              [filter:healthcheck]\nuse = egg:swift#healthcheck\n\n[filter:recon]\nuse = egg:swift#recon\n"
         )
     }
@@ -120,7 +122,7 @@ impl Places<'_> {
              [object-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\n\
              [object-auditor]\ninterval = {AUDITOR_INTERVAL}\nfiles_per_second = 100\n",
             self.node_default(node, self.settings.object_port(node)),
-            Self::storage_pipeline("object-server", "object"),
+            Self::storage_pipeline("object-server", "object", &format!("known_objects = {KNOWN_OBJECTS}\n")),
         )
     }
 
@@ -130,7 +132,7 @@ impl Places<'_> {
              \n[container-auditor]\n\n[container-sync]\ninterval = {SYNC_INTERVAL}\n\
              internal_client_conf_path = {}/etc/internal-client.conf\n",
             self.node_default(node, self.settings.container_port(node)),
-            Self::storage_pipeline("container-server", "container"),
+            Self::storage_pipeline("container-server", "container", ""),
             self.data.display(),
         )
     }
@@ -139,7 +141,7 @@ impl Places<'_> {
         format!(
             "{}{}\n[account-replicator]\n{DATABASE_REPLICATOR}\n[account-auditor]\n\n[account-reaper]\n",
             self.node_default(node, self.settings.account_port(node)),
-            Self::storage_pipeline("account-server", "account"),
+            Self::storage_pipeline("account-server", "account", ""),
         )
     }
 

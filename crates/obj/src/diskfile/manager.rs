@@ -21,6 +21,7 @@ use service::statsd::Statsd;
 
 use super::files::{OnDiskFiles, Scheme, Want};
 use super::hashes::{SuffixHashes, invalidate_suffixes};
+use super::known::KnownObjects;
 use super::listing::{Names, open_dir};
 use super::locks::{LockGuard, lock_path};
 use super::metadata::{MetadataError, read_metadata};
@@ -38,6 +39,8 @@ pub struct DiskFileConf {
     pub bytes_per_sync: u64,
     /// From how many writes that wait for a device's disk on one `syncfs` serves them all; 0: never (ours, not Swift's).
     pub syncs_together: usize,
+    /// Of how many objects what a GET has read is kept (ours, not Swift's).
+    pub known_objects: usize,
     pub reclaim_age: Duration,
     pub commit_window: Duration,
     /// Replications into one device at a time; 0: no limit.
@@ -56,6 +59,7 @@ impl Default for DiskFileConf {
             keep_cache_size: 5_242_880,
             bytes_per_sync: 512 * 1024 * 1024,
             syncs_together: 3,
+            known_objects: 16384,
             reclaim_age: Duration::from_secs(7 * 24 * 3600),
             commit_window: Duration::from_secs(60),
             replication_concurrency_per_device: 1,
@@ -79,6 +83,7 @@ pub struct DiskFileManager {
     statsd: Statsd,
     /// Cleared once a file system has refused O_TMPFILE.
     pub(super) use_linkat: AtomicBool,
+    pub(super) known: KnownObjects,
 }
 
 /// What a hash dir holds, for ssync.
@@ -153,6 +158,7 @@ impl DiskFileManager {
                 .ok(),
         };
         let use_linkat = AtomicBool::new(true);
+        let known = KnownObjects::new(conf.known_objects);
         Arc::new(Self {
             conf,
             policy: policy.index,
@@ -163,6 +169,7 @@ impl DiskFileManager {
             logger,
             statsd,
             use_linkat,
+            known,
         })
     }
 
@@ -694,6 +701,7 @@ impl DiskFileConf {
             keep_cache_size: section.int("keep_cache_size", defaults.keep_cache_size)?,
             bytes_per_sync: section.int::<u64>("mb_per_sync", 512)? * 1024 * 1024,
             syncs_together: section.int("syncs_together", defaults.syncs_together)?,
+            known_objects: section.int("known_objects", defaults.known_objects)?,
             reclaim_age: section.secs("reclaim_age", defaults.reclaim_age.as_secs_f64())?,
             commit_window: section.secs("commit_window", 60.0)?,
             replication_concurrency_per_device: replication_concurrency(section, logger)?,

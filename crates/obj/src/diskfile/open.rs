@@ -1,7 +1,8 @@
 //! Opening an object: which files are its state, are they whole, and what is its metadata.
 //!
 //! System calls for an object without POSTs: open and list the hash dir (4), open the data file, two extended
-//! attributes, fstat; [`OpenDiskFile::read_small`] adds one pread.
+//! attributes, fstat; if it is known (`known.rs`), stat of the hash dir, open, fstat. [`OpenDiskFile::read_small`] adds one
+//! pread.
 //!
 //! What is broken is moved to quarantine at once and reported as [`DiskFileError::Quarantined`]: metadata that cannot
 //! be read or fails its checksum, a size that is not Content-Length, a name that is missing or does not hash to the
@@ -10,18 +11,19 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::headers::{
     CONTENT_LENGTH, ServerType, X_OBJECT_SYSMETA_EC_ETAG, X_OBJECT_SYSMETA_EC_FRAG_INDEX, is_sys_meta,
 };
 use common::timestamp::UNITS_PER_SECOND;
 use common::{ObjHash, Timestamp};
-use rustix::fd::AsFd;
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 
 use super::files::{OnDiskFiles, Scheme, get_ondisk_files};
 use super::fragment::HeaderCheck;
+use super::known::{KnownFile, KnownObject, Stamp};
 use super::listing::{Names, open_dir};
 use super::metadata::{MetadataError, read_metadata};
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
@@ -61,22 +63,32 @@ impl DiskFile {
         self.open_with(now, true)
     }
 
-    fn open_with(&self, now: Option<Timestamp>, modernize: bool) -> Result<OpenDiskFile, DiskFileError> {
-        let mut names = Names::default();
-        let dir = match open_dir(CWD, self.datadir()).and_then(|dir| names.read(&dir).map(|()| dir)) {
-            Ok(dir) => dir,
-            Err(_) if !self.device_path().is_dir() => return Err(DiskFileError::DeviceUnavailable),
-            Err(Errno::NOENT) => return Err(DiskFileError::NotExist),
-            Err(errno) => return Err(self.quarantine_unlisted(errno)),
-        };
-        names.sort_descending();
-        let files = get_ondisk_files(names.iter(), self.manager().scheme(), self.want());
-        self.manager().log_unexpected(&files, &names, &|| self.datadir().to_owned());
-        let hash_dir = HashDir { diskfile: self, dir, names, modernize };
-        match files.data {
-            Some(_) => hash_dir.open_data_file(&files, now),
-            None => Err(hash_dir.deleted(&files)),
+    /// As [`DiskFile::open`]; what is known from an earlier time is not read again.
+    pub fn open_known(&self, now: Option<Timestamp>) -> Result<OpenDiskFile, DiskFileError> {
+        let known = &self.manager().known;
+        if !known.is_enabled() {
+            return self.open(now);
         }
+        if let Some(object) = known.get(self.datadir()) {
+            let mut hash_dir = HashDir::known(self, object);
+            let opened = hash_dir.open_object(now);
+            if !hash_dir.read.is_empty() {
+                known.forget(self.datadir());
+            }
+            if !matches!(opened, Err(DiskFileError::StateChanged)) {
+                return opened;
+            }
+        }
+        let mut hash_dir = HashDir::list(self, true)?;
+        let opened = hash_dir.open_object(now)?;
+        if let Some(dir) = hash_dir.stamp {
+            known.learn(self.datadir(), KnownObject { dir, names: hash_dir.names, files: hash_dir.read });
+        }
+        Ok(opened)
+    }
+
+    fn open_with(&self, now: Option<Timestamp>, modernize: bool) -> Result<OpenDiskFile, DiskFileError> {
+        HashDir { modernize, ..HashDir::list(self, false)? }.open_object(now)
     }
 
     fn quarantine_unlisted(&self, errno: Errno) -> DiskFileError {
@@ -113,21 +125,71 @@ impl DiskFile {
 /// A listed hash dir, about to be opened.
 struct HashDir<'a> {
     diskfile: &'a DiskFile,
-    dir: OwnedFd,
-    names: Names,
+    names: Arc<Names>,
+    /// `None` if the names were known.
+    dir: Option<OwnedFd>,
+    known: Option<Arc<KnownObject>>,
+    /// Of the directory before it was listed, if what is read is to be kept.
+    stamp: Option<Stamp>,
+    /// What was read, to be kept.
+    read: Vec<KnownFile>,
     modernize: bool,
 }
 
-impl HashDir<'_> {
+/// One of its files.
+struct OpenFile {
+    file: OwnedFd,
+    stat: Result<Stat, Errno>,
+}
+
+impl<'a> HashDir<'a> {
+    fn list(diskfile: &'a DiskFile, keep: bool) -> Result<Self, DiskFileError> {
+        let mut names = Names::default();
+        let listed = open_dir(CWD, diskfile.datadir()).and_then(|dir| {
+            let stamp = if keep { Some(Stamp::of(&fstat(&dir)?)) } else { None };
+            names.read(&dir)?;
+            Ok((dir, stamp))
+        });
+        let (dir, stamp) = match listed {
+            Ok(listed) => listed,
+            Err(_) if !diskfile.device_path().is_dir() => return Err(DiskFileError::DeviceUnavailable),
+            Err(Errno::NOENT) => return Err(DiskFileError::NotExist),
+            Err(errno) => return Err(diskfile.quarantine_unlisted(errno)),
+        };
+        names.sort_descending();
+        let (names, dir) = (Arc::new(names), Some(dir));
+        Ok(HashDir { diskfile, names, dir, known: None, stamp, read: Vec::new(), modernize: false })
+    }
+
+    fn known(diskfile: &'a DiskFile, object: Arc<KnownObject>) -> Self {
+        let (names, stamp) = (object.names.clone(), Some(object.dir));
+        HashDir { diskfile, names, dir: None, known: Some(object), stamp, read: Vec::new(), modernize: false }
+    }
+
+    fn open_object(&mut self, now: Option<Timestamp>) -> Result<OpenDiskFile, DiskFileError> {
+        let manager = self.diskfile.manager();
+        let names = self.names.clone();
+        let files = get_ondisk_files(names.iter(), manager.scheme(), self.diskfile.want());
+        manager.log_unexpected(&files, &names, &|| self.diskfile.datadir().to_owned());
+        match files.data {
+            Some(_) => self.open_data_file(&files, now),
+            None => Err(self.deleted(&files)),
+        }
+    }
+
     fn path(&self, index: usize) -> PathBuf {
         self.diskfile.datadir().join(self.names.lossy(index))
     }
 
     /// Opens a file; one that is gone, or became so, has been superseded since the listing.
-    fn open(&self, index: usize) -> Result<OwnedFd, DiskFileError> {
+    fn open(&self, index: usize) -> Result<OpenFile, DiskFileError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        match openat(&self.dir, self.names.c_str(index), flags, Mode::empty()) {
-            Ok(file) => Ok(file),
+        let opened = match &self.dir {
+            Some(dir) => openat(dir, self.names.c_str(index), flags, Mode::empty()),
+            None => openat(CWD, self.path(index), flags, Mode::empty()),
+        };
+        match opened {
+            Ok(file) => Ok(OpenFile { stat: fstat(&file), file }),
             Err(Errno::NOENT) => Err(DiskFileError::StateChanged),
             Err(errno @ (Errno::NODATA | Errno::UCLEAN)) => {
                 let path = self.path(index);
@@ -137,9 +199,20 @@ impl HashDir<'_> {
         }
     }
 
-    fn read_metadata(&self, file: impl AsFd, index: usize) -> Result<Metadata, DiskFileError> {
-        match read_metadata(file, self.modernize) {
-            Ok(metadata) => Ok(metadata),
+    fn read_metadata(&mut self, opened: &OpenFile, index: usize) -> Result<Metadata, DiskFileError> {
+        let stamp = self.stamp.and_then(|_| opened.stat.as_ref().ok()).map(Stamp::of);
+        if let (Some(stamp), Some(known)) = (stamp, &self.known)
+            && let Some(metadata) = known.metadata(index, stamp)
+        {
+            return Ok(metadata.clone());
+        }
+        match read_metadata(&opened.file, self.modernize) {
+            Ok(metadata) => {
+                if let Some(stamp) = stamp {
+                    self.read.push(KnownFile { index, stamp, metadata: metadata.clone() });
+                }
+                Ok(metadata)
+            }
             Err(MetadataError::NotSupported) => Err(DiskFileError::XattrNotSupported),
             Err(MetadataError::Io(errno)) => {
                 Err(DiskFileError::io("Error reading metadata of", self.path(index), errno))
@@ -149,9 +222,9 @@ impl HashDir<'_> {
     }
 
     /// There is no data file: deleted if there is a tombstone that can be read.
-    fn deleted(&self, files: &OnDiskFiles) -> DiskFileError {
+    fn deleted(&mut self, files: &OnDiskFiles) -> DiskFileError {
         let Some(tombstone) = files.tombstone else { return DiskFileError::NotExist };
-        let metadata = self.open(tombstone.index).and_then(|file| self.read_metadata(file, tombstone.index));
+        let metadata = self.open(tombstone.index).and_then(|file| self.read_metadata(&file, tombstone.index));
         match metadata {
             Ok(metadata) => {
                 DiskFileError::Deleted { timestamp: timestamp_of(&metadata).unwrap_or_default(), metadata }
@@ -162,7 +235,7 @@ impl HashDir<'_> {
     }
 
     fn open_data_file(
-        self,
+        &mut self,
         files: &OnDiskFiles,
         now: Option<Timestamp>,
     ) -> Result<OpenDiskFile, DiskFileError> {
@@ -172,9 +245,9 @@ impl HashDir<'_> {
         let (metafile, merged) = match files.meta {
             None => (None, None),
             Some(meta) => {
-                let mut metafile = self.read_metadata(self.open(meta.index)?, meta.index)?;
+                let mut metafile = self.read_metadata(&self.open(meta.index)?, meta.index)?;
                 if let Some(ctype) = files.ctype.filter(|ctype| ctype.index != meta.index) {
-                    let ctypefile = self.read_metadata(self.open(ctype.index)?, ctype.index)?;
+                    let ctypefile = self.read_metadata(&self.open(ctype.index)?, ctype.index)?;
                     merge_content_type(&mut metafile, &ctypefile, timestamp_of(&datafile));
                 }
                 let merged = merge(&datafile, &metafile);
@@ -184,7 +257,7 @@ impl HashDir<'_> {
         };
         let mut opened = OpenDiskFile {
             diskfile: self.diskfile.clone(),
-            file,
+            file: file.file,
             data_file: self.path(data.index),
             datafile,
             metafile,
@@ -196,7 +269,7 @@ impl HashDir<'_> {
         opened.tell_fragments(files);
         opened.verify_name()?;
         opened.verify_not_expired(now)?;
-        opened.content_length = opened.verify_size()?;
+        opened.content_length = opened.verify_size(file.stat)?;
         Ok(opened)
     }
 }
@@ -307,7 +380,7 @@ impl OpenDiskFile {
         Err(DiskFileError::Expired { timestamp: timestamp_of(&metadata).unwrap_or_default(), metadata })
     }
 
-    fn verify_size(&self) -> Result<u64, DiskFileError> {
+    fn verify_size(&self, stat: Result<Stat, Errno>) -> Result<u64, DiskFileError> {
         let Some(value) = self.metadata().get("Content-Length") else {
             return Err(self.quarantine("missing content-length in metadata".into()));
         };
@@ -315,7 +388,7 @@ impl OpenDiskFile {
             let value = String::from_utf8_lossy(value);
             return Err(self.quarantine(format!("bad metadata content-length value {value}")));
         };
-        let stat = match fstat(&self.file) {
+        let stat = match stat {
             Ok(stat) => stat,
             Err(errno) => return Err(self.quarantine(format!("not stat-able: {errno}"))),
         };

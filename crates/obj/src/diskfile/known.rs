@@ -1,0 +1,308 @@
+//! What is known of objects that have been opened lately: the names in their hash dirs, and the metadata of the files that
+//! were opened. It saves a GET listing, attributes, their checksum and their pickle: half of its system calls.
+//!
+//! Nothing is believed that the disk does not confirm. A directory into which anything was linked, or out of which anything
+//! was taken, by whatever process, has another change time; so has a file whose attributes, data or links are not what
+//! they were. Each use asks for both, and each must be the same inode. Data are never kept: they are read, and checked.
+//!
+//! The kernel's clock for change times ticks every few milliseconds, and two changes within a tick leave the same time.
+//! So only what has not changed for [`SETTLED`] is kept, and nothing of a file system that counts in whole seconds.
+//!
+//! What is bounded: the number of objects (`known_objects`, an option of the object server that Swift does not have; 0 for
+//! none) in two generations, the elder of which goes when the younger is half of that; and what one of them takes up.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::fs::{Stat, stat};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Metadata;
+use super::listing::Names;
+
+/// A change of that age can be told from any later one.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Objects with more names, or larger metadata, are not kept.
+const MOST_NAMES: usize = 16;
+const MOST_METADATA: usize = 4096;
+
+/// Which inode, and when it was last changed.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    secs: i64,
+    nanos: i64,
+}
+
+impl Stamp {
+    pub fn of(stat: &Stat) -> Self {
+        Stamp {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            secs: stat.st_ctime,
+            nanos: stat.st_ctime_nsec as i64,
+        }
+    }
+
+    /// Whether any change from now on leaves another stamp. The clock is the kernel's own, by which it stamps.
+    fn is_settled(&self, settled: Duration) -> bool {
+        let now = clock_gettime(ClockId::RealtimeCoarse);
+        let age = i128::from(now.tv_sec - self.secs) * 1_000_000_000 + i128::from(now.tv_nsec - self.nanos);
+        self.nanos != 0 && age >= settled.as_nanos() as i128
+    }
+}
+
+/// One of an object's files.
+pub(super) struct KnownFile {
+    /// In the names.
+    pub index: usize,
+    pub stamp: Stamp,
+    pub metadata: Metadata,
+}
+
+/// A hash dir and those of its files that were opened.
+pub(super) struct KnownObject {
+    pub dir: Stamp,
+    pub names: Arc<Names>,
+    pub files: Vec<KnownFile>,
+}
+
+impl KnownObject {
+    /// The metadata of a file that is what it was.
+    pub fn metadata(&self, index: usize, stamp: Stamp) -> Option<&Metadata> {
+        self.files.iter().find(|file| file.index == index && file.stamp == stamp).map(|file| &file.metadata)
+    }
+
+    fn is_small(&self) -> bool {
+        let metadata: usize =
+            self.files.iter().flat_map(|file| file.metadata.iter()).map(|(n, v)| n.len() + v.len()).sum();
+        self.names.len() <= MOST_NAMES && metadata <= MOST_METADATA
+    }
+
+    fn is_settled(&self, settled: Duration) -> bool {
+        self.files.iter().map(|file| &file.stamp).chain([&self.dir]).all(|stamp| stamp.is_settled(settled))
+    }
+}
+
+/// By hash dir.
+type Generation = HashMap<PathBuf, Arc<KnownObject>>;
+
+/// The objects of one policy.
+pub(super) struct KnownObjects {
+    capacity: usize,
+    settled: Duration,
+    /// Young and old.
+    generations: Mutex<(Generation, Generation)>,
+}
+
+impl KnownObjects {
+    pub fn new(capacity: usize) -> Self {
+        KnownObjects { capacity, settled: SETTLED, generations: Mutex::default() }
+    }
+
+    /// Whether there is any room.
+    pub fn is_enabled(&self) -> bool {
+        self.capacity > 0
+    }
+
+    /// What is known of a hash dir that is what it was.
+    pub fn get(&self, datadir: &Path) -> Option<Arc<KnownObject>> {
+        let known = {
+            let mut generations = self.generations.lock();
+            let (young, old) = &mut *generations;
+            match young.get(datadir) {
+                Some(known) => known.clone(),
+                None => {
+                    let (datadir, known) = old.remove_entry(datadir)?;
+                    young.insert(datadir, known.clone());
+                    known
+                }
+            }
+        };
+        match stat(datadir) {
+            Ok(stat) if Stamp::of(&stat) == known.dir => Some(known),
+            _ => {
+                self.forget(datadir);
+                None
+            }
+        }
+    }
+
+    pub fn forget(&self, datadir: &Path) {
+        let mut generations = self.generations.lock();
+        generations.0.remove(datadir);
+        generations.1.remove(datadir);
+    }
+
+    /// Keeps what has been read, if that is safe and worth it. The stamps must have been taken before the reading.
+    pub fn learn(&self, datadir: &Path, object: KnownObject) {
+        if !object.is_small() || !object.is_settled(self.settled) {
+            return;
+        }
+        let mut generations = self.generations.lock();
+        if generations.0.len() >= self.capacity.div_ceil(2) {
+            generations.1 = std::mem::take(&mut generations.0);
+        }
+        generations.0.insert(datadir.to_owned(), Arc::new(object));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+
+    use super::super::tests::{Disk, at, disk_of, metadata};
+    use super::super::{DiskFileConf, DiskFileError, OpenDiskFile};
+    use super::*;
+
+    /// Longer than a tick of any kernel's clock.
+    const TICKS: Duration = Duration::from_millis(20);
+
+    fn disk(known_objects: usize) -> Disk {
+        let conf = DiskFileConf { known_objects, ..Default::default() };
+        let mut disk = disk_of(conf, "");
+        Arc::get_mut(&mut disk.manager).unwrap().known.settled = TICKS;
+        disk
+    }
+
+    fn settle(disk: &Disk) {
+        let datadir = disk.object("o").datadir().to_owned();
+        let paths =
+            || fs::read_dir(&datadir).unwrap().map(|entry| entry.unwrap().path()).chain([datadir.clone()]);
+        while paths().any(|path| !Stamp::of(&stat(&path).unwrap()).is_settled(TICKS)) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// What a client would see.
+    fn seen(opened: Result<OpenDiskFile, DiskFileError>) -> String {
+        match opened {
+            Ok(opened) => {
+                let read = opened.read_small().unwrap();
+                format!(
+                    "{:?} {:?} {:?} {read:?}",
+                    opened.timestamp(),
+                    opened.metadata(),
+                    opened.data_timestamp()
+                )
+            }
+            Err(err) => format!("{err:?}"),
+        }
+    }
+
+    fn put(disk: &Disk, secs: u64, body: &[u8]) {
+        disk.object("o").put_small(body, metadata(secs, body)).unwrap();
+    }
+
+    fn post(disk: &Disk, secs: u64) {
+        let posted = [("X-Timestamp", at(secs).internal()), ("X-Object-Meta-Colour", "red".into())];
+        disk.object("o").write_metadata(Metadata::from_iter(posted)).unwrap();
+    }
+
+    /// Whether it can be opened without reading anything but data.
+    fn is_known(disk: &Disk) -> bool {
+        disk.manager.known.get(disk.object("o").datadir()).is_some()
+    }
+
+    #[test]
+    fn an_object_is_known_once_it_has_been_opened_and_has_settled() {
+        let disk = disk(8);
+        put(&disk, 1, b"one");
+        disk.object("o").open_known(None).unwrap();
+        settle(&disk);
+        let first = seen(disk.object("o").open_known(None));
+        assert!(is_known(&disk));
+        assert_eq!(seen(disk.object("o").open_known(None)), first);
+        assert_eq!(seen(disk.object("o").open(None)), first);
+    }
+
+    #[test]
+    fn what_was_changed_a_moment_ago_is_not_kept() {
+        let disk = disk_of(DiskFileConf::default(), "");
+        put(&disk, 1, b"one");
+        disk.object("o").open_known(None).unwrap();
+        assert!(!is_known(&disk));
+    }
+
+    #[test]
+    fn nothing_is_kept_without_room() {
+        let disk = disk(0);
+        put(&disk, 1, b"one");
+        settle(&disk);
+        disk.object("o").open_known(None).unwrap();
+        assert!(!is_known(&disk));
+    }
+
+    /// Each of these is done to an object that is known; it must be seen as it is at once.
+    #[test]
+    fn every_change_is_seen() {
+        type Change = fn(&Disk, &Path, &Path);
+        let changes: [(&str, Change); 9] = [
+            ("PUT", |disk, _, _| put(disk, 3, b"two")),
+            ("POST", |disk, _, _| post(disk, 4)),
+            ("DELETE", |disk, _, _| disk.object("o").delete(at(5)).unwrap()),
+            ("another's file", |_, dir, _| fs::write(dir.join("0000000009.00000.ts"), "").unwrap()),
+            ("attributes", |_, _, data| {
+                let file = fs::File::options().write(true).open(data).unwrap();
+                let key = common::fs::METADATA_KEY;
+                rustix::fs::fsetxattr(&file, key, b"junk", rustix::fs::XattrFlags::empty()).unwrap();
+            }),
+            ("bytes", |_, _, data| {
+                fs::File::options().write(true).open(data).unwrap().write_all_at(b"O", 0).unwrap();
+            }),
+            ("length", |_, _, data| fs::File::options().write(true).open(data).unwrap().set_len(1).unwrap()),
+            ("unlinked", |_, _, data| common::fs::remove_file(data).unwrap()),
+            ("moved away", |_, dir, _| fs::remove_dir_all(dir).unwrap()),
+        ];
+        for posted in [false, true] {
+            for (name, change) in changes {
+                let (disk, twin) = (disk(8), disk(0));
+                for disk in [&disk, &twin] {
+                    put(disk, 1, b"one");
+                    if posted {
+                        post(disk, 2);
+                    }
+                }
+                settle(&disk);
+                disk.object("o").open_known(None).unwrap();
+                assert!(is_known(&disk), "{name}");
+                for disk in [&disk, &twin] {
+                    let datadir = disk.object("o").datadir().to_owned();
+                    let data = datadir.join(format!("{}.data", at(1).internal()));
+                    change(disk, &datadir, &data);
+                }
+                let paths = |seen: String, disk: &Disk| seen.replace(disk.device().to_str().unwrap(), "");
+                let anew = paths(seen(twin.object("o").open(None)), &twin);
+                assert_eq!(
+                    paths(seen(disk.object("o").open_known(None)), &disk),
+                    anew,
+                    "{name}, posted: {posted}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_eldest_are_forgotten() {
+        let known = KnownObjects { settled: Duration::ZERO, ..KnownObjects::new(4) };
+        let dir = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..6).map(|n| dir.path().join(n.to_string())).collect();
+        for path in &paths {
+            fs::create_dir(path).unwrap();
+            let dir = Stamp::of(&stat(path).unwrap());
+            while !dir.is_settled(Duration::ZERO) {
+                std::thread::yield_now();
+            }
+            known.learn(path, KnownObject { dir, names: Arc::default(), files: Vec::new() });
+            // Whoever is asked for stays.
+            assert!(known.get(&paths[0]).is_some());
+        }
+        let kept: Vec<bool> = paths.iter().map(|path| known.get(path).is_some()).collect();
+        assert_eq!(kept, [true, false, false, false, true, true]);
+    }
+}
