@@ -6,8 +6,8 @@
 //! a job finds none idle and end after [`IDLE`] without work, so that a quiet device costs nothing.
 //!
 //! While a device answers from memory its jobs are shorter than the time it takes to wake a thread for each: then one
-//! thread does them all. A job that waits for longer than [`PATIENCE`], or a few that prove to be slow, bring the others
-//! back.
+//! thread does them all, and a [`Watch`] on the callers' runtime tells them, so that what is done meanwhile costs the runtime
+//! one wake-up. A job that waits for longer than [`PATIENCE`], or a few that prove to be slow, bring the other threads back.
 //!
 //! In simulation ([`DiskPools::inline`]) the job runs at once on the caller's own thread.
 
@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant as Deadline, sleep_until};
 
 /// Jobs of one device which may wait for a thread.
 pub const QUEUE_LIMIT: usize = 1024;
@@ -28,7 +29,7 @@ pub const DEFAULT_THREADS: usize = 16;
 pub const IDLE: Duration = Duration::from_secs(5);
 /// A job that takes no longer found in memory what it looked for.
 const QUICK: Duration = Duration::from_micros(150);
-/// A job waits no longer than this behind jobs that should have been quick.
+/// A job waits no longer than this, or twice that, behind jobs that should have been quick.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// Deep enough for SQLite and directory walks; pages are only touched when used.
 const STACK_BYTES: usize = 512 * 1024;
@@ -42,7 +43,16 @@ enum Inner {
     Threads { threads: usize, idle: Duration, devices: RwLock<HashMap<String, Arc<Device>>> },
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+/// What a device's thread does, and how it tells the caller.
+type Job = Box<dyn FnOnce() -> Answer + Send>;
+type Answer = Box<dyn FnOnce() + Send>;
+
+/// A job that waits.
+struct Waiting {
+    job: Job,
+    slot: OwnedSemaphorePermit,
+    since: Instant,
+}
 
 struct Device {
     name: String,
@@ -52,15 +62,21 @@ struct Device {
     slots: Arc<Semaphore>,
     queue: Mutex<Queue>,
     work: Condvar,
+    /// There are answers for the watch to tell.
+    answered: Notify,
 }
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(Job, OwnedSemaphorePermit)>,
+    jobs: VecDeque<Waiting>,
     alive: usize,
     idle: usize,
     /// A thread has been called or made and has not yet looked at the queue.
     coming: bool,
+    /// Of jobs that are done, for the watch.
+    answers: Vec<Answer>,
+    /// A [`Watch`] is there.
+    watched: bool,
     pace: Pace,
 }
 
@@ -113,21 +129,16 @@ impl DiskPools {
             let Some(device) = device else { return job() };
             let slot =
                 Arc::clone(&device.slots).acquire_owned().await.expect("the semaphore is never closed");
-            let (tx, mut rx) = oneshot::channel();
-            let job = Box::new(move || {
+            let (tx, rx) = oneshot::channel();
+            let job = Box::new(move || -> Answer {
+                let done = catch_unwind(AssertUnwindSafe(job));
                 // The receiver may be gone; the work is done all the same.
-                let _ = tx.send(catch_unwind(AssertUnwindSafe(job)));
+                Box::new(move || drop(tx.send(done)))
             });
-            let done = match device.push(job, slot) {
-                Called::Yes => rx.await,
-                Called::No => match tokio::time::timeout(PATIENCE, &mut rx).await {
-                    Ok(done) => done,
-                    Err(_) => {
-                        device.hurry();
-                        rx.await
-                    }
-                },
-            };
+            if device.push(Waiting { job, slot, since: Instant::now() }) == Called::Watch {
+                tokio::spawn(Watch { device, over: false }.run());
+            }
+            let done = rx.await;
             match done.expect("a queued job always answers") {
                 Ok(value) => value,
                 Err(panic) => resume_unwind(panic),
@@ -159,6 +170,7 @@ impl DiskPools {
                 slots: Arc::new(Semaphore::new(QUEUE_LIMIT + *threads)),
                 queue: Mutex::default(),
                 work: Condvar::new(),
+                answered: Notify::new(),
             })
         });
         Arc::clone(device)
@@ -169,16 +181,16 @@ impl DiskPools {
 #[derive(PartialEq, Eq)]
 enum Called {
     Yes,
-    /// The thread that is at work will find it.
-    No,
+    /// The thread that is at work will find it; somebody must see to it that it does so soon.
+    Watch,
 }
 
 impl Device {
-    fn push(self: &Arc<Self>, job: Job, slot: OwnedSemaphorePermit) -> Called {
+    fn push(self: &Arc<Self>, waiting: Waiting) -> Called {
         let mut queue = self.queue.lock();
-        queue.jobs.push_back((job, slot));
+        queue.jobs.push_back(waiting);
         if queue.pace.is_quick() && queue.alive > queue.idle {
-            return Called::No;
+            return if std::mem::replace(&mut queue.watched, true) { Called::Yes } else { Called::Watch };
         }
         self.call_thread(queue);
         Called::Yes
@@ -230,9 +242,9 @@ impl Device {
         }
         let jobs = std::mem::take(&mut queue.jobs);
         drop(queue);
-        for (job, slot) in jobs {
-            job();
-            drop(slot);
+        for waiting in jobs {
+            (waiting.job)()();
+            drop(waiting.slot);
         }
     }
 
@@ -242,19 +254,32 @@ impl Device {
         // Whether this thread has yet to call another one if there is more than it can do alone.
         let mut calls = true;
         loop {
-            if let Some((job, slot)) = queue.jobs.pop_front() {
+            if let Some(Waiting { job, slot, .. }) = queue.jobs.pop_front() {
                 match calls && !queue.pace.is_quick() {
                     true => self.call_thread(queue),
                     false => drop(queue),
                 }
                 let started = Instant::now();
-                job();
+                let answer = job();
                 let took = started.elapsed();
                 drop(slot);
                 queue = self.queue.lock();
                 let was_quick = queue.pace.is_quick();
                 queue.pace.note(took);
-                calls = was_quick && !queue.pace.is_quick();
+                let is_quick = queue.pace.is_quick();
+                calls = was_quick && !is_quick;
+                if !queue.watched {
+                    drop(queue);
+                    answer();
+                    queue = self.queue.lock();
+                    continue;
+                }
+                queue.answers.push(answer);
+                if queue.answers.len() == 1 {
+                    drop(queue);
+                    self.answered.notify_one();
+                    queue = self.queue.lock();
+                }
                 continue;
             }
             queue.idle += 1;
@@ -268,6 +293,53 @@ impl Device {
                 return;
             }
         }
+    }
+}
+
+/// Looks after a thread that works alone, until there is nothing left to do: tells what is done, and sees to it that no job
+/// waits for too long.
+struct Watch {
+    device: Arc<Device>,
+    over: bool,
+}
+
+impl Watch {
+    async fn run(mut self) {
+        let device = Arc::clone(&self.device);
+        let mut tick = std::pin::pin!(sleep_until(Deadline::now() + PATIENCE));
+        loop {
+            let ticked = tokio::select! {
+                () = device.answered.notified() => false,
+                () = &mut tick => true,
+            };
+            let mut queue = device.queue.lock();
+            let answers = std::mem::take(&mut queue.answers);
+            let waits = queue.jobs.front().map(|waiting| waiting.since.elapsed() >= PATIENCE);
+            self.over = ticked && waits != Some(false);
+            queue.watched = !self.over;
+            drop(queue);
+            answers.into_iter().for_each(|answer| answer());
+            match (ticked, waits) {
+                (true, None) => return,
+                (true, Some(true)) => return device.hurry(),
+                (true, Some(false)) => tick.as_mut().reset(Deadline::now() + PATIENCE),
+                (false, _) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        // The runtime ends.
+        let mut queue = self.device.queue.lock();
+        queue.watched = false;
+        let answers = std::mem::take(&mut queue.answers);
+        drop(queue);
+        answers.into_iter().for_each(|answer| answer());
     }
 }
 
@@ -346,6 +418,31 @@ mod tests {
         // Nobody is called for it at first; it loses its patience.
         assert_eq!(pools.run("sda1", || 5).await, 5);
         assert_eq!(device.queue.lock().alive, 2);
+        release.send(()).unwrap();
+        stuck.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_does_not_wait_for_a_later_job() {
+        let pools = DiskPools::new(1);
+        let device = pools.device("sda1");
+        device.queue.lock().pace = Pace(Pace::MOST);
+        let (release, gate) = mpsc::channel::<()>();
+        let (quick_tx, quick_gate) = mpsc::channel::<()>();
+        let (started_tx, started) = oneshot::channel::<()>();
+        let first = tokio::spawn(pools.run("sda1", move || {
+            started_tx.send(()).unwrap();
+            quick_gate.recv()
+        }));
+        started.await.unwrap();
+        let quick = tokio::spawn(pools.run("sda1", || 5));
+        let stuck = tokio::spawn(pools.run("sda1", move || gate.recv()));
+        while device.queue.lock().jobs.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        quick_tx.send(()).unwrap();
+        first.await.unwrap().unwrap();
+        assert_eq!(quick.await.unwrap(), 5);
         release.send(()).unwrap();
         stuck.await.unwrap().unwrap();
     }

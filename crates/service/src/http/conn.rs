@@ -36,9 +36,9 @@ use super::stream::{Reader, StreamError, Writer};
 use super::{App, Body, BodyError, Headers, Request, Response, Status};
 
 /// The largest piece of a body that is read at once.
+const PIECE: usize = 64 << 10;
 /// How long a server that stops waits for the first request of a new connection.
 const LAST_CALL: Duration = Duration::from_secs(1);
-const PIECE: usize = 64 << 10;
 /// Room for a head and a small body.
 const HEAD_ROOM: usize = 8 << 10;
 /// The most bytes of an unread body that are read so that the connection may live on.

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// What a stream that is not TCP must be able to do.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -82,24 +83,65 @@ impl AsyncRead for ReadHalf {
     }
 }
 
+/// How long one wait after another may take. The runtime's timer is not moved for each of them, as that costs a lock, a
+/// place in its wheel, and often a wake-up of the runtime: it stays until it fires, and then goes to where it should be.
+struct Limit {
+    until: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Limit {
+    /// What stands for never.
+    const FAR: Duration = Duration::from_secs(86_400 * 365);
+
+    fn new() -> Self {
+        Limit { until: Instant::now(), timer: None }
+    }
+
+    /// Begins a wait.
+    fn start(&mut self, limit: Duration) {
+        self.until = Instant::now() + limit.min(Self::FAR);
+    }
+
+    /// Ready when the wait has taken too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let until = self.until;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if until < timer.deadline() {
+            timer.as_mut().reset(until);
+        }
+        loop {
+            std::task::ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= until {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(until);
+        }
+    }
+}
+
 /// The reading half with what has been read and not yet consumed.
 pub(super) struct Reader {
     half: ReadHalf,
     pub buf: BytesMut,
+    limit: Limit,
 }
 
 impl Reader {
     fn new(half: ReadHalf) -> Self {
-        Self { half, buf: BytesMut::new() }
+        Self { half, buf: BytesMut::new(), limit: Limit::new() }
     }
 
     /// Reads once, with room for at least `room` bytes. Zero means that the peer sends no more.
     pub async fn fill(&mut self, room: usize, limit: Duration) -> Result<usize, StreamError> {
         self.buf.reserve(room);
-        match tokio::time::timeout(limit, self.half.read_buf(&mut self.buf)).await {
-            Ok(read) => Ok(read?),
-            Err(_) => Err(StreamError::Timeout),
-        }
+        self.limit.start(limit);
+        let mut read = std::pin::pin!(self.half.read_buf(&mut self.buf));
+        std::future::poll_fn(|cx| match read.as_mut().poll(cx) {
+            Poll::Ready(read) => Poll::Ready(read.map_err(StreamError::from)),
+            Poll::Pending => self.limit.poll(cx).map(|()| Err(StreamError::Timeout)),
+        })
+        .await
     }
 
     /// Reads and forgets up to `bytes` within `total` time, so that the peer is not reset while it still sends.
