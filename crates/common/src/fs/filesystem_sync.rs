@@ -23,11 +23,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
-use rustix::fs::{fstat, fstatfs};
+use parking_lot::{Mutex, MutexGuard};
+use rustix::fs::{Timespec, fstat, fstatfs};
+use rustix::thread::futex;
 
 use super::{fail, journal};
 
@@ -133,7 +135,32 @@ struct Round {
     /// How it ended: the number of an error.
     outcome: OnceLock<Result<(), i32>>,
     /// There is one, or something for one of them to do.
-    changed: Condvar,
+    changed: Bell,
+}
+
+/// Wakes threads that wait. Those for whom a sync has been done need no lock to see it; a condition variable would have each of
+/// them take the group's, one after the other.
+#[derive(Default)]
+struct Bell(AtomicU32);
+
+impl Bell {
+    /// How often it has been rung: to be asked before looking at what it tells of.
+    fn rung(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is rung once more; perhaps not so long.
+    fn wait(&self, rung: u32, limit: Duration) {
+        let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+        // Whatever ends it, the caller looks again.
+        let _ = futex::wait(&self.0, futex::Flags::PRIVATE, rung, Some(&limit));
+    }
+
+    fn ring(&self, threads: u32) {
+        self.0.fetch_add(1, Ordering::Release);
+        // Fails only for an address that is none.
+        let _ = futex::wake(&self.0, futex::Flags::PRIVATE, threads);
+    }
 }
 
 /// When not to call `syncfs`.
@@ -176,21 +203,27 @@ impl Group {
         let round = state.gathering.clone();
         let deadline = Instant::now() + self.patience;
         loop {
+            let rung = round.changed.rung();
             if let Some(outcome) = round.outcome.get() {
-                return outcome.map(|()| Some(own)).map_err(io::Error::from_raw_os_error);
+                return ended(*outcome, own);
             }
             let gathers = Arc::ptr_eq(&round, &state.gathering);
             if gathers && !state.leading && state.waiting >= together {
                 return self.lead(state, sync_all).map(|()| Some(own));
             }
-            let late = Instant::now() >= deadline;
-            if late || (gathers && state.may_be_alone()) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || (gathers && state.may_be_alone()) {
                 if gathers {
                     state.leave();
                 }
                 return self.alone(state, own);
             }
-            round.changed.wait_until(&mut state, deadline);
+            drop(state);
+            round.changed.wait(rung, left);
+            if let Some(outcome) = round.outcome.get() {
+                return ended(*outcome, own);
+            }
+            state = self.state.lock();
         }
     }
 
@@ -226,6 +259,11 @@ impl Group {
     }
 }
 
+/// What a round's end is for one who gathered.
+fn ended<F>(outcome: Result<(), i32>, own: F) -> io::Result<Option<F>> {
+    outcome.map(|()| Some(own)).map_err(io::Error::from_raw_os_error)
+}
+
 impl State {
     fn may_be_alone(&self) -> bool {
         !self.leading && self.alone < ALONE
@@ -234,7 +272,7 @@ impl State {
     /// Wakes one of those who gather: it may lead or be alone now.
     fn call_next(&self) {
         if self.waiting > 0 && !self.leading {
-            self.gathering.changed.notify_one();
+            self.gathering.changed.ring(1);
         }
     }
 
@@ -300,7 +338,8 @@ impl Drop for Lead<'_> {
         let own_cost = state.own_cost;
         state.pauses.note(now, took, self.members, own_cost);
         state.call_next();
-        self.round.changed.notify_all();
+        drop(state);
+        self.round.changed.ring(u32::MAX >> 1);
     }
 }
 
