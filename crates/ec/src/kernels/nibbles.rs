@@ -4,6 +4,11 @@
 //! A byte takes two tables. A word takes four for each half of the product; of two vectors the low bytes of words are
 //! gathered in one and the high bytes in the other, and at the end they are joined again.
 //!
+//! NEON's are compared with the portable kernel, and with PyECLib's bytes, on any machine that has qemu-user-static,
+//! gcc-aarch64-linux-gnu and the target: `CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+//! CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu" cargo test -p martlet-ec
+//! --target aarch64-unknown-linux-gnu`.
+//!
 //! Unsafe code is the vector instructions, which are called only where the CPU has them, their loads and stores.
 #![allow(unsafe_code)]
 
