@@ -71,6 +71,11 @@ impl SuffixHash {
         hashes.iter().find(|(other, _)| *other == key).map(|(_, hash)| hash.as_str())
     }
 
+    /// EC: of nothing that counts, such as meta files alone.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, SuffixHash::Fragments(hashes) if hashes.is_empty())
+    }
+
     /// EC: of which indexes there are fragments.
     pub fn frag_indexes(&self) -> impl Iterator<Item = u32> {
         let hashes = match self {
@@ -400,10 +405,10 @@ impl DiskFileManager {
                 true => original.clone(),
                 false => HashesFile { valid: true, ..HashesFile::invalid() },
             };
-            let stale =
+            hashed +=
                 self.hash_stale(&partition_dir, &mut file, recalculate, do_listdir || !original.valid)?;
-            hashed += stale.hashed;
-            if !stale.modified {
+            // Swift writes the same again after each rehash or listing.
+            if original.valid && file.hashes == original.hashes {
                 return Ok((hashed, file.hashes));
             }
             let lock = Lock::open(&partition_dir, ".lock", device_path)?;
@@ -422,8 +427,8 @@ impl DiskFileManager {
         file: &mut HashesFile,
         recalculate: &[Suffix],
         do_listdir: bool,
-    ) -> Result<Stale, DiskFileError> {
-        let mut stale = Stale { hashed: 0, modified: do_listdir };
+    ) -> Result<usize, DiskFileError> {
+        let mut hashed = 0;
         let hashes = &mut file.hashes.0;
         if do_listdir {
             let names = list_dir(partition_dir)
@@ -437,7 +442,7 @@ impl DiskFileManager {
         }
         let mut gone = Vec::new();
         if hashes.values().all(Option::is_some) {
-            return Ok(stale);
+            return Ok(hashed);
         }
         // Paths from here on are short: each is looked up many thousand times.
         let partition_fd = match open_dir(CWD, partition_dir) {
@@ -446,11 +451,10 @@ impl DiskFileManager {
             Err(errno) => return Err(DiskFileError::io("cannot open", partition_dir, errno)),
         };
         for (&suffix, hash) in hashes.iter_mut().filter(|(_, hash)| hash.is_none()) {
-            stale.modified = true;
             match self.hash_suffix(partition_fd.as_ref(), partition_dir, suffix) {
                 Ok(Some(new)) => {
                     *hash = Some(new);
-                    stale.hashed += 1;
+                    hashed += 1;
                 }
                 Ok(None) => gone.push(suffix),
                 Err(err) => self.logger().error(format_args!("Error hashing suffix: {err}")),
@@ -459,7 +463,7 @@ impl DiskFileManager {
         for suffix in gone {
             hashes.shift_remove(&suffix);
         }
-        Ok(stale)
+        Ok(hashed)
     }
 
     /// The hash of one suffix dir, cleaning up its hash dirs on the way; `None` if it is no directory, or was empty and
@@ -527,11 +531,6 @@ impl DiskFileManager {
         self.logger().error(quarantine::message(&from, &to, why));
         Ok(())
     }
-}
-
-struct Stale {
-    hashed: usize,
-    modified: bool,
 }
 
 /// Swift: `_update_suffix_hashes`. The order of the updates within an object is part of the format.

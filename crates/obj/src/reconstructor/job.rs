@@ -88,8 +88,8 @@ impl Part {
         let mut tombstones = Vec::new();
         let mut by_index: BTreeMap<u32, Vec<Suffix>> = BTreeMap::new();
         for (suffix, hash) in hashes.iter() {
-            // One that could not be hashed is the next pass's.
-            let Some(hash) = hash else { continue };
+            // One that could not be hashed is the next pass's; one of nothing but meta files nobody can do anything with.
+            let Some(hash) = hash.filter(|hash| !hash.is_empty()) else { continue };
             let before = by_index.values().map(Vec::len).sum::<usize>();
             for index in hash.frag_indexes() {
                 by_index.entry(index).or_default().push(suffix);

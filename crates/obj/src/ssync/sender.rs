@@ -268,7 +268,7 @@ impl Sender<'_> {
 
     /// Offers what is here, and returns it.
     async fn offer(&self, link: &mut Link, limited: &mut bool) -> Result<InSync, SendError> {
-        let mut available = InSync::new();
+        let (mut available, mut last) = (InSync::new(), None);
         let max_objects = self.fragments.as_ref().map_or(0, |fragments| fragments.max_objects);
         let mut chunk = format!("{MISSING_CHECK_START}\r\n");
         'suffixes: for suffixes in self.suffixes.chunks(SUFFIXES_LISTED) {
@@ -279,16 +279,19 @@ impl Sender<'_> {
                 if max_objects > 0 && available.len() >= max_objects {
                     *limited = true;
                     self.logger.info(format_args!(
-                        "ssync missing_check truncated after {max_objects} objects: device: {}, part: {}, policy: {}",
+                        "ssync missing_check truncated after {max_objects} objects: device: {}, part: {}, policy: {}, \
+                         last object hash: {}",
                         self.device,
                         self.partition,
-                        self.manager.policy().0
+                        self.manager.policy().0,
+                        last.map_or(String::new(), |hash: ObjHash| hash.to_string())
                     ));
                     break 'suffixes;
                 }
                 chunk.push_str(&offer_of(hash, &timestamps).encode());
                 chunk.push_str("\r\n");
                 available.insert(hash, timestamps);
+                last = Some(hash);
                 if chunk.len() >= OFFERS_CHUNK {
                     link.write(&chunk, "missing_check send line").await?;
                     chunk.clear();
