@@ -1,9 +1,11 @@
 //! Rebuilding one fragment archive of those on other nodes, while it is sent to where it is missing.
 //!
-//! All other primaries are asked at once for a fragment of the object's timestamp, be it durable or not; their answers are
+//! The archive that is here is one source. As many other primaries as are needed are asked for a fragment of the object's
+//! timestamp, be it durable or not, and all the rest once one has failed, has another one, or is late; their answers are
 //! sorted by timestamp. As soon as one timestamp has enough different fragments, those are read, a fragment of one segment
 //! each at a time, and the wanted fragment of that segment is made of them: memory does not depend on the object's size.
 //! When a source ends early, so does the archive, and the byte count of the PUT keeps the receiver from taking it for whole.
+//! (Swift asks all at once, itself too, and drops the answers that come last, with their connections.)
 //!
 //! A fragment of which nobody has any others can never become an object again. With `quarantine_threshold` such a one goes
 //! to quarantine: when it is older than `quarantine_age`, all primaries and as many handoffs as `request_node_count` says
@@ -11,6 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use common::Timestamp;
@@ -26,17 +29,21 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use ring::Node;
 use service::context::Context;
+use service::disk_pool::DiskPools;
 use service::http::client::Timeouts;
 use service::http::{Body, BodyError, BodyStream, BoxFuture, Headers, Method, Response};
 use service::logs::Logger;
 
 use super::job::Part;
 use super::{ReconstructorConf, full_path};
-use crate::diskfile::{DiskFileError, OpenDiskFile};
+use crate::diskfile::{DiskFileError, OpenDiskFile, Reader, ReaderOptions};
 use crate::ssync::sender::{Rebuilder, Rebuilt};
 
 /// Stands for an answer that did not come, or that says nothing.
 const UNKNOWN: u16 = 0;
+
+/// For so long nobody else is asked.
+const LATE: Duration = Duration::from_millis(500);
 
 /// Rebuilds the fragment of one node of a partition.
 pub struct FragmentRebuilder<'a> {
@@ -51,12 +58,18 @@ pub struct FragmentRebuilder<'a> {
     pub local: u32,
 }
 
+/// Where a fragment archive comes from.
+enum Found {
+    Here,
+    There(Body),
+}
+
 /// Answers of one timestamp.
 #[derive(Default)]
 struct Bucket {
     num_responses: usize,
     /// One of each fragment but the wanted one.
-    useful: Vec<(u32, Response)>,
+    useful: Vec<(u32, Found)>,
     durable: bool,
     etag: Option<String>,
 }
@@ -70,6 +83,11 @@ struct Answers {
 }
 
 impl Answers {
+    /// Different fragments of a timestamp.
+    fn useful(&self, timestamp: Timestamp) -> usize {
+        self.buckets.get(&timestamp).map_or(0, |bucket| bucket.useful.len())
+    }
+
     fn error(&mut self, status: u16) {
         *self.errors.entry(status).or_default() += 1;
     }
@@ -112,39 +130,71 @@ impl FragmentRebuilder<'_> {
         metadata.remove("ETag");
         metadata.remove("Etag");
         metadata.insert(X_OBJECT_SYSMETA_EC_FRAG_INDEX, self.wanted.to_string());
+        let content_length = opened.content_length();
+        let name = format!("{} policy#{}", opened.name(), manager.policy().0);
+        let mut here = Some(opened);
+        let bodies = sources.into_iter().filter_map(|(_, found)| match found {
+            Found::There(body) => Some(body),
+            Found::Here => here.take().map(|opened| self.read(opened, fragment_len)),
+        });
         let archive = Archive {
-            sources: sources.into_iter().map(|(_, response)| Source::new(response.body)).collect(),
+            sources: bodies.map(Source::new).collect(),
             codec: codec.clone(),
             fragment_len,
             wanted: self.wanted,
-            name: format!("{} policy#{}", opened.name(), manager.policy().0),
+            name,
             logger: self.logger.clone(),
         };
-        Ok(Rebuilt { metadata, content_length: opened.content_length(), body: Body::stream(archive) })
+        Ok(Rebuilt { metadata, content_length, body: Body::stream(archive) })
+    }
+
+    /// The archive that is here.
+    fn read(&self, opened: OpenDiskFile, fragment_len: usize) -> Body {
+        let length = opened.content_length();
+        let reader = opened.reader(ReaderOptions { keep_cache: true, ..ReaderOptions::default() });
+        let (pools, device) = (self.ctx.disk_pools.clone(), self.part.dev.device.clone());
+        Body::stream(Here { reader: Some(reader), offset: 0, length, fragment_len, pools, device })
     }
 
     async fn quarantine(&self, opened: OpenDiskFile, reason: String) -> DiskFileError {
         self.ctx.disk_pools.run(&self.part.dev.device, move || opened.quarantine(reason)).await
     }
 
-    /// Asks the other primaries and, if all of that looks like a fragment without any others, handoffs. The timestamp that
-    /// has enough.
+    /// Asks other primaries and, if all of that looks like a fragment without any others, handoffs. The timestamp that has
+    /// enough.
     async fn ask(&self, opened: &OpenDiskFile, answers: &mut Answers) -> Option<Timestamp> {
         let Part { ring, partition, .. } = &**self.part;
         let primaries = ring.get_part_nodes(*partition);
         let count = primaries.len();
-        let others: Vec<Node> = primaries.into_iter().filter(|node| node.id != self.node.id).collect();
-        let concurrency = others.len();
-        let headers = self.headers(opened.data_timestamp());
+        let concurrency = primaries.iter().filter(|node| node.id != self.node.id).count();
+        let mut others = self.in_order(primaries);
+        let local = opened.data_timestamp();
+        let headers = self.headers(local);
         let path = opened.name();
+        if let Some(timestamp) = self.take_own(opened, answers) {
+            return Some(timestamp);
+        }
+        let needed = self.part.scheme.ndata;
+        let missing = needed.saturating_sub(answers.useful(local)).min(others.len());
         let mut pile: FuturesUnordered<_> =
-            others.into_iter().map(|node| self.get(node, path, &headers)).collect();
-        while let Some((node, response)) = pile.next().await {
-            if let Some(timestamp) = self.sort(&node, path, response, answers) {
-                return Some(timestamp);
+            others.drain(..missing).map(|node| self.get(node, path, &headers)).collect();
+        let mut late = std::pin::pin!(tokio::time::sleep(LATE));
+        loop {
+            if answers.useful(local) + pile.len() < needed || late.is_elapsed() {
+                pile.extend(others.drain(..).map(|node| self.get(node, path, &headers)));
+            }
+            tokio::select! {
+                answer = pile.next() => match answer {
+                    Some((node, response)) => {
+                        if let Some(timestamp) = self.sort(&node, path, response, answers) {
+                            return Some(timestamp);
+                        }
+                    }
+                    None => break,
+                },
+                () = &mut late, if !others.is_empty() => {}
             }
         }
-        let local = opened.data_timestamp();
         if !self.is_quarantine_candidate(answers, local) {
             return None;
         }
@@ -162,6 +212,43 @@ impl FragmentRebuilder<'_> {
             }
         }
         None
+    }
+
+    /// The other primaries, those first that should have fragments which are not here and not each other's.
+    fn in_order(&self, primaries: Vec<Node>) -> Vec<Node> {
+        let mut others: Vec<Node> = primaries
+            .into_iter()
+            .filter(|node| node.id != self.node.id && node.id != self.part.dev.id)
+            .collect();
+        self.ctx.rng.shuffle(&mut others);
+        let mut seen = vec![self.wanted, self.local];
+        let (mut first, mut rest) = (Vec::new(), Vec::new());
+        for node in others {
+            let index = self.part.scheme.backend_index(node.index);
+            if seen.contains(&index) {
+                rest.push(node);
+            } else {
+                seen.push(index);
+                first.push(node);
+            }
+        }
+        first.extend(rest);
+        first
+    }
+
+    /// The archive that is here, as if its server had answered.
+    fn take_own(&self, opened: &OpenDiskFile, answers: &mut Answers) -> Option<Timestamp> {
+        let bucket = answers.buckets.entry(opened.data_timestamp()).or_default();
+        bucket.num_responses += 1;
+        bucket.etag = opened.metadata().get_str(X_OBJECT_SYSMETA_EC_ETAG).map(str::to_owned);
+        if self.local != self.wanted {
+            bucket.useful.push((self.local, Found::Here));
+        }
+        let enough = bucket.useful.len() >= self.part.scheme.ndata;
+        if let Some(durable) = opened.durable_timestamp() {
+            answers.buckets.entry(durable).or_default().durable = true;
+        }
+        enough.then_some(opened.data_timestamp())
     }
 
     fn headers(&self, timestamp: Timestamp) -> Headers {
@@ -250,7 +337,7 @@ impl FragmentRebuilder<'_> {
                 super::full_path(self.node, self.part, path)
             ));
         } else if bucket.useful.iter().all(|(other, _)| *other != index) {
-            bucket.useful.push((index, response));
+            bucket.useful.push((index, Found::There(response.body)));
         }
         let enough = bucket.useful.len() >= self.part.scheme.ndata;
         if let Some(durable) = durable {
@@ -312,24 +399,75 @@ fn cannot(opened: &OpenDiskFile, what: &'static str) -> DiskFileError {
 /// One archive that is read.
 struct Source {
     body: Body,
-    buffer: BytesMut,
+    /// What has come and was not taken.
+    rest: Bytes,
 }
 
 impl Source {
     fn new(body: Body) -> Self {
-        Source { body, buffer: BytesMut::new() }
+        Source { body, rest: Bytes::new() }
     }
 
     /// The next `len` bytes, or what is left.
     async fn take(&mut self, len: usize) -> Result<Bytes, BodyError> {
-        while self.buffer.len() < len {
-            match self.body.next().await {
-                Some(piece) => self.buffer.extend_from_slice(&piece?),
-                None => break,
+        if self.rest.len() >= len {
+            return Ok(self.rest.split_to(len));
+        }
+        let mut taken = BytesMut::new();
+        while let Some(piece) = self.body.next().await {
+            let piece = piece?;
+            if self.rest.is_empty() && taken.is_empty() && piece.len() >= len {
+                self.rest = piece;
+                return Ok(self.rest.split_to(len));
+            }
+            if taken.capacity() == 0 {
+                taken.reserve(len);
+                taken.extend_from_slice(&std::mem::take(&mut self.rest));
+            }
+            self.rest = piece;
+            let more = self.rest.len().min(len - taken.len());
+            taken.extend_from_slice(&self.rest.split_to(more));
+            if taken.len() == len {
+                return Ok(taken.freeze());
             }
         }
-        let len = len.min(self.buffer.len());
-        Ok(self.buffer.split_to(len).freeze())
+        Ok(if taken.is_empty() { std::mem::take(&mut self.rest) } else { taken.freeze() })
+    }
+}
+
+/// The archive that is here, read as an object server does: nobody gets the last bytes of one that is not what its ETag says.
+struct Here {
+    /// None after an error.
+    reader: Option<Reader>,
+    offset: u64,
+    length: u64,
+    fragment_len: usize,
+    pools: DiskPools,
+    device: String,
+}
+
+impl BodyStream for Here {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
+        Box::pin(async move {
+            let (offset, length) = (self.offset, self.length);
+            let wanted = (length - offset).min(self.fragment_len as u64) as usize;
+            let mut reader = self.reader.take().filter(|_| wanted > 0)?;
+            let job = move || {
+                let data = reader.read(offset, wanted)?;
+                let reason = if offset + data.len() as u64 == length { reader.check() } else { None };
+                reason.map_or(Ok((reader, data)), |reason| Err(DiskFileError::Quarantined(reason)))
+            };
+            let read = self.pools.run(&self.device, job).await;
+            Some(match read {
+                Ok((_, data)) if data.is_empty() => Err(BodyError::Disconnected),
+                Ok((reader, data)) => {
+                    self.reader = Some(reader);
+                    self.offset += data.len() as u64;
+                    Ok(data)
+                }
+                Err(err) => Err(BodyError::Other(err.to_string())),
+            })
+        })
     }
 }
 
