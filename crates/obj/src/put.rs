@@ -9,7 +9,8 @@
 //!    is there already. One that does not commit leaves the fragment as it is.
 //! 5. The container and the expirer's queue are told.
 //!
-//! A small body that nobody waits to be asked for is received first, and everything else is one job.
+//! A small body that nobody waits to be asked for is received first, and everything else is one job. What is left when a
+//! body ends is written by the job that places the file; of a small body that is all.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,13 +26,13 @@ use service::http::conditional::Match;
 use service::http::{Body, BodyError, Headers, Method, Request, Response};
 use service::statsd::Statsd;
 
-use crate::diskfile::{DiskFile, DiskFileError, Metadata, SMALL_OBJECT, Writer};
+use crate::diskfile::{DiskFile, DiskFileError, Metadata, Placed, SMALL_OBJECT, Writer};
 use crate::multipart::{Footers, MultiStage};
 use crate::server::{ObjectServer, Target, Wants, valid_timestamp};
 use crate::update::{Origin, apply_overrides};
 
-/// What is received before it is handed to the disk.
-const WRITE_BATCH: usize = 256 * 1024;
+/// What is received before it is handed to the disk: a little more than a fragment of a fourth of a MiB.
+const WRITE_BATCH: usize = 320 * 1024;
 
 /// A PUT that has passed its first checks.
 struct Put {
@@ -154,9 +155,7 @@ impl ObjectServer {
             let written = with_etag(metadata, etag, &wanted_etag).and_then(|metadata| {
                 let (placed, writing) = diskfile.place_small(&data, metadata.clone())?;
                 took += writing;
-                if commits {
-                    placed.commit()?;
-                }
+                finish(placed, commits)?;
                 Ok((original, metadata))
             });
             rate.tell(took, data.len() as u64);
@@ -167,23 +166,16 @@ impl ObjectServer {
 
     async fn put_large(&self, put: &Put, mut req: Request) -> Result<(Original, Metadata), Response> {
         let (original, writer) = self.open_writer(put).await?;
-        let mut writer = writer;
+        let mut writer = Some(writer);
         let received = self.receive(put, &mut writer, Input::Plain(&mut req.body)).await;
-        if let Err(refusal) = received {
-            self.discard(put, writer).await;
-            return Err(refusal);
-        }
-        let Some(writer) = writer else { return Err(Response::error(500)) };
-        let uploaded = writer.upload_size();
+        let (last, writer) = self.or_discard(put, received, writer).await?;
         let wanted_etag = request_etag(&req.headers);
+        let uploaded = writer.upload_size() + length_of(&last);
         let metadata = self.request_metadata(&req.headers, put.timestamp, uploaded);
-        let commits = put.commits;
+        let (commits, rate) = (put.commits, self.rate(put));
         let job = move || {
-            let metadata = with_etag(metadata, writer.etag(), &wanted_etag)?;
-            let placed = writer.put(metadata.clone())?;
-            if commits {
-                placed.commit()?;
-            }
+            let (placed, metadata) = place(writer, last, metadata, &wanted_etag, &rate)?;
+            finish(placed, commits)?;
             Ok((original, metadata))
         };
         self.run(put, job).await
@@ -196,37 +188,31 @@ impl ObjectServer {
     ) -> Result<(Original, Metadata, Footers), Response> {
         let (original, writer) = self.open_writer(put).await?;
         let mut stages = MultiStage::begin(&mut req).await?;
-        let mut writer = writer;
+        let mut writer = Some(writer);
         let received = self.receive(put, &mut writer, Input::Staged(&mut stages)).await;
-        let footers = match received {
-            Ok(()) => stages.footers().await,
+        let received = match received {
+            Ok(last) => stages.footers().await.map(|footers| (last, footers)),
             Err(refusal) => Err(refusal),
         };
-        let (footers, writer) = match (footers, writer) {
-            (Ok(footers), Some(writer)) => (footers, writer),
-            (Ok(_), None) => return Err(Response::error(500)),
-            (Err(refusal), writer) => {
-                self.discard(put, writer).await;
-                return Err(refusal);
-            }
-        };
-        let uploaded = writer.upload_size();
+        let ((last, footers), writer) = self.or_discard(put, received, writer).await?;
         let wanted_etag =
             footers.etag().map_or_else(|| request_etag(&req.headers), |etag| unquote_etag(&etag));
+        let uploaded = writer.upload_size() + length_of(&last);
         let mut metadata = self.request_metadata(&req.headers, put.timestamp, uploaded);
         let chosen = footers.iter().filter(|(name, _)| is_object_meta(name));
         for (name, value) in chosen {
             metadata.insert(to_stored(&headers::title_case_bytes(name)), to_stored(value));
         }
+        let rate = self.rate(put);
         let job = move || {
-            let metadata = with_etag(metadata, writer.etag(), &wanted_etag)?;
-            let placed = writer.put(metadata.clone())?;
+            let (placed, metadata) = place(writer, last, metadata, &wanted_etag, &rate)?;
             Ok((original, metadata, placed))
         };
         let (original, metadata, placed) = self.run(put, job).await?;
         stages.commit().await?;
-        if put.commits {
-            self.run(put, move || Ok(placed.commit()?)).await?;
+        if placed.is_fragment() {
+            let commits = put.commits;
+            self.run(put, move || Ok(finish(placed, commits)?)).await?;
         }
         stages.drain().await?;
         Ok((original, metadata, footers))
@@ -238,7 +224,7 @@ impl ObjectServer {
         self.run(put, move || check(&target.diskfile(&wants)?, timestamp, if_none_match.as_ref())).await
     }
 
-    async fn open_writer(&self, put: &Put) -> Result<(Original, Option<Writer>), Response> {
+    async fn open_writer(&self, put: &Put) -> Result<(Original, Writer), Response> {
         let (target, wants) = (put.target.clone(), put.wants.clone());
         let (timestamp, size) = (put.timestamp, put.size);
         let if_none_match = put.if_none_match.clone();
@@ -248,18 +234,19 @@ impl ObjectServer {
             let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
             let writer = diskfile.writer(size)?;
             let writer = if let Some(size) = patience { writer.patient(size) } else { writer };
-            Ok((original, Some(writer)))
+            Ok((original, writer))
         };
         self.run(put, job).await
     }
 
-    /// Receives the body and writes it. The writer is gone if writing failed.
+    /// Receives the body and writes it, but for the last batch, which is given back: who places the file writes that too.
+    /// The writer is gone if writing failed.
     async fn receive(
         &self,
         put: &Put,
         writer: &mut Option<Writer>,
         mut input: Input<'_>,
-    ) -> Result<(), Response> {
+    ) -> Result<Vec<Bytes>, Response> {
         let deadline = self.upload_deadline();
         let mut batch: Vec<Bytes> = Vec::new();
         loop {
@@ -267,7 +254,6 @@ impl ObjectServer {
             let (wrote, received) = join(write, receive_batch(&mut input)).await;
             *writer = wrote?;
             match received {
-                Ok(received) if received.is_empty() => return self.received(put, writer.as_ref()),
                 Ok(received) => batch = received,
                 // Swift takes what isn't chunked as it should be for the end of the connection.
                 Err(BodyError::Malformed(_)) if matches!(input, Input::Plain(_)) => {
@@ -275,7 +261,15 @@ impl ObjectServer {
                 }
                 Err(e) => return Err(body_error(&e)),
             }
-            self.check_upload_time(deadline)?;
+            if !batch.is_empty() {
+                self.check_upload_time(deadline)?;
+            }
+            let length = length_of(&batch);
+            if length < WRITE_BATCH as u64 {
+                let uploaded = writer.as_ref().map_or(0, Writer::upload_size) + length;
+                let is_all = put.size.is_none_or(|size| size == uploaded);
+                return if is_all { Ok(batch) } else { Err(Response::error(499)) };
+            }
         }
     }
 
@@ -289,17 +283,6 @@ impl ObjectServer {
         }
         self.ctx.statsd.increment("PUT.timeouts");
         Err(Response::error(408))
-    }
-
-    /// Whether all is there that was promised.
-    fn received(&self, put: &Put, writer: Option<&Writer>) -> Result<(), Response> {
-        let Some(writer) = writer else { return Ok(()) };
-        let uploaded = writer.upload_size();
-        if put.size.is_some_and(|size| size != uploaded) {
-            return Err(Response::error(499));
-        }
-        self.rate(put).tell(writer.write_time(), uploaded);
-        Ok(())
     }
 
     fn rate(&self, put: &Put) -> Rate {
@@ -324,10 +307,21 @@ impl ObjectServer {
         self.run(put, job).await
     }
 
-    /// Closes what was written of an upload that failed, where closing may take its time.
-    async fn discard(&self, put: &Put, writer: Option<Writer>) {
-        if let Some(writer) = writer {
-            self.ctx.disk_pools.run(&put.target.device, move || drop(writer)).await;
+    /// What was received last and the writer; or what was written of an upload that failed is closed, where closing may take its time.
+    async fn or_discard<T>(
+        &self,
+        put: &Put,
+        received: Result<T, Response>,
+        writer: Option<Writer>,
+    ) -> Result<(T, Writer), Response> {
+        match (received, writer) {
+            (Ok(last), Some(writer)) => Ok((last, writer)),
+            (Ok(_), None) => Err(Response::error(500)),
+            (Err(refusal), None) => Err(refusal),
+            (Err(refusal), Some(writer)) => {
+                self.ctx.disk_pools.run(&put.target.device, move || drop(writer)).await;
+                Err(refusal)
+            }
         }
     }
 
@@ -430,7 +424,29 @@ fn check(
     if there >= timestamp { Err(Refusal::Conflict(there)) } else { Ok(original) }
 }
 
-/// Receives until a batch is full; empty at the end of the body.
+/// Writes what is left, and places the file.
+fn place(
+    mut writer: Writer,
+    last: Vec<Bytes>,
+    metadata: Metadata,
+    wanted_etag: &[u8],
+    rate: &Rate,
+) -> Result<(Placed, Metadata), Refusal> {
+    last.into_iter().try_for_each(|piece| writer.write(piece))?;
+    rate.tell(writer.write_time(), writer.upload_size());
+    let metadata = with_etag(metadata, writer.etag(), wanted_etag)?;
+    Ok((writer.put(metadata.clone())?, metadata))
+}
+
+fn finish(placed: Placed, commits: bool) -> Result<(), DiskFileError> {
+    if commits { placed.commit() } else { placed.keep() }
+}
+
+fn length_of(batch: &[Bytes]) -> u64 {
+    batch.iter().map(|piece| piece.len() as u64).sum()
+}
+
+/// Receives until a batch is full; less at the end of the body.
 async fn receive_batch(input: &mut Input<'_>) -> Result<Vec<Bytes>, BodyError> {
     let (mut batch, mut length) = (Vec::new(), 0);
     while length < WRITE_BATCH {

@@ -27,12 +27,13 @@ const OBJECTS: usize = 2;
 const NDATA: usize = 2;
 const FRAGMENTS: usize = 4;
 const QUORUM: usize = 3;
-const POINTS: [&str; 8] = [
+const POINTS: [&str; 9] = [
     "put.write",
     "put.before_link",
     "put.before_sync_dir",
     "commit.before_rename",
     "commit.before_sync_dir",
+    "keep.before_sync_dir",
     "fs.fsync",
     "fs.remove_file",
     "hashes.append_invalid",

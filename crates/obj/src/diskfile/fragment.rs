@@ -1,7 +1,8 @@
 //! Fragments of EC policies on disk: their names, their commit, and their removal once they are where they belong.
 //!
 //! [`Writer::put`](super::Writer::put) leaves a fragment that no reader is shown, as `TIMESTAMP#FRAG.data`: enough other
-//! nodes may never get theirs. Once enough have, the commit makes it the object's state:
+//! nodes may never get theirs. Its data is on disk then, its name need not be: who answers 2xx commits or keeps it, and the
+//! sync of that is the name's. Once enough others have theirs, the commit makes it the object's state:
 //!
 //! | step | a crash just after it leaves |
 //! |---|---|
@@ -144,6 +145,11 @@ impl Placed {
         Placed { diskfile, fragment: Some((timestamp, index, invalidation)) }
     }
 
+    /// Whether it is still to be committed or kept.
+    pub fn is_fragment(&self) -> bool {
+        self.fragment.is_some()
+    }
+
     /// Makes a fragment the object's state. Of a replication policy it is that already.
     pub fn commit(self) -> Result<(), DiskFileError> {
         match self.fragment {
@@ -152,6 +158,18 @@ impl Placed {
             }
             None => Ok(()),
         }
+    }
+
+    /// Leaves a fragment without its commit, durable as it is.
+    pub fn keep(self) -> Result<(), DiskFileError> {
+        let Some((_, _, invalidation)) = &self.fragment else { return Ok(()) };
+        let datadir = self.diskfile.datadir();
+        let together = self.diskfile.manager().conf().syncs_together;
+        fail::hit("keep.before_sync_dir")
+            .and_then(|()| {
+                fs::sync_with_others(invalidation.since(), together, || fs::fsync_dirs(datadir, 0))
+            })
+            .map_err(|err| DiskFileError::write("cannot sync", datadir, err))
     }
 }
 

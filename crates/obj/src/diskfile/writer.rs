@@ -153,8 +153,8 @@ impl Writer {
     }
 
     /// Makes the file durable and visible under the name that the metadata's `X-Timestamp` says (for a POST, its
-    /// `Content-Type-Timestamp` too), and removes what it supersedes, but for a fragment: there that is left to
-    /// [`Placed::commit`]. `name` is added to the metadata.
+    /// `Content-Type-Timestamp` too), and removes what it supersedes, but for a fragment: there the name is not durable yet,
+    /// and all else is left to [`Placed::commit`]. `name` is added to the metadata.
     pub fn put(mut self, mut metadata: Metadata) -> Result<Placed, DiskFileError> {
         let (timestamp, ctype) = self.timestamps(&metadata)?;
         let frag_index = self.diskfile.fragment_to_write(self.ext, &mut metadata)?;
@@ -223,7 +223,7 @@ impl Writer {
         datadir: &Path,
         target: &Path,
         dirs_created: usize,
-        clean_up: bool,
+        is_whole: bool,
     ) -> Result<(), DiskFileError> {
         let dir = match open_dir(CWD, datadir) {
             Ok(dir) => dir,
@@ -232,18 +232,23 @@ impl Writer {
             Err(errno) => return Err(DiskFileError::io("cannot open", datadir, errno)),
         };
         let own = || {
-            fs::fsync(&dir)?;
+            // The name of a fragment is made durable by its commit, or `Placed::keep`.
+            if is_whole {
+                fs::fsync(&dir)?;
+            }
             match dirs_created {
                 0 => Ok(()),
                 _ => fs::fsync_dirs(self.diskfile.place.suffix_dir(), dirs_created - 1),
             }
         };
-        let synced = fail::hit("put.before_sync_dir")
-            .and_then(|()| fs::sync_with_others(self.file.since(), self.syncs_together(), own));
+        let synced = fail::hit("put.before_sync_dir").and_then(|()| match is_whole || dirs_created > 0 {
+            true => fs::sync_with_others(self.file.since(), self.syncs_together(), own),
+            false => Ok(()),
+        });
         synced.map_err(|err| self.failed("cannot sync the directories of", err))?;
         fail::hit("put.before_cleanup").map_err(|err| self.failed("cannot clean up", err))?;
         let relinked = self.diskfile.relink(target);
-        if clean_up {
+        if is_whole {
             self.diskfile.clean_up(dir.as_fd(), relinked);
         }
         Ok(())
