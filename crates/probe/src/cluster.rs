@@ -84,7 +84,8 @@ impl Cluster {
         Ok(())
     }
 
-    fn command(&self, peer: Peer, name: &str) -> Result<Command> {
+    /// A program of Swift's with the cluster's swift.conf.
+    pub fn command(&self, peer: Peer, name: &str) -> Result<Command> {
         let links = self.dir.join("bin");
         std::fs::create_dir_all(&links).with_context(|| format!("cannot create {}", links.display()))?;
         peer.command(&links, &self.dir.join("etc"), name)

@@ -144,6 +144,13 @@ impl Process {
         Ok(())
     }
 
+    /// Waits until it has ended by itself; an error if it failed.
+    pub fn finish(&mut self) -> Result<()> {
+        let status = self.child.wait().context("wait")?;
+        ensure!(status.success(), "{} failed: {status}", self.name);
+        Ok(())
+    }
+
     /// An error if it ended by itself.
     pub fn check(&mut self) -> Result<()> {
         let ended = self.child.try_wait().context("wait")?;

@@ -29,7 +29,8 @@ use probe::peer::{self, Peer, Process};
 use probe::ports::free_ports;
 
 use crate::Cli;
-use crate::ssync::{PART_POWER, Pass, SECRET, pass, save_ring};
+use crate::pass::Pass;
+use crate::ssync::{PART_POWER, SECRET, pass, save_ring};
 
 const TURNS: usize = 3;
 const ACCOUNT: &str = "AUTH_bench";

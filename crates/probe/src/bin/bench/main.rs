@@ -25,6 +25,8 @@ use std::time::Duration;
 
 mod codes;
 mod db;
+mod pass;
+mod rebuild;
 mod ssync;
 
 const SMALL: usize = 4096;
@@ -37,7 +39,7 @@ const FREED: Duration = Duration::from_secs(65);
 #[derive(Parser, Clone)]
 struct Cli {
     /// What to measure
-    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ec-proxy,ssync,db,idle")]
+    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ec-proxy,ssync,rebuild,db,idle")]
     tables: Vec<String>,
     /// Seconds of load for a cell
     #[arg(long, default_value_t = 2.0)]
@@ -54,6 +56,9 @@ struct Cli {
     /// How much of the databases, rows and objects that `db` has
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
+    /// Objects of 1 MiB in the cluster that loses a device
+    #[arg(long, default_value_t = 500)]
+    objects: usize,
     /// Only Martlet's side (for profiling)
     #[arg(long)]
     alone: bool,
@@ -78,9 +83,10 @@ fn main() -> Result<()> {
             "proxy" => runtime.block_on(proxy_table(&cli, &dir, "standard"))?,
             "ec-proxy" => runtime.block_on(proxy_table(&cli, &dir, "erasure"))?,
             "ssync" => ssync::table(&peers(&cli), &dir)?,
+            "rebuild" => runtime.block_on(rebuild::table(&peers(&cli), cli.objects, &dir))?,
             "idle" => idle_table(&cli, &dir)?,
             name if name.starts_with("db") => runtime.block_on(db::table(&cli, &peers(&cli), &dir, name))?,
-            other => bail!("{other}: expected ec, object, proxy, ec-proxy, ssync, db or idle"),
+            other => bail!("{other}: expected ec, object, proxy, ec-proxy, ssync, rebuild, db or idle"),
         }
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
@@ -196,9 +202,7 @@ async fn proxy_side(peer: Peer, dir: &Path, policy: &str) -> Result<Side> {
     let memcached = cluster.memcached()?;
     let addr = listening(&cluster.confs("proxy-server")?[0])?;
     cluster.client(&dir, &["post", "-H", &format!("X-Storage-Policy: {policy}"), "bench"])?;
-    let auth = cluster.client(&dir, &["auth"])?;
-    let token =
-        auth.lines().find_map(|l| l.strip_prefix("export OS_AUTH_TOKEN=")).context("no token")?.to_string();
+    let token = token(&cluster, &dir)?;
     let head = move |verb: &str, size: usize, n: usize, tag: &str| {
         let length = if verb == "PUT" { size } else { 0 };
         format!(
@@ -208,6 +212,12 @@ async fn proxy_side(peer: Peer, dir: &Path, policy: &str) -> Result<Side> {
     };
     let servers = Servers::Cluster { cluster: Box::new(cluster), _memcached: memcached };
     Ok(Side { peer, addr, servers, head: Box::new(head) })
+}
+
+fn token(cluster: &Cluster, dir: &Path) -> Result<String> {
+    let auth = cluster.client(dir, &["auth"])?;
+    let token = auth.lines().find_map(|line| line.strip_prefix("export OS_AUTH_TOKEN="));
+    Ok(token.context("no token")?.to_owned())
 }
 
 fn start_cluster(peer: Peer, dir: &Path) -> Result<Cluster> {

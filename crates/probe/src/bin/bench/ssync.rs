@@ -15,8 +15,6 @@ use common::config::SwiftConf;
 use common::digest::{hex, md5};
 use common::pickle::{self, Value};
 use common::{Clock, Timestamp};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 use obj::diskfile::{DiskFileConf, DiskFileRouter, Metadata};
 use probe::load;
 use probe::peer::{self, Peer, Process};
@@ -24,6 +22,8 @@ use probe::ports::free_ports;
 use ring::{Device, FormatVersion, RingBuilder};
 use service::logs::Logger;
 use service::statsd::Statsd;
+
+use crate::pass::{Pass, children_cpu, print_row};
 
 pub const PART_POWER: u32 = 6;
 pub const SECRET: &str =
@@ -62,13 +62,6 @@ const CASES: [Case; 5] = [
     case("20,000 objects, all hashes valid", 20_000, 64, Partner::Same),
 ];
 
-/// What one pass took.
-#[derive(Clone, Copy)]
-pub struct Pass {
-    pub wall: f64,
-    pub cpu: f64,
-}
-
 pub fn table(peers: &[Peer], dir: &Path) -> Result<()> {
     println!("\none replicator pass with a partner, start of the program taken off");
     println!("{:<44} wall s, CPU s: martlet | python | ratios", "");
@@ -91,23 +84,6 @@ pub fn table(peers: &[Peer], dir: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn print_row(title: &str, passes: &[Pass]) {
-    let ours = passes[0];
-    let mut line = format!("{title:<44} {:9.3} {:9.3}", ours.wall, ours.cpu);
-    if let Some(python) = passes.get(1) {
-        let (wall, cpu) = (python.wall / ours.wall, python.cpu / ours.cpu);
-        line += &format!(" | {:7.2} {:7.2} | {wall:5.1} {cpu:5.1}", python.wall, python.cpu);
-    }
-    println!("{line}");
-}
-
-impl Pass {
-    pub fn without(self, start: Pass) -> Pass {
-        // Below the resolution of either clock there is nothing to compare.
-        Pass { wall: (self.wall - start.wall).max(0.001), cpu: (self.cpu - start.cpu).max(0.001) }
-    }
 }
 
 fn run(peer: Peer, case: &Case, dir: &Path, trees: &mut Trees) -> Result<Pass> {
@@ -159,12 +135,6 @@ pub fn pass(replicator: &mut Command, server: &Process) -> Result<Pass> {
     let wall = start.elapsed().as_secs_f64();
     let cpu = load::cpu_seconds(&[server.pid()]) - server_before + children_cpu()? - children_before;
     Ok(Pass { wall, cpu })
-}
-
-/// Of children that have ended.
-fn children_cpu() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("getrusage")?;
-    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
 }
 
 /// Two nodes, each with one device and a configuration of its own.
