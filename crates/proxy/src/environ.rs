@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use service::http::{BoxFuture, Environ, Headers, Method, Request, Response, SharedApp};
+use service::Context;
+use service::http::{BoxFuture, Environ, Headers, Method, Request, Response};
 use service::memcached::Cache;
 
 /// An auth filter's say about a request. The app asks before it handles one, and for handlers which delay
@@ -150,10 +151,10 @@ impl NonClientDisconnect {
     }
 }
 
-/// `_pipeline_request_logging_app`: the rightmost proxy-logging filter with what is right of it. Lookups of
-/// account and container info go there, so that they are logged but pass no other filter.
+/// The context of the pipeline that a request is in: whose statsd counts lookups of account and container info, and whose
+/// rightmost access log they go to, past all other filters.
 #[derive(Clone)]
-pub struct RequestLoggingApp(pub SharedApp);
+pub struct ProxyContext(pub Context);
 
 /// `swift.shard_listing_history`: containers which have returned namespaces for this request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

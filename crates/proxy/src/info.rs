@@ -5,7 +5,8 @@
 //! servers. The numbers in it are strings there, as Python caches header values. Object info is cached for the
 //! request only.
 //!
-//! The lookups bypass authorization: to have found something does not mean that the caller may see it.
+//! The lookups bypass authorization: to have found something does not mean that the caller may see it. Each is counted
+//! in statsd by where it found what it wanted, under Swift's names (`account.info.cache.hit`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use service::http::message::split_path;
 use service::http::{Environ, Headers, Method, Request, Response, SharedApp};
 use service::memcached::Cache;
 
-use crate::environ::{RequestLoggingApp, SwiftCache, SwiftOwner};
+use crate::environ::{ProxyContext, SwiftCache, SwiftOwner};
 use crate::subrequest::make_pre_authed_request;
 
 pub const DEFAULT_RECHECK_ACCOUNT_EXISTENCE: u64 = 60;
@@ -402,11 +403,14 @@ pub async fn account_info(
     source: &'static str,
 ) -> Arc<AccountInfo> {
     let key = cache_key(account, None);
-    if let Some(info) = cached_account_info(req, &key).await {
+    let (info, found) = cached_account_info(req, &key).await;
+    if let Some(info) = info {
+        found.record(req, "account", None);
         return info;
     }
     let source = if source.is_empty() { "GET_ACCOUNT_INFO" } else { source };
     let resp = ask(req, app, info_request(req, &format!("/v1/{account}"), source)).await;
+    found.record(req, "account", Some(resp.status.0));
     // The app has filled the caches, unless a filter answered in its stead.
     if let Some(info) = InfoCache::of(req).account(&key) {
         return info;
@@ -447,18 +451,23 @@ async fn container_info_alone(
     container: &str,
     source: &'static str,
 ) -> Arc<ContainerInfo> {
-    if let Some(info) = cached_container_info(req, account, container).await {
+    let key = cache_key(account, Some(container));
+    let (info, found) = cached_container_info(req, &key).await;
+    if let Some(info) = info {
+        found.record(req, "container", None);
         return info;
     }
     // An account of Swift's own looks the same whether it exists or not.
     if !account.starts_with(AUTO_CREATE_ACCOUNT_PREFIX)
         && !account_info(req, app, account, source).await.is_success()
     {
+        found.record(req, "container", None);
         return Arc::new(ContainerInfo::unknown(0));
     }
     let source = if source.is_empty() { "GET_CONTAINER_INFO" } else { source };
     let resp = ask(req, app, info_request(req, &format!("/v1/{account}/{container}"), source)).await;
-    if let Some(info) = InfoCache::of(req).container(&cache_key(account, Some(container))) {
+    found.record(req, "container", Some(resp.status.0));
+    if let Some(info) = InfoCache::of(req).container(&key) {
         return info;
     }
     match set_container_info_cache(req, account, container, &resp.headers, resp.status.0).await {
@@ -467,30 +476,67 @@ async fn container_info_alone(
     }
 }
 
-async fn cached_account_info(req: &mut Request, key: &str) -> Option<Arc<AccountInfo>> {
-    let infocache = InfoCache::of(req);
-    if let Some(info) = infocache.account(key) {
-        return Some(info);
-    }
-    let info = Arc::new(AccountInfo::from_json(&from_memcache(req, key).await?)?);
-    infocache.insert(key.to_owned(), Info::Account(info.clone()));
-    Some(info)
+/// Where a lookup found what it wanted, or why not in memcached. Swift: `cache_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    InfoCache,
+    Hit,
+    Miss,
+    /// Not looked for, by chance.
+    Skip,
+    /// There is no memcached.
+    Disabled,
 }
 
-/// Info of a container if it is cached.
-pub async fn cached_container_info(
-    req: &mut Request,
-    account: &str,
-    container: &str,
-) -> Option<Arc<ContainerInfo>> {
-    let key = cache_key(account, Some(container));
-    let infocache = InfoCache::of(req);
-    if let Some(info) = infocache.container(&key) {
-        return Some(info);
+impl Found {
+    /// Counts the lookup. `status` is what a server answered, if one was asked. Swift: `record_cache_op_metrics`.
+    fn record(self, req: &Request, server_type: &str, status: Option<u16>) {
+        let Some(ProxyContext(ctx)) = req.env.get() else { return };
+        if !ctx.statsd.is_enabled() {
+            return;
+        }
+        let state = match self {
+            Found::InfoCache => "infocache.hit",
+            Found::Hit => "cache.hit",
+            Found::Miss => "cache.miss",
+            Found::Skip => "cache.skip",
+            Found::Disabled => "cache.disabled",
+        };
+        match status {
+            None => ctx.statsd.increment(&format!("{server_type}.info.{state}")),
+            Some(status) => ctx.statsd.increment(&format!("{server_type}.info.{state}.{status}")),
+        }
     }
-    let info = Arc::new(ContainerInfo::from_json(&from_memcache(req, &key).await?)?);
-    infocache.insert(key, Info::Container(info.clone()));
-    Some(info)
+}
+
+async fn cached_account_info(req: &mut Request, key: &str) -> (Option<Arc<AccountInfo>>, Found) {
+    let infocache = InfoCache::of(req);
+    if let Some(info) = infocache.account(key) {
+        return (Some(info), Found::InfoCache);
+    }
+    match from_memcache(req, key).await.map(|json| AccountInfo::from_json(&json).map(Arc::new)) {
+        Ok(Some(info)) => {
+            infocache.insert(key.to_owned(), Info::Account(info.clone()));
+            (Some(info), Found::Hit)
+        }
+        Ok(None) => (None, Found::Miss),
+        Err(found) => (None, found),
+    }
+}
+
+async fn cached_container_info(req: &mut Request, key: &str) -> (Option<Arc<ContainerInfo>>, Found) {
+    let infocache = InfoCache::of(req);
+    if let Some(info) = infocache.container(key) {
+        return (Some(info), Found::InfoCache);
+    }
+    match from_memcache(req, key).await.map(|json| ContainerInfo::from_json(&json).map(Arc::new)) {
+        Ok(Some(info)) => {
+            infocache.insert(key.to_owned(), Info::Container(info.clone()));
+            (Some(info), Found::Hit)
+        }
+        Ok(None) => (None, Found::Miss),
+        Err(found) => (None, found),
+    }
 }
 
 /// Info of the object in `path` (of the request if `None`), by a HEAD through `app` unless that was done before.
@@ -575,20 +621,21 @@ fn memcache(req: &Request) -> Option<Cache> {
     req.env.get::<SwiftCache>().map(|cache| cache.0.clone())
 }
 
-async fn from_memcache(req: &mut Request, key: &str) -> Option<Value> {
+async fn from_memcache(req: &mut Request, key: &str) -> Result<Value, Found> {
+    let memcache = memcache(req).ok_or(Found::Disabled)?;
     if let Some(skip) = req.env.get::<SkipCache>() {
         let is_container = key.starts_with("container/");
         if (is_container && skip.container) || (!is_container && skip.account) {
-            return None;
+            return Err(Found::Skip);
         }
     }
-    memcache(req)?.get(key).await
+    memcache.get(key).await.ok_or(Found::Miss)
 }
 
-/// Through the logging app rather than `app`, when there is one: no filter has a say.
+/// Through the logging app rather than `app`, when there is one: no filter has a say. Swift: `_pipeline_request_logging_app`.
 async fn ask(req: &mut Request, app: &SharedApp, subreq: Request) -> Response {
-    let app = req.env.get::<RequestLoggingApp>().map_or(app, |logging| &logging.0).clone();
-    app.call(subreq).await
+    let logging = req.env.get::<ProxyContext>().and_then(|ctx| ctx.0.pipeline.logging_app());
+    logging.as_ref().unwrap_or(app).call(subreq).await
 }
 
 /// A HEAD with the owner's eyes, so that ACLs are seen.
@@ -671,4 +718,68 @@ fn json_number(value: Option<&Value>) -> u64 {
 fn json_meta(value: Option<&Value>) -> Meta {
     let map = value.and_then(Value::as_object).into_iter().flatten();
     map.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    use common::clock::Clock;
+    use common::config::Conf;
+    use service::Context;
+    use service::http::app_fn;
+    use service::rng::Rng;
+    use service::statsd::Statsd;
+
+    fn received(daemon: &UdpSocket) -> String {
+        let mut buffer = [0; 512];
+        let n = daemon.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..n].to_vec()).unwrap()
+    }
+
+    /// As the real proxy counts them: `record_cache_op_metrics`.
+    #[tokio::test]
+    async fn lookups_are_counted_by_where_they_ended() {
+        let daemon = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = daemon.local_addr().unwrap().port();
+        let text = format!("[s]\nlog_statsd_host = 127.0.0.1\nlog_statsd_port = {port}\n");
+        let section = Conf::parse(&text, "test.conf").unwrap().section("s").unwrap();
+        let statsd = Statsd::from_section(&section, "proxy-server", &Rng::seeded(1)).unwrap();
+        let ctx = Context::builder("proxy-server").statsd(statsd).build();
+        let app = app_fn(|req: Request| async move {
+            Response::new(if req.path.starts_with("/v1/gone") { 404 } else { 204 })
+        });
+        let cache = Cache::local(&Clock::system());
+        let request = |path: &str, cached: bool| {
+            let mut req = Request::new(Method::Get, path);
+            req.env.insert(ProxyContext(ctx.clone()));
+            if cached {
+                req.env.insert(SwiftCache(cache.clone()));
+            }
+            req
+        };
+        let mut req = request("/v1/a/c", false);
+        get_account_info(&mut req, &app, "").await;
+        assert_eq!(received(&daemon), "proxy-server.account.info.cache.disabled.204:1|c");
+        get_account_info(&mut req, &app, "").await;
+        assert_eq!(received(&daemon), "proxy-server.account.info.infocache.hit:1|c");
+
+        let mut req = request("/v1/a/c", true);
+        get_container_info(&mut req, &app, "").await;
+        assert_eq!(received(&daemon), "proxy-server.account.info.cache.miss.204:1|c");
+        assert_eq!(received(&daemon), "proxy-server.container.info.cache.miss.204:1|c");
+        get_container_info(&mut request("/v1/a/c", true), &app, "").await;
+        assert_eq!(received(&daemon), "proxy-server.container.info.cache.hit:1|c");
+
+        let mut req = request("/v1/a/c", true);
+        req.env.insert(SkipCache { account: false, container: true });
+        get_container_info(&mut req, &app, "").await;
+        assert_eq!(received(&daemon), "proxy-server.account.info.cache.hit:1|c");
+        assert_eq!(received(&daemon), "proxy-server.container.info.cache.skip.204:1|c");
+
+        get_container_info(&mut request("/v1/gone/c", true), &app, "").await;
+        assert_eq!(received(&daemon), "proxy-server.account.info.cache.miss.404:1|c");
+        assert_eq!(received(&daemon), "proxy-server.container.info.cache.miss:1|c");
+    }
 }

@@ -6,7 +6,7 @@
 use service::http::{Environ, Headers, Method, Request};
 
 use crate::environ::{
-    AuthorizeOverride, Authorizer, RemoteUser, RequestLoggingApp, ShardListingHistory, SwiftCache,
+    AuthorizeOverride, Authorizer, ProxyContext, RemoteUser, ShardListingHistory, SwiftCache,
 };
 use crate::info::InfoCache;
 
@@ -83,7 +83,7 @@ pub fn inherited_env(env: &Environ) -> Environ {
     inherit::<Authorizer>(env, &mut new);
     inherit::<AuthorizeOverride>(env, &mut new);
     inherit::<RemoteUser>(env, &mut new);
-    inherit::<RequestLoggingApp>(env, &mut new);
+    inherit::<ProxyContext>(env, &mut new);
     inherit::<ShardListingHistory>(env, &mut new);
     new
 }

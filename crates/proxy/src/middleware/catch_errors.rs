@@ -8,47 +8,39 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use common::clock::Clock;
 use common::config::{ConfigError, Section};
 use common::headers::{X_OPENSTACK_REQUEST_ID, X_TRANS_ID, X_TRANS_ID_EXTRA};
 use futures_util::FutureExt as _;
 use service::Context;
 use service::http::{App, Body, BodyError, BodyStream, BoxFuture, Request, Response, SharedApp};
-use service::logs::Logger;
-use service::rng::Rng;
 use service::trans_id::gen_trans_id;
+
+use crate::environ::ProxyContext;
 
 /// How much of a client's `X-Trans-Id-Extra` becomes part of the transaction id.
 const MAX_TRANS_ID_EXTRA: usize = 32;
 
 pub struct CatchErrors {
     app: SharedApp,
-    logger: Logger,
-    clock: Clock,
-    rng: Rng,
+    ctx: Context,
     trans_id_suffix: String,
 }
 
 pub fn factory(section: &Section, ctx: &Context, app: SharedApp) -> Result<SharedApp, ConfigError> {
-    Ok(Arc::new(CatchErrors {
-        app,
-        logger: ctx.logger.clone(),
-        clock: ctx.clock.clone(),
-        rng: ctx.rng.clone(),
-        trans_id_suffix: section.str("trans_id_suffix", ""),
-    }))
+    Ok(Arc::new(CatchErrors { app, ctx: ctx.clone(), trans_id_suffix: section.str("trans_id_suffix", "") }))
 }
 
 impl App for CatchErrors {
     fn call(&self, mut req: Request) -> BoxFuture<'_, Response> {
         let trans_id = self.new_trans_id(&req);
         req.env.trans_id.clone_from(&trans_id);
+        req.env.insert(ProxyContext(self.ctx.clone()));
         let is_head = req.is_head();
         Box::pin(async move {
             let mut resp = match AssertUnwindSafe(self.app.call(req)).catch_unwind().await {
                 Ok(resp) => resp,
                 Err(panic) => {
-                    let logger = self.logger.with_txn(&trans_id);
+                    let logger = self.ctx.logger.with_txn(&trans_id);
                     logger.error(format_args!("Error: An error occurred: {}", panic_message(&*panic)));
                     Response::text(500, "An error occurred")
                 }
@@ -65,12 +57,12 @@ impl App for CatchErrors {
 
 impl CatchErrors {
     fn new_trans_id(&self, req: &Request) -> String {
-        let now = self.clock.unix_secs();
+        let now = self.ctx.clock.unix_secs();
         match req.headers.get_str(X_TRANS_ID_EXTRA).filter(|extra| !extra.is_empty()) {
-            None => gen_trans_id(&self.rng, now, &self.trans_id_suffix),
+            None => gen_trans_id(&self.ctx.rng, now, &self.trans_id_suffix),
             Some(extra) => {
                 let extra: String = extra.chars().take(MAX_TRANS_ID_EXTRA).collect();
-                gen_trans_id(&self.rng, now, &format!("{}-{extra}", self.trans_id_suffix))
+                gen_trans_id(&self.ctx.rng, now, &format!("{}-{extra}", self.trans_id_suffix))
             }
         }
     }
@@ -144,13 +136,7 @@ mod tests {
     use service::http::{Method, app_fn};
 
     fn filter(app: SharedApp) -> CatchErrors {
-        CatchErrors {
-            app,
-            logger: Logger::memory().0,
-            clock: Clock::system(),
-            rng: Rng::seeded(1),
-            trans_id_suffix: "-eu".to_owned(),
-        }
+        CatchErrors { app, ctx: Context::builder("proxy-server").build(), trans_id_suffix: "-eu".to_owned() }
     }
 
     async fn body_of(promised: &'static str, pieces: &'static [&'static str]) -> (String, Option<String>) {
