@@ -87,6 +87,8 @@ fn replication_info(info: AccountInfo, metadata: String, max_row: i64) -> Replic
         metadata,
         max_row,
         storage_policy_index: None,
+        shard_max_row: None,
+        is_looked_through: true,
         is_status_deleted: info.status == "DELETED",
         is_reported: true,
         json,

@@ -22,6 +22,7 @@ use crate::broker::{
     BrokerError, DatabaseBroker, Kind, Options, Result, Shared, Synced, is_missing, lenient_int, zero_like,
 };
 use crate::listing::{self, Entry, Query, Source};
+use crate::replication::max_row as max_row_of;
 
 pub const DATADIR: &str = "containers";
 
@@ -87,6 +88,15 @@ impl ContainerInfo {
     pub fn is_deleted(&self) -> bool {
         self.object_count == 0 && stamp(&self.delete_timestamp) > stamp(&self.put_timestamp)
     }
+}
+
+/// What replicas tell each other besides the statistics, and what else a replicator needs.
+pub(super) struct ToReplicate {
+    pub metadata: String,
+    pub max_row: i64,
+    pub shard_max_row: i64,
+    /// Whether all rows are of one policy, and the reconciler's sync point says so.
+    pub is_looked_through: bool,
 }
 
 /// What a policy's objects in one container amount to.
@@ -179,6 +189,28 @@ impl ContainerBroker {
         let mut info = self.read_info()?;
         self.add_shard_stats(&mut info)?;
         Ok(info)
+    }
+
+    /// The statistics with all else that replicas tell each other. Merges what is pending; then it is one statement, as most of what a
+    /// statement costs is its preparation, and a replicator asks each database once.
+    pub(super) fn info_to_replicate(&mut self) -> Result<(ContainerInfo, ToReplicate)> {
+        self.find_files()?;
+        self.db.commit_puts()?;
+        let (mut info, more) = match self.db.read(query_to_replicate) {
+            Err(BrokerError::Sqlite(_, error)) if is_missing(&error, "no such ") => self.read_old_info()?,
+            other => self.or_missing_row(other)?,
+        };
+        self.add_shard_stats(&mut info)?;
+        Ok((info, more))
+    }
+
+    /// The same from a database that lacks tables or columns.
+    fn read_old_info(&mut self) -> Result<(ContainerInfo, ToReplicate)> {
+        let info = self.read_info()?;
+        let (metadata, max_row) = (self.db.raw_metadata()?, self.db.max_row()?);
+        let shard_max_row = self.db.read(|sqlite| max_row_of(sqlite, shard_range::TABLE))?;
+        let is_looked_through = !self.has_multiple_policies()? && self.reconciler_sync()? == max_row;
+        Ok((info, ToReplicate { metadata, max_row, shard_max_row, is_looked_through }))
     }
 
     /// A container without a database is deleted, too.
@@ -489,6 +521,10 @@ impl ContainerBroker {
             Err(error) if is_before_policies(&error) => query_info(sqlite, "0"),
             other => other,
         });
+        self.or_missing_row(read)
+    }
+
+    fn or_missing_row<T>(&mut self, read: Result<T>) -> Result<T> {
         match read {
             Err(BrokerError::Sqlite(_, rusqlite::Error::QueryReturnedNoRows)) => {
                 Err(self.db.quarantine("missing row in container_stat table"))
@@ -603,11 +639,38 @@ fn query_policy_stats(sqlite: &Connection, what: &str) -> rusqlite::Result<Vec<(
 }
 
 fn query_info(sqlite: &Connection, policy_column: &str) -> rusqlite::Result<ContainerInfo> {
+    query_info_and(sqlite, policy_column, "", |_, _| Ok(())).map(|(info, ())| info)
+}
+
+fn query_to_replicate(sqlite: &Connection) -> rusqlite::Result<(ContainerInfo, ToReplicate)> {
+    let more = ", metadata, reconciler_sync_point, (SELECT count(*) FROM policy_stat), \
+                (SELECT seq FROM SQLITE_SEQUENCE WHERE name = 'object'), \
+                (SELECT seq FROM SQLITE_SEQUENCE WHERE name = 'shard_range')";
+    query_info_and(sqlite, "storage_policy_index", more, |row, first| {
+        let number =
+            |at: usize| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(first + at)?.unwrap_or(-1));
+        let max_row = number(3)?;
+        Ok(ToReplicate {
+            metadata: row.get::<_, Option<String>>(first)?.unwrap_or_default(),
+            max_row,
+            shard_max_row: number(4)?,
+            is_looked_through: number(2)? <= 1 && number(1)? == max_row,
+        })
+    })
+}
+
+/// The statistics, and what `read` makes of `more` columns, the first of which it is told.
+fn query_info_and<T>(
+    sqlite: &Connection,
+    policy_column: &str,
+    more: &str,
+    read: impl FnOnce(&rusqlite::Row<'_>, usize) -> rusqlite::Result<T>,
+) -> rusqlite::Result<(ContainerInfo, T)> {
     let sql = |sync_columns: &str| {
         format!(
             "SELECT account, container, created_at, put_timestamp, delete_timestamp, status, status_changed_at, \
              object_count, bytes_used, reported_put_timestamp, reported_delete_timestamp, reported_object_count, \
-             reported_bytes_used, hash, id, {policy_column}, {sync_columns} FROM container_stat"
+             reported_bytes_used, hash, id, {policy_column}, {sync_columns}{more} FROM container_stat"
         )
     };
     let statement = match sqlite.prepare_cached(&sql("x_container_sync_point1, x_container_sync_point2")) {
@@ -619,7 +682,7 @@ fn query_info(sqlite: &Connection, policy_column: &str) -> rusqlite::Result<Cont
     statement?.query_row([], |row| {
         let text = |index| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(index)?.unwrap_or_default());
         let count = |index| Ok::<_, rusqlite::Error>(lenient_int(row, index)?.unwrap_or(0));
-        Ok(ContainerInfo {
+        let info = ContainerInfo {
             account: text(0)?,
             container: text(1)?,
             created_at: text(2)?,
@@ -639,7 +702,8 @@ fn query_info(sqlite: &Connection, policy_column: &str) -> rusqlite::Result<Cont
             x_container_sync_point1: count(16)?,
             x_container_sync_point2: count(17)?,
             db_state: DbState::Unsharded,
-        })
+        };
+        Ok((info, read(row, 18)?))
     })
 }
 

@@ -10,11 +10,11 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 use service::{Context, recon};
 
-use super::broker::{Container, ContainerBroker, ContainerInfo, DATADIR, DbState};
+use super::broker::{Container, ContainerBroker, ContainerInfo, DATADIR, DbState, ToReplicate};
 use super::policy_conflict::{PolicyInfo, is_theirs_right};
 use super::shard_range::{self, ShardRange};
-use crate::broker::{DatabaseBroker, Options, Result, Shared, Synced, is_missing};
-use crate::replication::{RemoteInfo, Replicated, ReplicationInfo, Timestamps, max_row};
+use crate::broker::{DatabaseBroker, Options, Result, Shared, Synced};
+use crate::replication::{RemoteInfo, Replicated, ReplicationInfo, Timestamps};
 
 impl Replicated for ContainerBroker {
     type Kind = Container;
@@ -47,10 +47,8 @@ impl Replicated for ContainerBroker {
     }
 
     fn replication_info(&mut self) -> Result<ReplicationInfo> {
-        let info = self.info()?;
-        let (metadata, rows) = (self.db.raw_metadata()?, self.db.max_row()?);
-        let shard_max_row = self.db.read(|sqlite| max_row(sqlite, shard_range::TABLE))?;
-        Ok(replication_info(info, metadata, rows, shard_max_row))
+        let (info, more) = self.info_to_replicate()?;
+        Ok(replication_info(info, more))
     }
 
     fn merge_timestamps(&mut self, theirs: &Timestamps) -> Result<()> {
@@ -77,15 +75,16 @@ impl Replicated for ContainerBroker {
         self.is_empty()
     }
 
-    fn reclaim_more(&mut self, age: &str) -> Result<()> {
+    fn reclaim_more(&mut self, info: &ReplicationInfo, age: &str) -> Result<bool> {
+        if info.shard_max_row.is_none_or(|highest| highest < 0) {
+            return Ok(false);
+        }
         let path = self.path()?;
-        self.db.transaction(Synced::Normal, |sqlite| {
+        let deleted = self.db.transaction(Synced::Normal, |sqlite| {
             let sql = "DELETE FROM shard_range WHERE deleted = 1 AND timestamp < ? AND name != ?";
-            match sqlite.prepare_cached(sql).and_then(|mut delete| delete.execute([age, &path])) {
-                Err(error) if is_missing(&error, "no such table: shard_range") => Ok(()),
-                other => other.map(drop),
-            }
-        })
+            sqlite.prepare_cached(sql)?.execute([age, &path])
+        })?;
+        Ok(deleted > 0)
     }
 
     fn take_policy(&mut self, ours: &ReplicationInfo, theirs: &RemoteInfo) -> Result<bool> {
@@ -204,12 +203,8 @@ fn is_deleted(sqlite: &Connection, elsewhere: Option<i64>) -> rusqlite::Result<b
         })
 }
 
-fn replication_info(
-    info: ContainerInfo,
-    metadata: String,
-    max_row: i64,
-    shard_max_row: i64,
-) -> ReplicationInfo {
+fn replication_info(info: ContainerInfo, more: ToReplicate) -> ReplicationInfo {
+    let ToReplicate { metadata, max_row, shard_max_row, is_looked_through } = more;
     let json = json!({
         "account": info.account,
         "container": info.container,
@@ -253,6 +248,8 @@ fn replication_info(
         metadata,
         max_row,
         storage_policy_index: Some(info.storage_policy_index),
+        shard_max_row: Some(shard_max_row),
+        is_looked_through,
         is_status_deleted: info.status == "DELETED",
         is_reported,
         json,

@@ -161,6 +161,10 @@ impl PassHooks<ContainerBroker> for ContainerHooks {
         *self.pass.lock() = Pass { ring: Some(ring.clone()), local: local.to_vec(), ..Pass::default() };
     }
 
+    fn wants(&self, info: &ReplicationInfo) -> bool {
+        !info.is_looked_through || sync_store::is_mentioned(&info.metadata)
+    }
+
     fn replicated(
         &self,
         broker: &mut ContainerBroker,

@@ -26,6 +26,11 @@ pub fn update(broker: &mut ContainerBroker) -> Result<()> {
     done.map_err(|error| BrokerError::Io(link, error))
 }
 
+/// Whether the metadata of a container, as it is stored, says that it is or was synced.
+pub fn is_mentioned(metadata: &str) -> bool {
+    metadata.to_ascii_lowercase().contains("x-container-sync-")
+}
+
 /// Strike the container off the list of synced ones: its database is about to be removed.
 pub fn remove(broker: &ContainerBroker) -> Result<()> {
     let Some(link) = link_path(broker.db.device_path(), &broker.db.db_file) else { return Ok(()) };

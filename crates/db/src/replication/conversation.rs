@@ -16,6 +16,7 @@ use super::replicator::Replicator;
 use super::{Items, RemoteInfo, Replicated, ReplicationInfo, SyncPoint, Syncs};
 use crate::broker::{BrokerError, Result};
 use crate::json;
+use crate::metadata::Metadata;
 
 /// An answer: replication info, or shard ranges of which a container has some thousands.
 const MAX_ANSWER: usize = 64 << 20;
@@ -29,8 +30,12 @@ pub struct Conversation<'a, B> {
     pub device: &'a str,
     pub db_file: &'a Path,
     pub info: &'a ReplicationInfo,
+    /// How far other replicas have taken our rows.
+    pub outgoing: &'a [SyncPoint],
     /// The node is in another region than the database.
     pub different_region: bool,
+    /// Whether the other had anything to tell that was not known here.
+    pub learned: bool,
 }
 
 /// Why a node has not got the database, other than that it said so.
@@ -59,7 +64,7 @@ struct Local {
 
 impl<B: Replicated> Conversation<'_, B> {
     /// Whether the other has all that we have.
-    pub async fn replicate(&self) -> Done {
+    pub async fn replicate(&mut self) -> Done {
         let Some((mut status, mut body)) = self.ask_for_sync().await else { return Ok(false) };
         if status == Status::NOT_FOUND && self.can_create() && self.create().await {
             match self.ask_for_sync().await {
@@ -113,7 +118,14 @@ impl<B: Replicated> Conversation<'_, B> {
         self.is_accepted(self.exchange(method, path, headers, Body::empty(), timeout).await)
     }
 
-    async fn bring_together(&self, theirs: RemoteInfo) -> Done {
+    async fn bring_together(&mut self, theirs: RemoteInfo) -> Done {
+        if !self.has_news(&theirs) {
+            let outgoing = self.outgoing.iter().find(|point| point.remote_id == theirs.id);
+            let outgoing = outgoing.map_or(-1, |point| point.sync_point);
+            let local = Local { outgoing, shard_ranges: None, sharding: false, has_rows: false };
+            return self.send_rows(&local, &theirs).await;
+        }
+        self.learned = true;
         let their_shards = match theirs.shard_max_row {
             Some(0..) => self.request(&json!(["get_shard_ranges"])).await,
             _ => None,
@@ -132,6 +144,17 @@ impl<B: Replicated> Conversation<'_, B> {
         Ok(self.send_rows(&local, &theirs).await? && shards_done)
     }
 
+    /// Whether there may be anything in the other's answer that is not known here, or shard ranges on either side.
+    fn has_news(&self, theirs: &RemoteInfo) -> bool {
+        let ours = self.info;
+        let policy = theirs.policy.as_ref().map(|policy| policy.storage_policy_index);
+        let metadata = || Some((Metadata::parse(&ours.metadata)?, Metadata::parse(&theirs.metadata)?));
+        theirs.timestamps != ours.timestamps
+            || (policy.is_some() && policy != ours.storage_policy_index)
+            || ours.shard_max_row.is_some_and(|ours| ours >= 0 || theirs.shard_max_row != Some(-1))
+            || metadata().is_none_or(|(ours, theirs)| ours.is_changed_by(&theirs))
+    }
+
     /// Take from the other's answer what we have to learn.
     async fn merge_answer(&self, theirs: Arc<RemoteInfo>, their_shards: Option<Bytes>) -> Result<Local> {
         let source = format!("{}:{}{}", self.node.replication_ip, self.node.replication_port, self.path());
@@ -143,7 +166,7 @@ impl<B: Replicated> Conversation<'_, B> {
                 broker.merge_shard_range_data(&ranges, &source)?;
             }
             let outgoing = broker.db().sync_point(&theirs.id, Syncs::Outgoing)?;
-            match crate::metadata::Metadata::parse(&theirs.metadata) {
+            match Metadata::parse(&theirs.metadata) {
                 Some(metadata) if metadata.is_empty() => {}
                 Some(metadata) => broker.db().update_metadata(&metadata, None)?,
                 None => logger.error(format_args!("Unable to decode remote metadata {:?}", theirs.metadata)),

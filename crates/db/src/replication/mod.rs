@@ -71,9 +71,9 @@ pub trait Replicated: Sized + Send + 'static {
     /// Whether nobody needs the database any more: empty, and deleted before `age`, a timestamp in normal form.
     fn is_reclaimable(&mut self, info: &ReplicationInfo, age: &str) -> Result<bool>;
 
-    /// What reclaiming deletes besides rows, sync points and metadata. `age` is in normal form.
-    fn reclaim_more(&mut self, _age: &str) -> Result<()> {
-        Ok(())
+    /// What reclaiming deletes besides rows, sync points and metadata. `age` is in normal form. Says whether that was anything.
+    fn reclaim_more(&mut self, _info: &ReplicationInfo, _age: &str) -> Result<bool> {
+        Ok(false)
     }
 
     /// Take the other's storage policy, if it is the better one. Says whether it was.
@@ -145,6 +145,10 @@ pub struct ReplicationInfo {
     pub max_row: i64,
     /// Of a container.
     pub storage_policy_index: Option<i64>,
+    /// Of a container: the highest row that a shard range ever had, -1 if there was none.
+    pub shard_max_row: Option<i64>,
+    /// Whether there is no row that the reconciler might have to be told of.
+    pub is_looked_through: bool,
     /// Whether a client has deleted it.
     pub is_status_deleted: bool,
     /// Whether all that would be told to the account has been told. True for an account.

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use common::timestamp::Timestamp;
 
-use super::Replicated;
+use super::{Replicated, ReplicationInfo};
 use crate::broker::{DatabaseBroker, Kind, Result, Synced, is_missing};
 use crate::metadata::Metadata;
 
@@ -12,16 +12,56 @@ use crate::metadata::Metadata;
 const PAGE: i64 = 10_000;
 
 /// Reclaim rows and metadata that were deleted before `age`, and sync points not touched since `sync_age` (both in seconds since the
-/// epoch). Merges what is pending.
-pub fn reclaim<B: Replicated>(broker: &mut B, age: f64, sync_age: f64) -> Result<()> {
+/// epoch). Says whether there was anything. Most databases have nothing to reclaim: that is seen without a transaction.
+pub fn reclaim<B: Replicated>(
+    broker: &mut B,
+    info: &ReplicationInfo,
+    age: f64,
+    sync_age: f64,
+) -> Result<bool> {
     let (age, sync_age) = (Timestamp::from_secs_f64(age), Timestamp::from_secs_f64(sync_age).normal());
-    broker.db().commit_puts()?;
-    broker.db().reclaim_rows(&age.normal())?;
-    broker.db().reclaim_others(age, &sync_age)?;
-    broker.reclaim_more(&sync_age)
+    let mut found = broker.db().reclaimable(&age.normal(), &sync_age)?;
+    found.others |= Metadata::parse(&info.metadata).is_some_and(|mut metadata| metadata.reclaim(age));
+    if found.rows {
+        broker.db().reclaim_rows(&age.normal())?;
+    }
+    if found.others {
+        broker.db().reclaim_others(age, &sync_age)?;
+    }
+    Ok(broker.reclaim_more(info, &sync_age)? || found.rows || found.others)
+}
+
+/// What there is to reclaim.
+struct Reclaimable {
+    rows: bool,
+    others: bool,
 }
 
 impl<K: Kind> DatabaseBroker<K> {
+    fn reclaimable(&mut self, age: &str, sync_age: &str) -> Result<Reclaimable> {
+        let sql = format!(
+            "SELECT EXISTS (SELECT 1 FROM {} WHERE deleted = 1 AND {} < ?1), \
+             EXISTS (SELECT 1 FROM outgoing_sync WHERE updated_at < ?2) OR \
+             EXISTS (SELECT 1 FROM incoming_sync WHERE updated_at < ?2)",
+            K::DB_CONTAINS_TYPE,
+            K::DB_RECLAIM_TIMESTAMP
+        );
+        self.read(|sqlite| {
+            let found = sqlite.prepare_cached(&sql).and_then(|mut select| {
+                select.query_row([age, sync_age], |row| {
+                    Ok(Reclaimable { rows: row.get(0)?, others: row.get(1)? })
+                })
+            });
+            match found {
+                // Databases from before the column.
+                Err(error) if is_missing(&error, "no such column: updated_at") => {
+                    Ok(Reclaimable { rows: true, others: false })
+                }
+                other => other,
+            }
+        })
+    }
+
     fn reclaim_rows(&mut self, age: &str) -> Result<()> {
         let mut marker = Some(String::new());
         while let Some(from) = marker {

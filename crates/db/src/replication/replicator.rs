@@ -31,7 +31,7 @@ use super::conversation::{Conversation, SyncError, annotate};
 use super::reclaim::reclaim;
 use super::stats::{NodeKey, Stats, node_key};
 use super::walk::{Found, Walk, partitions_of};
-use super::{Replicated, ReplicationInfo};
+use super::{Replicated, ReplicationInfo, SyncPoint, Syncs};
 use crate::broker::{BrokerError, Kind, Options, Result, Shared, is_missing};
 use crate::pace::Pace;
 
@@ -63,6 +63,11 @@ pub struct ReplicatorConf {
 pub trait PassHooks<B: Replicated>: Send + Sync {
     /// A pass begins; these are the devices of this machine.
     fn pass_begins(&self, _ring: &Arc<Ring>, _local: &[Arc<Device>]) {}
+
+    /// Whether `replicated` is to be called of a database to which none of its replicas had anything new to tell.
+    fn wants(&self, _info: &ReplicationInfo) -> bool {
+        false
+    }
 
     /// A database has been brought together with its replicas: each of `answers` says whether one of them has all of it.
     fn replicated(&self, _broker: &mut B, _info: &ReplicationInfo, _answers: &[bool]) -> Result<()> {
@@ -194,6 +199,8 @@ impl<B: Replicated> Daemon for DatabaseReplicator<B> {
 /// A database as a pass finds it.
 struct Prepared {
     info: ReplicationInfo,
+    /// How far others have taken its rows.
+    outgoing: Vec<SyncPoint>,
     /// Of a container that is being sharded, the newer file.
     db_file: PathBuf,
     is_reclaimable: bool,
@@ -397,7 +404,7 @@ impl<B: Replicated> Replicator<B> {
                 self.ctx.logger.error(annotate(problem, Some(&info), &found.db_file));
             }
         } else {
-            self.replicate_to_nodes(ring, &found, &info).await;
+            self.replicate_to_nodes(ring, &found, &info, &prepared.outgoing).await;
         }
         self.ctx.statsd.timing_since("timing", start);
     }
@@ -409,11 +416,15 @@ impl<B: Replicated> Replicator<B> {
             let now = clock.since_epoch();
             let age = now.saturating_sub(reclaim_age);
             common::fs::remove_older_than(broker.db().db_dir(), age, ".tmp");
-            reclaim(broker, age.as_secs_f64(), now.saturating_sub(reclaim_age * 2).as_secs_f64())?;
-            let info = broker.replication_info()?;
+            let mut info = broker.replication_info()?;
+            let sync_age = now.saturating_sub(reclaim_age * 2).as_secs_f64();
+            if reclaim(broker, &info, age.as_secs_f64(), sync_age)? {
+                info = broker.replication_info()?;
+            }
+            let outgoing = broker.db().sync_points(Syncs::Outgoing)?;
             let age = Timestamp::from_secs_f64(age.as_secs_f64()).normal();
             let is_reclaimable = broker.is_reclaimable(&info, &age)?;
-            Ok(Prepared { info, db_file: broker.db().db_file.clone(), is_reclaimable })
+            Ok(Prepared { info, outgoing, db_file: broker.db().db_file.clone(), is_reclaimable })
         })
         .await
     }
@@ -436,7 +447,13 @@ impl<B: Replicated> Replicator<B> {
         }
     }
 
-    async fn replicate_to_nodes(self: &Arc<Self>, ring: &Arc<Ring>, found: &Found, info: &ReplicationInfo) {
+    async fn replicate_to_nodes(
+        self: &Arc<Self>,
+        ring: &Arc<Ring>,
+        found: &Found,
+        info: &ReplicationInfo,
+        outgoing: &[SyncPoint],
+    ) {
         let hash_conf = &self.ctx.swift_conf.hash;
         let partition = ring.get_part(hash_conf, &info.account, info.container.as_deref(), None);
         let primaries = ring.get_part_nodes(partition);
@@ -452,19 +469,23 @@ impl<B: Replicated> Replicator<B> {
         let mut handoffs = ring.get_more_nodes(partition);
         let mut answers = Vec::new();
         let mut failed: HashSet<NodeKey> = HashSet::new();
+        let mut learned = false;
         let mut next = 0;
         while let Some(node) = nodes.get(next).cloned() {
             next += 1;
-            let conversation = Conversation {
+            let mut conversation = Conversation {
                 replicator: self,
                 node: &node,
                 partition,
                 device: &found.device.device,
                 db_file: &found.db_file,
                 info,
+                outgoing,
                 different_region: found.device.region != node.region,
+                learned: false,
             };
             let answer = conversation.replicate().await;
+            learned |= conversation.learned;
             let success = matches!(answer, Ok(true));
             if let Err(error) = answer {
                 self.cannot_sync(&error, &node, info, found);
@@ -487,7 +508,9 @@ impl<B: Replicated> Replicator<B> {
             self.ctx.statsd.increment(if success { "successes" } else { "failures" });
             answers.push(success);
         }
-        self.after_nodes(found, info, &answers).await;
+        if learned || self.hooks.wants(info) {
+            self.after_nodes(found, info, &answers).await;
+        }
         let targets: HashSet<NodeKey> = nodes.iter().map(|node| node_key(node)).collect();
         if !belongs_here && !self.remove_handoff(found, info, &answers).await {
             failed.extend(targets.iter().cloned());

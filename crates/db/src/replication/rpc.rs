@@ -173,8 +173,9 @@ impl<B: Replicated> Rpc<'_, B> {
         if broker.take_policy(&info, &theirs)? {
             info = broker.replication_info()?;
         }
+        let ours = Metadata::parse(&info.metadata);
         match Metadata::parse(&theirs.metadata) {
-            Some(metadata) if metadata.is_empty() => {}
+            Some(metadata) if ours.is_some_and(|ours| !ours.is_changed_by(&metadata)) => {}
             Some(metadata) => broker.db().update_metadata(&metadata, None)?,
             None => self.logger.error(format_args!("Unable to decode remote metadata {:?}", theirs.metadata)),
         }
