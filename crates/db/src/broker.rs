@@ -37,6 +37,7 @@ use common::clock::Clock;
 use common::fs::{self, LockError};
 use common::pickle::{self, Value};
 use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use serde::de::{Deserialize, Deserializer, Error};
 
 use crate::connections::{self, ConnectError, Connections, DbConnection};
 use crate::metadata::{Metadata, MetadataLimits};
@@ -148,6 +149,14 @@ pub trait Kind {
     fn from_pickle(entry: Value) -> Option<Self::Record>;
     /// A row of a JSON body: an object with the names of the columns.
     fn from_json(item: &serde_json::Value) -> Option<Self::Record>;
+    /// The same from the text, with the ROWID. May refuse what `from_json` takes.
+    fn read_json<'de, D: Deserializer<'de>>(
+        row: D,
+    ) -> std::result::Result<(Self::Record, Option<i64>), D::Error> {
+        let item = serde_json::Value::deserialize(row)?;
+        let record = Self::from_json(&item).ok_or_else(|| D::Error::custom("not a row"))?;
+        Ok((record, item.get("ROWID").and_then(serde_json::Value::as_i64)))
+    }
     /// Merge rows; runs inside a transaction.
     fn merge(sqlite: &Connection, records: Vec<Self::Record>) -> rusqlite::Result<()>;
     /// Bring an old schema up to what `merge` needs, if `error` says that it lacks it. Runs outside a transaction.

@@ -167,7 +167,7 @@ pub fn create(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// The SQL function that the triggers call to roll a row into the database's hash.
-fn add_chexor(sqlite: &Connection) -> rusqlite::Result<()> {
+pub fn add_chexor(sqlite: &Connection) -> rusqlite::Result<()> {
     sqlite.create_scalar_function(
         "chexor",
         3,
@@ -178,8 +178,7 @@ fn add_chexor(sqlite: &Connection) -> rusqlite::Result<()> {
             // Python formats a NULL as the word.
             let timestamp = text_argument(call, 2)?;
             match (old, name) {
-                (Some(old), Some(name)) => chexor(&old, &name, timestamp.as_deref().unwrap_or("None"))
-                    .ok_or_else(|| rusqlite::Error::UserFunctionError("hash is not hexadecimal".into())),
+                (Some(old), Some(name)) => chexor(&old, &name, timestamp.as_deref().unwrap_or("None")),
                 _ => Err(rusqlite::Error::UserFunctionError("name is None!".into())),
             }
         },
@@ -197,10 +196,19 @@ fn text_argument(call: &Context<'_>, index: usize) -> rusqlite::Result<Option<St
 }
 
 /// Swift's order-independent hash of a database's rows: each row's MD5 is XORed in when it is inserted and out when it is deleted.
-pub fn chexor(old: &str, name: &str, timestamp: &str) -> Option<String> {
-    let old = u128::from_str_radix(old, 16).ok()?;
-    let row = u128::from_be_bytes(digest::md5(format!("{name}-{timestamp}").as_bytes()));
-    Some(format!("{:032x}", old ^ row))
+pub fn chexor(old: &str, name: &str, timestamp: &str) -> rusqlite::Result<String> {
+    Ok(format!("{:032x}", parse_hash(old)? ^ row_hash(name, timestamp)))
+}
+
+/// The share of a row in the hash of its database.
+pub fn row_hash(name: &str, timestamp: &str) -> u128 {
+    u128::from_be_bytes(digest::md5(format!("{name}-{timestamp}").as_bytes()))
+}
+
+/// Read a hash as `chexor` reads it.
+pub fn parse_hash(hash: &str) -> rusqlite::Result<u128> {
+    u128::from_str_radix(hash, 16)
+        .map_err(|_| rusqlite::Error::UserFunctionError("hash is not hexadecimal".into()))
 }
 
 /// The last part of the path of a device, for a database's id.
@@ -219,6 +227,6 @@ mod tests {
         let once = chexor(&zero, "name", "0000000001.00000").unwrap();
         assert_eq!(once, "9f4db26c81466cd7f3ddb3d7e0d01667");
         assert_eq!(chexor(&once, "name", "0000000001.00000").unwrap(), zero);
-        assert_eq!(chexor("not hex", "name", "1"), None);
+        assert!(chexor("not hex", "name", "1").is_err());
     }
 }

@@ -6,7 +6,7 @@
 //! objects costs one step. All comparisons are by code point, which for UTF-8 is by byte, in SQLite and here.
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, Row};
+use rusqlite::{CachedStatement, Connection, Row, Transaction};
 
 /// What a client may ask of a listing. An empty marker is none; an empty `prefix` or `path` is not none.
 #[derive(Clone, Debug, Default)]
@@ -35,21 +35,45 @@ pub enum Entry<'a> {
     Subdir(&'a str),
 }
 
+/// What the names of a query are compared by, each with an argument: a limit to the end, one to the start, the reserved byte.
+type Conditions = [Option<&'static str>; 3];
+
 /// Names above the reserved byte.
 const FIRST_UNRESERVED: &str = "\u{1}";
 
-/// Call `emit` for up to `query.limit` entries in order.
+/// Call `emit` for up to `query.limit` entries in order. Where names are split, all queries are one transaction, which locks the file once
+/// and not for each subdir.
 pub fn walk(
     sqlite: &Connection,
     source: &Source<'_>,
     query: &Query,
+    emit: impl FnMut(Entry<'_>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let walk = Walk::new(query);
+    let transaction = walk.delimiter.map(|_| sqlite.unchecked_transaction()).transpose()?;
+    step_through(sqlite, source, walk, emit)?;
+    transaction.map_or(Ok(()), Transaction::commit)
+}
+
+fn step_through(
+    sqlite: &Connection,
+    source: &Source<'_>,
+    mut walk: Walk<'_>,
     mut emit: impl FnMut(Entry<'_>) -> rusqlite::Result<()>,
 ) -> rusqlite::Result<()> {
-    let mut walk = Walk::new(query);
+    let query = walk.query;
+    let mut prepared: Option<(Conditions, CachedStatement<'_>)> = None;
     while walk.emitted < query.limit && !walk.finished {
-        let (sql, arguments) = walk.statement(source);
-        let mut statement = sqlite.prepare_cached(&sql)?;
-        let mut rows = statement.query(rusqlite::params_from_iter(arguments))?;
+        let (conditions, arguments) = walk.conditions();
+        // From one subdir to the next only the arguments change.
+        let statement = match &mut prepared {
+            Some((last, statement)) if *last == conditions => statement,
+            stale => {
+                let statement = sqlite.prepare_cached(&walk.sql(source, &conditions))?;
+                &mut stale.insert((conditions, statement)).1
+            }
+        };
+        let mut rows = statement.query(rusqlite::params_from_iter(arguments.into_iter().flatten()))?;
         let wanted = query.limit - walk.emitted;
         let mut seen = 0;
         let mut jumped = false;
@@ -137,33 +161,38 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn statement(&mut self, source: &Source<'_>) -> (String, Vec<Value>) {
+    /// The conditions of the next query, and its arguments in their order, the limit last.
+    fn conditions(&mut self) -> (Conditions, [Option<Value>; 4]) {
+        let prefix = self.prefix.as_deref().filter(|prefix| !prefix.is_empty());
+        let end_marker = Some(&self.end_marker).filter(|marker| !marker.is_empty());
+        let end = match (end_marker, &self.end_prefix) {
+            (Some(marker), Some(end)) => Some(marker.min(end)),
+            (marker, end) => marker.or(end.as_ref()),
+        };
+        let start = if std::mem::take(&mut self.marker_included) {
+            Some(("name >= ?", self.marker.as_str()))
+        } else if !self.marker.is_empty() && prefix.is_none_or(|prefix| *self.marker >= *prefix) {
+            Some(("name > ?", self.marker.as_str()))
+        } else {
+            prefix.map(|prefix| ("name >= ?", prefix))
+        };
+        let unreserved = (!self.query.allow_reserved).then_some("name >= ?");
+        let left = self.query.limit - self.emitted;
+        let text = |value: &str| Value::Text(value.to_owned());
+        let arguments = [
+            end.map(|end| text(end)),
+            start.map(|(_, value)| text(value)),
+            unreserved.map(|_| text(FIRST_UNRESERVED)),
+            Some(Value::Integer(i64::try_from(left).unwrap_or(i64::MAX))),
+        ];
+        ([end.map(|_| "name < ?"), start.map(|(comparison, _)| comparison), unreserved], arguments)
+    }
+
+    fn sql(&self, source: &Source<'_>, conditions: &Conditions) -> String {
         let mut sql = format!("SELECT name, {} FROM {} WHERE ", source.columns, source.table);
-        let mut arguments = Vec::with_capacity(4);
-        let mut condition = |comparison: &str, value: &str| {
+        for comparison in conditions.iter().flatten() {
             sql.push_str(comparison);
             sql.push_str(" AND ");
-            arguments.push(Value::Text(value.to_owned()));
-        };
-        let prefix = self.prefix.as_deref().filter(|prefix| !prefix.is_empty());
-        match (&self.end_prefix, prefix) {
-            _ if !self.end_marker.is_empty() && prefix.is_none() => condition("name < ?", &self.end_marker),
-            (Some(end), _) if !self.end_marker.is_empty() && self.end_marker < *end => {
-                condition("name < ?", &self.end_marker);
-            }
-            (Some(end), _) => condition("name < ?", end),
-            (None, _) if !self.end_marker.is_empty() => condition("name < ?", &self.end_marker),
-            (None, _) => {}
-        }
-        if std::mem::take(&mut self.marker_included) {
-            condition("name >= ?", &self.marker);
-        } else if !self.marker.is_empty() && prefix.is_none_or(|prefix| *self.marker >= *prefix) {
-            condition("name > ?", &self.marker);
-        } else if let Some(prefix) = prefix {
-            condition("name >= ?", prefix);
-        }
-        if !self.query.allow_reserved {
-            condition("name >= ?", FIRST_UNRESERVED);
         }
         sql.push_str(source.filter);
         sql.push_str(if self.query.reverse {
@@ -171,9 +200,7 @@ impl<'a> Walk<'a> {
         } else {
             " ORDER BY name LIMIT ?"
         });
-        let left = self.query.limit - self.emitted;
-        arguments.push(Value::Integer(i64::try_from(left).unwrap_or(i64::MAX)));
-        (sql, arguments)
+        sql
     }
 
     /// What a name means, and where the next query would start.

@@ -13,6 +13,7 @@ use common::timestamp::Timestamp;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, params};
 
+use super::json_row;
 use super::rows::{self, ObjectRecord};
 use super::schema::{self, NewContainer};
 use super::shard_range::{self, ShardRange};
@@ -50,6 +51,12 @@ impl Kind for Container {
 
     fn from_json(item: &serde_json::Value) -> Option<ObjectRecord> {
         ObjectRecord::from_json(item)
+    }
+
+    fn read_json<'de, D: serde::Deserializer<'de>>(
+        row: D,
+    ) -> std::result::Result<(ObjectRecord, Option<i64>), D::Error> {
+        json_row::read(row)
     }
 
     fn merge(sqlite: &Connection, records: Vec<ObjectRecord>) -> rusqlite::Result<()> {

@@ -4,6 +4,7 @@
 mod account_update;
 pub mod auditor;
 pub mod broker;
+mod json_row;
 mod listing;
 mod policy_conflict;
 pub mod reconciler;
@@ -18,4 +19,5 @@ mod shards;
 pub mod sync;
 mod sync_store;
 mod sync_to;
+mod tally;
 pub mod updater;

@@ -143,6 +143,17 @@ pub const SHARD_RANGE: &str = "
     END;
 ";
 
+/// All triggers of the table of objects, each by its text.
+pub fn object_triggers() -> impl Iterator<Item = &'static str> {
+    [OBJECT, OBJECT_TRIGGERS].into_iter().flat_map(|script| {
+        let starts = script.match_indices("CREATE TRIGGER").map(|(at, _)| at);
+        starts.map(move |at| {
+            let trigger = &script[at..];
+            trigger.find("END;").map_or(trigger, |end| &trigger[..end + "END;".len()])
+        })
+    })
+}
+
 /// The one row of `container_info` of a new container.
 pub struct NewContainer<'a> {
     pub account: &'a str,

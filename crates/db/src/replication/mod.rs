@@ -19,6 +19,7 @@
 //! database.
 
 mod conversation;
+mod merge_items;
 mod reclaim;
 pub mod replicator;
 pub mod rpc;
@@ -34,6 +35,7 @@ use serde_json::{Value, json};
 use service::Context;
 
 use crate::broker::{DatabaseBroker, Kind, Options, Result, Shared};
+pub use merge_items::MergeItems;
 pub use sync_points::{DatedSyncPoint, Items, SyncPoint, Syncs, max_row};
 pub use walk::Found;
 

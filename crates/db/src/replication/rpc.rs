@@ -25,7 +25,7 @@ use serde_json::Value;
 use service::http::{Request, Response};
 use service::{Context, logs::Logger};
 
-use super::{Items, RemoteInfo, Replicated, SyncPoint, Syncs};
+use super::{Items, MergeItems, RemoteInfo, Replicated, SyncPoint, Syncs};
 use crate::broker::{BrokerError, Kind, Options, Shared, is_missing};
 use crate::json;
 use crate::metadata::Metadata;
@@ -46,6 +46,12 @@ pub fn answer<B: Replicated>(
 ) -> Answer<Response> {
     let target = Target::of(req, 3, 3, false)?;
     let device = devices.check_drive_and_space(&target.drive)?;
+    if let Some(items) = MergeItems::read(body) {
+        let db_file = hash_file(&device, B::DATADIR, &target)?;
+        return open::<B>(shared, &device, &db_file)
+            .and_then(|broker| merge(broker, items))
+            .map_err(|failure| failure.answer(ctx, req, &target.drive));
+    }
     let args: Value = serde_json::from_slice(body).map_err(|error| text_answer(400, error.to_string()))?;
     let (Value::Array(_) | Value::Object(_)) = &args else {
         return Err(html_answer(400, "Invalid object type"));
@@ -59,10 +65,7 @@ pub fn answer<B: Replicated>(
         drive: &target.drive,
         kind: PhantomData,
     };
-    rpc.dispatch(op, args).map_err(|failure| match failure {
-        Failure::Answer(response) => response,
-        Failure::Broker(error) => broker_failure(ctx, req, &target.drive, &error),
-    })
+    rpc.dispatch(op, args).map_err(|failure| failure.answer(ctx, req, &target.drive))
 }
 
 struct Rpc<'a, B> {
@@ -78,6 +81,15 @@ struct Rpc<'a, B> {
 enum Failure {
     Answer(Response),
     Broker(BrokerError),
+}
+
+impl Failure {
+    fn answer(self, ctx: &Context, req: &Request, drive: &str) -> Response {
+        match self {
+            Self::Answer(response) => response,
+            Self::Broker(error) => broker_failure(ctx, req, drive, &error),
+        }
+    }
 }
 
 impl From<Response> for Failure {
@@ -128,16 +140,22 @@ impl<B: Replicated> Rpc<'_, B> {
             Some("rsync_then_merge") => return self.rsync_then_merge(args),
             _ => {}
         }
-        // Somebody may be about to send a database.
-        let tmp = self.device.join("tmp");
-        fs::mkdirs(&tmp).map_err(|error| BrokerError::Io(tmp, error))?;
-        let mut broker = B::open(self.shared, &self.db_file, Options::default())?;
-        if !broker.exists()? {
-            return Err(not_found());
-        }
+        let mut broker = open::<B>(self.shared, &self.device, &self.db_file)?;
         match op.as_str() {
             Some("sync") => self.sync(broker, args),
-            Some("merge_items") => merge_items(broker, args),
+            Some("merge_items") => {
+                let [Value::Array(items), source, ..] = args else { return Err(bad().into()) };
+                let items = MergeItems::<B::Kind> {
+                    records: items
+                        .iter()
+                        .map(<B::Kind as Kind>::from_json)
+                        .collect::<Option<_>>()
+                        .ok_or_else(bad)?,
+                    source: source.as_str().map(str::to_owned),
+                    last: items.iter().filter_map(|item| item.get("ROWID")?.as_i64()).max(),
+                };
+                merge(broker, items)
+            }
             Some("merge_syncs") => {
                 let points = args.first().and_then(SyncPoint::list_from_json).ok_or_else(bad)?;
                 broker.db().merge_syncs(&points, Syncs::Incoming)?;
@@ -272,17 +290,27 @@ fn publish(received: &Path, db_file: &Path) -> Outcome {
     Ok(Response::new(204))
 }
 
-fn merge_items<B: Replicated>(mut broker: B, args: &[Value]) -> Outcome {
-    let [Value::Array(items), source, ..] = args else { return Err(bad().into()) };
-    let records = records_of::<B>(items).ok_or_else(bad)?;
-    let last = items.iter().filter_map(|item| item.get("ROWID")?.as_i64()).max();
-    let source = source.as_str().zip(last);
-    broker.db().merge_items_from(records, source)?;
+/// The database that a request is for.
+fn open<B: Replicated>(shared: &Arc<Shared>, device: &Path, db_file: &Path) -> Result<B, Failure> {
+    // Somebody may be about to send a database.
+    let tmp = device.join("tmp");
+    fs::mkdirs(&tmp).map_err(|error| BrokerError::Io(tmp, error))?;
+    let mut broker = B::open(shared, db_file, Options::default())?;
+    if broker.exists()? { Ok(broker) } else { Err(not_found()) }
+}
+
+fn merge<B: Replicated>(mut broker: B, items: MergeItems<B::Kind>) -> Outcome {
+    let source = items.source.as_deref().zip(items.last);
+    broker.db().merge_items_from(items.records, source)?;
     accepted()
 }
 
-fn records_of<B: Replicated>(items: &[Value]) -> Option<Vec<<B::Kind as Kind>::Record>> {
-    items.iter().map(<B::Kind as Kind>::from_json).collect()
+/// The rows of a list, if each is one.
+fn rows_of<B: Replicated>(list: &[u8]) -> Option<Vec<<B::Kind as Kind>::Record>> {
+    MergeItems::<B::Kind>::read_rows(list).or_else(|| {
+        let rows: Vec<Value> = serde_json::from_slice(list).ok()?;
+        rows.iter().map(<B::Kind as Kind>::from_json).collect()
+    })
 }
 
 /// Merge the rows of `from` after ROWID `start` into another database; the last ROWID that was copied.
@@ -293,8 +321,7 @@ fn copy_rows<B: Replicated>(from: &mut B, into: &mut B, start: i64) -> Result<i6
         if count == 0 {
             return Ok(point);
         }
-        let rows: Vec<Value> = serde_json::from_slice(&json).map_err(|_| bad())?;
-        into.db().merge_items(records_of::<B>(&rows).ok_or_else(bad)?)?;
+        into.db().merge_items(rows_of::<B>(&json).ok_or_else(bad)?)?;
         point = last;
     }
 }
