@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use common::digest;
 use parking_lot::Mutex;
+use rusqlite::config::DbConfig;
 use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
@@ -150,6 +151,8 @@ fn open(path: &Path, timeout: Duration) -> rusqlite::Result<Connection> {
         "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -{PAGE_CACHE_KIB};"
     ))?;
     sqlite.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(()))?;
+    // Otherwise a statement is prepared once more whenever its LIMIT gets a value.
+    sqlite.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     add_chexor(&sqlite)?;
     Ok(sqlite)
 }

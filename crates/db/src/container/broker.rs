@@ -646,14 +646,16 @@ fn query_policy_stats(sqlite: &Connection, what: &str) -> rusqlite::Result<Vec<(
 }
 
 fn query_info(sqlite: &Connection, policy_column: &str) -> rusqlite::Result<ContainerInfo> {
-    query_info_and(sqlite, policy_column, "", |_, _| Ok(())).map(|(info, ())| info)
+    query_info_and(sqlite, policy_column, "", "container_stat", |_, _| Ok(())).map(|(info, ())| info)
 }
 
 fn query_to_replicate(sqlite: &Connection) -> rusqlite::Result<(ContainerInfo, ToReplicate)> {
     let more = ", metadata, reconciler_sync_point, (SELECT count(*) FROM policy_stat), \
                 (SELECT seq FROM SQLITE_SEQUENCE WHERE name = 'object'), \
                 (SELECT seq FROM SQLITE_SEQUENCE WHERE name = 'shard_range')";
-    query_info_and(sqlite, "storage_policy_index", more, |row, first| {
+    // What the view `container_stat` is made of, which would have to be made first.
+    let from = "container_info LEFT JOIN policy_stat USING (storage_policy_index)";
+    query_info_and(sqlite, "storage_policy_index", more, from, |row, first| {
         let number =
             |at: usize| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(first + at)?.unwrap_or(-1));
         let max_row = number(3)?;
@@ -666,18 +668,19 @@ fn query_to_replicate(sqlite: &Connection) -> rusqlite::Result<(ContainerInfo, T
     })
 }
 
-/// The statistics, and what `read` makes of `more` columns, the first of which it is told.
+/// The statistics `from` a table of them, and what `read` makes of `more` columns, the first of which it is told.
 fn query_info_and<T>(
     sqlite: &Connection,
     policy_column: &str,
     more: &str,
+    from: &str,
     read: impl FnOnce(&rusqlite::Row<'_>, usize) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<(ContainerInfo, T)> {
     let sql = |sync_columns: &str| {
         format!(
             "SELECT account, container, created_at, put_timestamp, delete_timestamp, status, status_changed_at, \
              object_count, bytes_used, reported_put_timestamp, reported_delete_timestamp, reported_object_count, \
-             reported_bytes_used, hash, id, {policy_column}, {sync_columns}{more} FROM container_stat"
+             reported_bytes_used, hash, id, {policy_column}, {sync_columns}{more} FROM {from}"
         )
     };
     let statement = match sqlite.prepare_cached(&sql("x_container_sync_point1, x_container_sync_point2")) {
