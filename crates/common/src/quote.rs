@@ -4,12 +4,14 @@
 pub fn quote(value: impl AsRef<[u8]>, safe: &str) -> String {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     let value = value.as_ref();
+    if let Ok(text) = std::str::from_utf8(value)
+        && is_plain(value, safe)
+    {
+        return text.to_owned();
+    }
     let mut out = String::with_capacity(value.len() + value.len() / 4);
     for &b in value {
-        let plain = b.is_ascii_alphanumeric()
-            || matches!(b, b'_' | b'.' | b'-' | b'~')
-            || (b.is_ascii() && safe.as_bytes().contains(&b));
-        if plain {
+        if is_plain_byte(b, safe) {
             out.push(b as char);
         } else {
             out.push('%');
@@ -18,6 +20,17 @@ pub fn quote(value: impl AsRef<[u8]>, safe: &str) -> String {
         }
     }
     out
+}
+
+/// Whether `quote` would change nothing.
+pub fn is_plain(value: impl AsRef<[u8]>, safe: &str) -> bool {
+    value.as_ref().iter().all(|&b| is_plain_byte(b, safe))
+}
+
+fn is_plain_byte(b: u8, safe: &str) -> bool {
+    b.is_ascii_alphanumeric()
+        || matches!(b, b'_' | b'.' | b'-' | b'~')
+        || (b.is_ascii() && safe.as_bytes().contains(&b))
 }
 
 /// The path of a backend request: Swift's `quote(path)`.

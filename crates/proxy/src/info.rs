@@ -621,7 +621,7 @@ fn memcache(req: &Request) -> Option<Cache> {
     req.env.get::<SwiftCache>().map(|cache| cache.0.clone())
 }
 
-async fn from_memcache(req: &mut Request, key: &str) -> Result<Value, Found> {
+async fn from_memcache(req: &mut Request, key: &str) -> Result<Arc<Value>, Found> {
     let memcache = memcache(req).ok_or(Found::Disabled)?;
     if let Some(skip) = req.env.get::<SkipCache>() {
         let is_container = key.starts_with("container/");

@@ -223,8 +223,9 @@ fn finish_field(out: &mut String, start: usize, spec: &Spec, quoted: bool) {
         let text = pad(&out[start..], spec);
         out.replace_range(start.., &text);
     }
-    if quoted && out[start..].bytes().any(|b| !b.is_ascii_alphanumeric()) {
-        let text = quote::quote(&out[start..], ":/{}");
+    const PLAIN: &str = ":/{}";
+    if quoted && !quote::is_plain(&out[start..], PLAIN) {
+        let text = quote::quote(&out[start..], PLAIN);
         out.replace_range(start.., &text);
     }
 }

@@ -89,14 +89,14 @@ impl Cache {
     }
 
     /// The value of `key`; errors are misses.
-    pub async fn get(&self, key: &str) -> Option<Value> {
+    pub async fn get(&self, key: &str) -> Option<Arc<Value>> {
         self.try_get(key).await.ok().flatten()
     }
 
     /// The value of `key`, or the error as such.
-    pub async fn try_get(&self, key: &str) -> Result<Option<Value>, CacheError> {
+    pub async fn try_get(&self, key: &str) -> Result<Option<Arc<Value>>, CacheError> {
         match &self.0 {
-            Backend::Ring(ring) => ring.get(key).await,
+            Backend::Ring(ring) => Ok(ring.get(key).await?.map(Arc::new)),
             Backend::Local(local) => Ok(local.get(key)),
         }
     }
@@ -147,7 +147,7 @@ impl Cache {
     pub async fn get_multi(&self, keys: &[&str], server_key: &str) -> Vec<Option<Value>> {
         match &self.0 {
             Backend::Ring(ring) => ring.get_multi(keys, server_key).await,
-            Backend::Local(local) => keys.iter().map(|key| local.get(key)).collect(),
+            Backend::Local(local) => keys.iter().map(|key| Some((*local.get(key)?).clone())).collect(),
         }
     }
 }
@@ -160,13 +160,13 @@ struct LocalCache {
 
 #[derive(Default)]
 struct LocalItems {
-    values: HashMap<String, (Value, u64)>,
+    values: HashMap<String, (Arc<Value>, u64)>,
     /// (end of life in ms, key); the first to go.
     by_end: BTreeSet<(u64, String)>,
 }
 
 impl LocalItems {
-    fn remove(&mut self, key: &str) -> Option<(Value, u64)> {
+    fn remove(&mut self, key: &str) -> Option<(Arc<Value>, u64)> {
         let (key, (value, end)) = self.values.remove_entry(key)?;
         self.by_end.remove(&(end, key));
         Some((value, end))
@@ -179,11 +179,11 @@ impl LocalItems {
         {
             self.values.remove(&oldest);
         }
-        self.values.insert(key.to_owned(), (value, end));
+        self.values.insert(key.to_owned(), (Arc::new(value), end));
         self.by_end.insert((end, key.to_owned()));
     }
 
-    fn live(&mut self, key: &str, now: u64) -> Option<&(Value, u64)> {
+    fn live(&mut self, key: &str, now: u64) -> Option<&(Arc<Value>, u64)> {
         if self.values.get(key).is_some_and(|(_, end)| *end <= now) {
             self.remove(key);
         }
@@ -200,7 +200,7 @@ impl LocalCache {
         if ttl == 0 { u64::MAX } else { self.now().saturating_add(ttl.saturating_mul(1000)) }
     }
 
-    fn get(&self, key: &str) -> Option<Value> {
+    fn get(&self, key: &str) -> Option<Arc<Value>> {
         self.items.lock().live(key, self.now()).map(|(value, _)| value.clone())
     }
 
@@ -822,7 +822,7 @@ mod tests {
         let (address, items) = fake_server().await;
         let (cache, lines, _) = ring(&address, &[]);
         cache.set("account/AUTH_test", &json!({"status": 200, "name": "ü"}), 60).await;
-        assert_eq!(cache.get("account/AUTH_test").await, Some(json!({"status": 200, "name": "ü"})));
+        assert_eq!(cache.get("account/AUTH_test").await, Some(Arc::new(json!({"status": 200, "name": "ü"}))));
         let (flags, _) = items.lock()["05fad1c218a819c6507731ef4698a285"].clone();
         assert_eq!(flags, "2");
         assert_eq!(cache.get("other").await, None);
@@ -893,10 +893,10 @@ mod tests {
         cache.set("short", &json!(1), 10).await;
         cache.set("forever", &json!(2), 0).await;
         clock.advance(Duration::from_secs(9));
-        assert_eq!(cache.get("short").await, Some(json!(1)));
+        assert_eq!(cache.get("short").await, Some(Arc::new(json!(1))));
         clock.advance(Duration::from_secs(1));
         assert_eq!(cache.get("short").await, None);
-        assert_eq!(cache.get("forever").await, Some(json!(2)));
+        assert_eq!(cache.get("forever").await, Some(Arc::new(json!(2))));
         cache.delete("forever").await;
         assert_eq!(cache.get("forever").await, None);
     }
@@ -909,7 +909,7 @@ mod tests {
         for n in 0..LOCAL_MAX_ITEMS {
             cache.set(&format!("k{n}"), &json!(n), 10).await;
         }
-        assert_eq!(cache.get("kept").await, Some(json!(0)));
+        assert_eq!(cache.get("kept").await, Some(Arc::new(json!(0))));
         let Backend::Local(local) = &cache.0 else { panic!("not local") };
         assert_eq!(local.items.lock().values.len(), LOCAL_MAX_ITEMS);
     }

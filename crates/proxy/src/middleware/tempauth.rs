@@ -327,7 +327,7 @@ impl Core {
         if !token.strip_prefix(prefix)?.starts_with("tk") {
             return None;
         }
-        let (expires, groups) = token_data(cache.get(&format!("{prefix}/token/{token}")).await?)?;
+        let (expires, groups) = token_data(&*cache.get(&format!("{prefix}/token/{token}")).await?)?;
         (expires >= self.clock.unix_secs() && !groups.is_empty()).then_some(groups)
     }
 
@@ -503,7 +503,7 @@ fn is_in_container_acl(
 }
 
 /// `[expires, groups]` as cached.
-fn token_data(value: Value) -> Option<(f64, String)> {
+fn token_data(value: &Value) -> Option<(f64, String)> {
     let pair = value.as_array()?;
     Some((pair.first()?.as_f64()?, pair.get(1)?.as_str()?.to_owned()))
 }
@@ -591,7 +591,7 @@ impl Core {
         let prefix = self.reseller_prefix();
         let token = cache.get(&format!("{prefix}/user/{account_user}")).await?;
         let token = token.as_str()?;
-        let (expires, old_groups) = token_data(cache.get(&format!("{prefix}/token/{token}")).await?)?;
+        let (expires, old_groups) = token_data(&*cache.get(&format!("{prefix}/token/{token}")).await?)?;
         let set =
             |groups: &str| groups.split(',').map(str::to_owned).collect::<std::collections::HashSet<_>>();
         let valid = expires > self.clock.unix_secs() && set(&old_groups) == set(groups);
@@ -748,9 +748,9 @@ mod tests {
         let app = with_cache(app, cache.clone());
         let token = token(&app, "test:tester", "testing").await;
         let token = token.get_str("X-Auth-Token").unwrap();
-        assert_eq!(cache.get("AUTH_/user/test:tester").await, Some(json!(token)));
+        assert_eq!(cache.get("AUTH_/user/test:tester").await.as_deref(), Some(&json!(token)));
         let stored = cache.get(&format!("AUTH_/token/{token}")).await;
-        assert_eq!(stored, Some(json!([1_400_086_400.0, "test,test:tester,AUTH_test"])));
+        assert_eq!(stored.as_deref(), Some(&json!([1_400_086_400.0, "test,test:tester,AUTH_test"])));
     }
 
     #[tokio::test]
