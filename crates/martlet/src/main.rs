@@ -23,7 +23,8 @@ struct Cli {
     command: Command,
 }
 
-/// Requests allocate on one thread what another frees: the C library's allocator makes them wait for each other.
+/// Requests allocate on one thread what another frees: the C library's allocator makes them wait for each other. Without huge pages:
+/// each thread begins with a few places for each size, and of each place the kernel would clear two MiB.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
