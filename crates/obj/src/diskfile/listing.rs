@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -90,8 +90,19 @@ impl Names {
 }
 
 /// Opens a directory for listing; `ENOTDIR` if there is something else.
-pub fn open_dir(parent: impl AsFd, path: impl Arg) -> Result<rustix::fd::OwnedFd, Errno> {
-    openat(parent, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+pub fn open_dir(parent: impl AsFd, path: impl Arg) -> Result<OwnedFd, Errno> {
+    open_unnoticed(parent, path, OFlags::DIRECTORY)
+}
+
+/// Opens for reading without a trace in the access time, which would cost a transaction of the file system for the first
+/// read after each change.
+pub fn open_unnoticed(parent: impl AsFd, path: impl Arg, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
+    path.into_with_c_str(|path| match openat(&parent, path, flags | OFlags::NOATIME, Mode::empty()) {
+        // It is somebody else's.
+        Err(Errno::PERM) => openat(&parent, path, flags, Mode::empty()),
+        opened => opened,
+    })
 }
 
 /// The names in the directory at `path`.

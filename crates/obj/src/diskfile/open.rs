@@ -18,13 +18,13 @@ use common::headers::{
 };
 use common::timestamp::UNITS_PER_SECOND;
 use common::{ObjHash, Timestamp};
-use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
+use rustix::fs::{CWD, FileType, OFlags, Stat, fstat};
 use rustix::io::Errno;
 
 use super::files::{OnDiskFiles, Scheme, get_ondisk_files};
 use super::fragment::HeaderCheck;
 use super::known::{KnownFile, KnownObject, Stamp};
-use super::listing::{Names, open_dir};
+use super::listing::{Names, open_dir, open_unnoticed};
 use super::metadata::{MetadataError, read_metadata};
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
 use super::reader::{Reader, ReaderOptions};
@@ -183,10 +183,9 @@ impl<'a> HashDir<'a> {
 
     /// Opens a file; one that is gone, or became so, has been superseded since the listing.
     fn open(&self, index: usize) -> Result<OpenFile, DiskFileError> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let opened = match &self.dir {
-            Some(dir) => openat(dir, self.names.c_str(index), flags, Mode::empty()),
-            None => openat(CWD, self.path(index), flags, Mode::empty()),
+            Some(dir) => open_unnoticed(dir, self.names.c_str(index), OFlags::NONBLOCK),
+            None => open_unnoticed(CWD, self.path(index), OFlags::NONBLOCK),
         };
         match opened {
             Ok(file) => Ok(OpenFile { stat: fstat(&file), file }),
