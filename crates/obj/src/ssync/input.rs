@@ -21,7 +21,7 @@ pub enum InputError {
 
 pub struct Input {
     body: Body,
-    buffer: BytesMut,
+    buffer: Bytes,
     ended: bool,
     /// The longest line, and the largest piece handed out.
     chunk_size: usize,
@@ -31,7 +31,7 @@ pub struct Input {
 
 impl Input {
     pub fn new(body: Body, chunk_size: usize, timeout: Duration) -> Self {
-        Self { body, buffer: BytesMut::new(), ended: false, chunk_size, timeout, failed: None }
+        Self { body, buffer: Bytes::new(), ended: false, chunk_size, timeout, failed: None }
     }
 
     /// The next line with its line end; empty at the end of the body.
@@ -66,7 +66,7 @@ impl Input {
     fn buffered_line(&mut self, searched: &mut usize) -> Option<Bytes> {
         let reach = self.buffer.len().min(self.chunk_size);
         match memchr::memchr(b'\n', &self.buffer[*searched..reach]) {
-            Some(at) => Some(self.buffer.split_to(*searched + at + 1).freeze()),
+            Some(at) => Some(self.buffer.split_to(*searched + at + 1)),
             None => {
                 *searched = reach;
                 None
@@ -84,7 +84,7 @@ impl Input {
             self.fill(context, Instant::now() + self.timeout).await?;
         }
         let len = self.buffer.len().min(limit).min(self.chunk_size);
-        Ok(self.buffer.split_to(len).freeze())
+        Ok(self.buffer.split_to(len))
     }
 
     async fn fill(&mut self, context: &str, deadline: Instant) -> Result<(), InputError> {
@@ -97,13 +97,22 @@ impl Input {
         };
         match piece.transpose() {
             // A piece that comes into an empty buffer is not copied.
-            Ok(Some(piece)) if self.buffer.is_empty() => {
-                self.buffer = piece.try_into_mut().unwrap_or_else(|piece| BytesMut::from(&piece[..]));
-            }
-            Ok(Some(piece)) => self.buffer.extend_from_slice(&piece),
+            Ok(Some(piece)) if self.buffer.is_empty() => self.buffer = piece,
+            Ok(Some(piece)) => self.append(&piece),
             Ok(None) | Err(_) => self.ended = true,
         }
         Ok(())
+    }
+
+    fn append(&mut self, piece: &[u8]) {
+        let buffered = std::mem::take(&mut self.buffer);
+        let mut buffered = buffered.try_into_mut().unwrap_or_else(|shared| {
+            let mut copy = BytesMut::with_capacity(shared.len() + piece.len());
+            copy.extend_from_slice(&shared);
+            copy
+        });
+        buffered.extend_from_slice(piece);
+        self.buffer = buffered.freeze();
     }
 
     fn check(&self) -> Result<(), InputError> {
