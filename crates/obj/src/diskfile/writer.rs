@@ -39,6 +39,9 @@ use super::listing::open_dir;
 use super::metadata::write_metadata;
 use super::{DiskFile, DiskFileError, Metadata, SMALL_OBJECT};
 
+/// Of a file that waits for its company before it is synced, the disk begins to write such pieces at once.
+const WRITTEN_EARLY: u64 = 2 << 20;
+
 /// A file being written. Nobody sees it before [`Writer::put`]; dropping it leaves nothing behind.
 pub struct Writer {
     diskfile: DiskFile,
@@ -47,6 +50,8 @@ pub struct Writer {
     md5: Option<Md5Stream>,
     upload_size: u64,
     last_sync: u64,
+    /// Up to where the kernel has been told to write; `None`: that is left to the sync.
+    written_early: Option<u64>,
     write_time: Duration,
 }
 
@@ -69,6 +74,7 @@ impl Writer {
             md5: Some(Md5Stream::new()),
             upload_size: 0,
             last_sync: 0,
+            written_early: None,
             write_time: Duration::ZERO,
         };
         // Deletes are always possible: they are what makes room.
@@ -87,6 +93,7 @@ impl Writer {
     /// Leaves computing the MD5 to when it is asked for, or to others that are asked before.
     pub fn patient(mut self, size: u64) -> Self {
         self.md5 = Some(Md5Stream::patient(usize::try_from(size).unwrap_or(usize::MAX)));
+        self.written_early = Some(0);
         self
     }
 
@@ -126,6 +133,11 @@ impl Writer {
             fs::fdatasync(self.file.file()).map_err(|err| self.failed("cannot sync", err))?;
             fs::drop_cache(self.file.file(), self.last_sync, unsynced);
             self.last_sync = self.upload_size;
+        }
+        if let Some(from) = self.written_early.filter(|from| self.upload_size - from >= WRITTEN_EARLY) {
+            // Does not wait for the disk, and so nothing can be dropped yet.
+            fs::drop_cache(self.file.file(), from, self.upload_size - from);
+            self.written_early = Some(self.upload_size);
         }
         Ok(())
     }

@@ -303,6 +303,8 @@ impl Reconstructor {
             node,
             suffixes,
             remote_check_objs: None,
+            // Nobody else knows the ETag of a fragment before it is rebuilt from.
+            unchecked: None,
             fragments: Some(fragments),
         }
     }

@@ -32,6 +32,7 @@ use service::recon;
 use tokio::task::JoinSet;
 
 use crate::diskfile::{DiskFileConf, DiskFileError, DiskFileRouter};
+use crate::ssync::Unchecked;
 use crate::ssync::sender::{InSync, Sender, SenderConf};
 
 pub(crate) mod job;
@@ -49,6 +50,8 @@ use rsync::RsyncConf;
 use stats::{NodeKey, Stats, stats_lines};
 
 const NAME: &str = "object-replicator";
+/// The last checks of a pass, of objects of any device, are queued under this name.
+const CHECK_POOL: &str = "checks";
 
 /// The options of `[object-replicator]`.
 struct ReplicatorConf {
@@ -144,6 +147,8 @@ struct Replicator {
     conf: Arc<ReplicatorConf>,
     router: Arc<DiskFileRouter>,
     overrides: Overrides,
+    /// Of all of its sessions.
+    unchecked: Arc<Unchecked>,
 }
 
 /// One pass, as its jobs see it.
@@ -290,7 +295,7 @@ impl ObjectReplicator {
 
     fn replicator(&self, logger: Logger, overrides: Overrides) -> Arc<Replicator> {
         let (ctx, conf, router) = (self.ctx.clone(), self.conf.clone(), self.router.clone());
-        Arc::new(Replicator { ctx, logger, conf, router, overrides })
+        Arc::new(Replicator { ctx, logger, conf, router, overrides, unchecked: Arc::default() })
     }
 }
 
@@ -395,6 +400,8 @@ impl Replicator {
         while let Some(done) = running.join_next().await {
             self.note_panic(done);
         }
+        let unchecked = self.unchecked.clone();
+        self.ctx.disk_pools.run(CHECK_POOL, move || unchecked.check()).await;
     }
 
     fn note_panic(&self, done: Result<(), tokio::task::JoinError>) {
@@ -453,6 +460,7 @@ impl Replicator {
             node,
             suffixes,
             remote_check_objs: check,
+            unchecked: Some(&self.unchecked),
             fragments: None,
         };
         Ok(sender.run().await)

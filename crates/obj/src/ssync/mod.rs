@@ -29,3 +29,4 @@ pub mod session;
 mod update;
 
 pub use receiver::SsyncReceiver;
+pub use update::Unchecked;

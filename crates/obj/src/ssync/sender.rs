@@ -32,7 +32,7 @@ use super::protocol::{
     MISSING_CHECK_END, MISSING_CHECK_START, Offer, UPDATES_END, UPDATES_START, Wanted, printable,
     python_repr, python_repr_bytes,
 };
-use super::update::{Batch, Batches, Data, Put, READ_SIZE, Update, put_head};
+use super::update::{Batch, Batches, Data, Put, READ_SIZE, Unchecked, Update, put_head};
 use crate::diskfile::{DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, TimestampSet, Want};
 
 /// Archives that are rebuilt before they are sent.
@@ -83,6 +83,8 @@ pub struct Sender<'a> {
     pub suffixes: &'a [Suffix],
     /// Nothing is sent: only those of these objects that the receiver has are asked about.
     pub remote_check_objs: Option<&'a HashSet<ObjHash>>,
+    /// Where objects wait for their check; the caller has the last of them checked. `None`: each is checked by itself.
+    pub unchecked: Option<&'a Arc<Unchecked>>,
     /// Of an EC policy.
     pub fragments: Option<Fragments<'a>>,
 }
@@ -329,6 +331,7 @@ impl Sender<'_> {
             partition: self.partition,
             want: link.want,
             rebuilds: self.fragments.as_ref().is_some_and(|fragments| fragments.rebuilder.is_some()),
+            unchecked: self.unchecked.cloned(),
             wanted: wanted.into_iter().collect(),
         });
         loop {

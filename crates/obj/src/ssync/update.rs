@@ -2,7 +2,8 @@
 //!
 //! Objects are prepared in batches ahead of the wire, each in one job. Small ones are read whole. So are those of a few megabytes, whose
 //! ETags are then computed together (`common::digest`): one that is corrupt goes to quarantine before any of it has been sent, and is left
-//! out. Larger ones are read, and checked, as they are sent.
+//! out. Where a batch has too few of them for that, they wait until there are some of other partitions ([`Unchecked`]), and are sent
+//! meanwhile: the receiver, which compares ETags itself, refuses what is corrupt. Larger ones are read, and checked, as they are sent.
 //!
 //! What batches hold is bounded twice: for one of them, and for all sessions of a process together. Beyond the second bound objects are
 //! read as they are sent.
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use common::hash::ObjHash;
 use common::timestamp::Timestamp;
 use common::wsgi::from_stored;
+use parking_lot::Mutex;
 use service::http::Body;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -31,6 +33,8 @@ const BATCH_OBJECTS: usize = 16;
 const BATCH_BYTES: u64 = 48 << 20;
 /// The largest object that is held.
 const HELD_OBJECT: u64 = 16 << 20;
+/// So many ETags are computed together at several times the speed of one.
+const CHECKED_TOGETHER: usize = 6;
 /// What all sessions may hold, in KiB.
 static HELD_KIB: Semaphore = Semaphore::const_new(256 << 10);
 
@@ -62,9 +66,36 @@ pub(super) enum Data {
 /// An object in memory.
 pub(super) struct Held {
     pub pieces: Vec<Bytes>,
-    /// While its ETag has not been checked.
+    /// While nobody has seen to it that its ETag is checked.
     reader: Option<Box<Reader>>,
-    _permit: SemaphorePermit<'static>,
+    permit: Arc<SemaphorePermit<'static>>,
+}
+
+/// Objects that are sent although their ETags have yet to be checked, together with those of others. A corrupt one goes to
+/// quarantine then.
+#[derive(Default)]
+pub struct Unchecked(Mutex<Vec<(Box<Reader>, Arc<SemaphorePermit<'static>>)>>);
+
+impl Unchecked {
+    /// Also checks all of them when they have become enough.
+    fn add(&self, held: &mut Held) {
+        let Some(reader) = held.reader.take() else { return };
+        let mut waiting = self.0.lock();
+        waiting.push((reader, held.permit.clone()));
+        if waiting.len() >= CHECKED_TOGETHER {
+            drop(waiting);
+            self.check();
+        }
+    }
+
+    /// Checks those that are left.
+    pub fn check(&self) {
+        let waiting = std::mem::take(&mut *self.0.lock());
+        for (reader, _permit) in waiting {
+            // Says so in the log if it is corrupt.
+            reader.close();
+        }
+    }
 }
 
 impl Update {
@@ -98,6 +129,7 @@ pub(super) struct Batches {
     pub want: Want<'static>,
     /// Data is not sent as it is, but rebuilt from.
     pub rebuilds: bool,
+    pub unchecked: Option<Arc<Unchecked>>,
     pub wanted: VecDeque<(ObjHash, Wanted)>,
 }
 
@@ -116,6 +148,11 @@ impl Batches {
                 bytes += update.put.as_ref().map_or(0, |put| put.content_length);
             }
             batch.push((hash, update));
+        }
+        let mut held: Vec<&mut Held> = batch.iter_mut().filter_map(|(_, update)| update.held()).collect();
+        if let Some(unchecked) = self.unchecked.as_ref().filter(|_| held.len() < CHECKED_TOGETHER) {
+            held.iter_mut().for_each(|held| unchecked.add(held));
+            return Ok(batch);
         }
         // With the first ETag those of the others are computed.
         for (_, update) in &mut batch {
@@ -189,7 +226,7 @@ fn hold(mut reader: Reader, permit: SemaphorePermit<'static>) -> Result<Held, Di
     loop {
         let piece = reader.read(offset, READ_SIZE)?;
         if piece.is_empty() {
-            return Ok(Held { pieces, reader: Some(Box::new(reader)), _permit: permit });
+            return Ok(Held { pieces, reader: Some(Box::new(reader)), permit: Arc::new(permit) });
         }
         offset += piece.len() as u64;
         pieces.push(piece);
