@@ -269,3 +269,93 @@ fn path_of(name: &str) -> String {
     let (account, container, object) = (part(), part(), part());
     subrequest_path(account, container, object)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use common::Clock;
+    use common::config::SwiftConf;
+    use common::digest::{hex, md5};
+    use common::policy::PolicyIndex;
+    use service::logs::Logger;
+    use service::statsd::Statsd;
+
+    use super::*;
+    use crate::diskfile::{DiskFileConf, DiskFileRouter};
+
+    fn manager(devices: &Path) -> Arc<DiskFileManager> {
+        std::fs::create_dir(devices.join("sda")).unwrap();
+        let conf = DiskFileConf { devices: devices.into(), mount_check: false, ..DiskFileConf::default() };
+        let swift_conf =
+            SwiftConf::parse(b"[swift-hash]\nswift_hash_path_suffix = s\n", "swift.conf", devices);
+        let (logger, _) = Logger::memory();
+        let statsd = Statsd::disabled();
+        let router = DiskFileRouter::new(&conf, &swift_conf.unwrap(), &Clock::system(), &logger, &statsd);
+        router.get(PolicyIndex(0)).unwrap().clone()
+    }
+
+    /// Makes an object that is held in memory, and a batch that wants it.
+    fn batch_of(
+        manager: &Arc<DiskFileManager>,
+        name: &str,
+        etag_of: &[u8],
+        unchecked: &Unchecking,
+    ) -> Batches {
+        let hash = manager.hash_conf().hash_path("a", Some("c"), Some(name));
+        let metadata = Metadata::from_iter([
+            ("X-Timestamp", "0000000001.00000".to_owned()),
+            ("ETag", hex(&md5(etag_of))),
+            ("Content-Length", BODY.len().to_string()),
+        ]);
+        manager.diskfile("sda", 7, "a", "c", name).unwrap().put_small(BODY, metadata).unwrap();
+        Batches {
+            manager: manager.clone(),
+            device: "sda".to_owned(),
+            partition: 7,
+            want: Want::default(),
+            rebuilds: false,
+            unchecked: unchecked.clone(),
+            wanted: [(hash, Wanted { data: true, meta: true })].into(),
+        }
+    }
+
+    type Unchecking = Option<Arc<Unchecked>>;
+    const BODY: &[u8] = &[7; SMALL_OBJECT as usize + 1];
+
+    fn is_there(manager: &Arc<DiskFileManager>, name: &str) -> bool {
+        manager.diskfile("sda", 7, "a", "c", name).unwrap().open(None).is_ok()
+    }
+
+    #[test]
+    fn objects_that_are_sent_unchecked_are_checked_together_or_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = manager(dir.path());
+        let unchecked = Arc::new(Unchecked::default());
+        let send = |name: &str, etag_of: &[u8]| {
+            let batch = batch_of(&manager, name, etag_of, &Some(unchecked.clone())).next().unwrap();
+            assert!(matches!(&batch[..], [(_, Update { put: Some(_), skipped: false, .. })]), "{name}");
+        };
+        send("corrupt", b"another");
+        for n in 2..CHECKED_TOGETHER {
+            send(&n.to_string(), BODY);
+        }
+        assert!(is_there(&manager, "corrupt"));
+        send("last", BODY);
+        assert!(!is_there(&manager, "corrupt"));
+        assert!(is_there(&manager, "last"));
+        send("too late", b"another");
+        assert!(is_there(&manager, "too late"));
+        unchecked.check();
+        assert!(!is_there(&manager, "too late"));
+    }
+
+    #[test]
+    fn a_corrupt_object_is_not_sent_if_nobody_checks_it_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = manager(dir.path());
+        let batch = batch_of(&manager, "o", b"another", &None).next().unwrap();
+        assert!(matches!(&batch[..], [(_, Update { put: None, skipped: true, .. })]));
+        assert!(!is_there(&manager, "o"));
+    }
+}
