@@ -577,7 +577,7 @@ fn suffixes_are_hashed_as_swift_does() {
     let hash = SuffixHash::Whole(hex(&md5(expected.as_bytes())));
     assert_eq!(disk.hashes().get(disk.object("o").hash().suffix()), Some(&hash));
     let value = disk.hashes().to_value();
-    assert_eq!(SuffixHashes::from_value(&value), Some(disk.hashes()));
+    assert_eq!(SuffixHashes::from_value(value), Some(disk.hashes()));
     assert_eq!(Suffix::parse("zzz"), None);
 }
 

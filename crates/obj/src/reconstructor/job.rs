@@ -222,7 +222,7 @@ mod tests {
         let suffix = |(suffix, keys): &(&str, &[Option<i64>])| {
             (Value::Str((*suffix).to_owned()), Value::Dict(keys.iter().map(hash).collect()))
         };
-        SuffixHashes::from_value(&Value::Dict(of.iter().map(suffix).collect())).unwrap()
+        SuffixHashes::from_value(Value::Dict(of.iter().map(suffix).collect())).unwrap()
     }
 
     /// Kind, index, suffixes and the places it goes to.

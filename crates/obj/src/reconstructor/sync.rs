@@ -83,7 +83,7 @@ impl Reconstructor {
                     continue;
                 }
                 Ok((Status::OK, body)) => {
-                    match pickle::loads(&body).ok().and_then(|value| SuffixHashes::from_value(&value)) {
+                    match pickle::loads(&body).ok().and_then(SuffixHashes::from_value) {
                         Some(hashes) => return Some((node, hashes)),
                         None => self.logger.error(format_args!(
                             "Unable to get remote suffix hashes from {shown}: it is no dict"

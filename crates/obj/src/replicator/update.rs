@@ -173,7 +173,7 @@ impl Replicator {
             status => return Err(Refusal::Status(status)),
         }
         let value = pickle::loads(&body).map_err(|err| failed(err.to_string()))?;
-        SuffixHashes::from_value(&value).ok_or_else(|| failed("answer is not a dict".to_string()))
+        SuffixHashes::from_value(value).ok_or_else(|| failed("answer is not a dict".to_string()))
     }
 
     /// Asks a node for its hashes of a partition, after hashing again the suffixes in `suffixes`, which dashes separate.
