@@ -228,7 +228,7 @@ impl ObjectServer {
         let (target, wants) = (put.target.clone(), put.wants.clone());
         let (timestamp, size) = (put.timestamp, put.size);
         let if_none_match = put.if_none_match.clone();
-        let patience = size.filter(|_| put.is_one_of_many);
+        let patience = size.filter(|size| put.is_one_of_many || *size < WRITE_BATCH as u64);
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
             let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
@@ -267,8 +267,14 @@ impl ObjectServer {
             let length = length_of(&batch);
             if length < WRITE_BATCH as u64 {
                 let uploaded = writer.as_ref().map_or(0, Writer::upload_size) + length;
-                let is_all = put.size.is_none_or(|size| size == uploaded);
-                return if is_all { Ok(batch) } else { Err(Response::error(499)) };
+                if put.size.is_some_and(|size| size != uploaded) {
+                    return Err(Response::error(499));
+                }
+                if let Some(writer) = writer.as_mut().filter(|_| put.size == Some(length)) {
+                    // All of it waits for its turn on the disk now: meanwhile it is company.
+                    writer.hash_ahead(&batch);
+                }
+                return Ok(batch);
             }
         }
     }
@@ -315,7 +321,7 @@ impl ObjectServer {
         writer: Option<Writer>,
     ) -> Result<(T, Writer), Response> {
         match (received, writer) {
-            (Ok(last), Some(writer)) => Ok((last, writer)),
+            (Ok(received), Some(writer)) => Ok((received, writer)),
             (Ok(_), None) => Err(Response::error(500)),
             (Err(refusal), None) => Err(refusal),
             (Err(refusal), Some(writer)) => {

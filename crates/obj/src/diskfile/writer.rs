@@ -48,6 +48,8 @@ pub struct Writer {
     file: TmpFile,
     ext: Ext,
     md5: Option<Md5Stream>,
+    /// How far the MD5 has got ahead of what is written.
+    hashed: u64,
     upload_size: u64,
     last_sync: u64,
     /// Up to where the kernel has been told to write; `None`: that is left to the sync.
@@ -72,6 +74,7 @@ impl Writer {
             file,
             ext,
             md5: Some(Md5Stream::new()),
+            hashed: 0,
             upload_size: 0,
             last_sync: 0,
             written_early: None,
@@ -113,9 +116,18 @@ impl Writer {
         reserved.map_err(|err| self.failed("cannot reserve space in", err))
     }
 
+    /// Gives what is about to be written to the MD5, which keeps it if it is patient: until somebody asks for the digest, others
+    /// that hash can take this stream along.
+    pub fn hash_ahead(&mut self, chunks: &[Bytes]) {
+        if let Some(md5) = &mut self.md5 {
+            chunks.iter().for_each(|chunk| md5.update(chunk.clone()));
+        }
+        self.hashed = self.upload_size + chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+    }
+
     pub fn write(&mut self, chunk: Bytes) -> Result<(), DiskFileError> {
         let began = Instant::now();
-        if let Some(md5) = &mut self.md5 {
+        if let Some(md5) = self.md5.as_mut().filter(|_| self.upload_size >= self.hashed) {
             md5.update(chunk.clone());
         }
         let appended = self.append(&chunk);

@@ -151,7 +151,7 @@ impl FragmentRebuilder<'_> {
     /// The archive that is here.
     fn read(&self, opened: OpenDiskFile, fragment_len: usize) -> Body {
         let length = opened.content_length();
-        let reader = opened.reader(ReaderOptions { keep_cache: true, ..ReaderOptions::default() });
+        let reader = opened.reader(ReaderOptions { keep_cache: true, verify_etag: true, patient: true });
         let (pools, device) = (self.ctx.disk_pools.clone(), self.part.dev.device.clone());
         Body::stream(Here { reader: Some(reader), offset: 0, length, fragment_len, pools, device })
     }
@@ -452,12 +452,19 @@ impl BodyStream for Here {
             let (offset, length) = (self.offset, self.length);
             let wanted = (length - offset).min(self.fragment_len as u64) as usize;
             let mut reader = self.reader.take().filter(|_| wanted > 0)?;
-            let job = move || {
-                let data = reader.read(offset, wanted)?;
-                let reason = if offset + data.len() as u64 == length { reader.check() } else { None };
-                reason.map_or(Ok((reader, data)), |reason| Err(DiskFileError::Quarantined(reason)))
-            };
-            let read = self.pools.run(&self.device, job).await;
+            let job = move || reader.read(offset, wanted).map(|data| (reader, data));
+            let mut read = self.pools.run(&self.device, job).await;
+            if let Ok((_, data)) = &read
+                && offset + data.len() as u64 == length
+            {
+                // A job of its own: the archives that others have read meanwhile are hashed along.
+                let check = move || {
+                    let (mut reader, data) = read?;
+                    let reason = reader.check();
+                    reason.map_or(Ok((reader, data)), |reason| Err(DiskFileError::Quarantined(reason)))
+                };
+                read = self.pools.run(&self.device, check).await;
+            }
             Some(match read {
                 Ok((_, data)) if data.is_empty() => Err(BodyError::Disconnected),
                 Ok((reader, data)) => {
