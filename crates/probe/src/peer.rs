@@ -101,6 +101,20 @@ pub fn script(name: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// Lets a script of `tests/peer/` compare a program of Swift's with ours, in these cases, on object servers of `server`.
+pub fn compare(name: &str, program: &str, server: Peer, cases: &[&str]) -> Result<()> {
+    let dir = tempfile::tempdir().context("no temporary folder")?;
+    let ours = |program| Peer::Martlet.command(dir.path(), dir.path(), program);
+    let mut check = script(name)?;
+    check.arg(dir.path().join("scratch")).arg(ours(program)?.get_program());
+    match server {
+        Peer::Python => check.arg("-"),
+        Peer::Martlet => check.arg(ours("swift-object-server")?.get_program()),
+    };
+    println!("{}", success(check.args(cases))?);
+    Ok(())
+}
+
 /// What the command printed; an error with everything that it said if it failed.
 pub fn success(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();

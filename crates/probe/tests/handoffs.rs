@@ -2,20 +2,11 @@
 //! `peer/handoffs.py`, which runs in the venv of real Swift; it has a description of each case.
 
 use anyhow::Result;
-use probe::peer::{Peer, script, success};
+use probe::peer::{self, Peer};
 
 /// The cases on object servers of `server`.
 fn compare(server: Peer, cases: &[&str]) -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let ours = |program| Peer::Martlet.command(dir.path(), dir.path(), program);
-    let mut check = script("handoffs.py")?;
-    check.arg(dir.path().join("scratch")).arg(ours("swift-object-reconstructor")?.get_program());
-    match server {
-        Peer::Python => check.arg("-"),
-        Peer::Martlet => check.arg(ours("swift-object-server")?.get_program()),
-    };
-    println!("{}", success(check.args(cases))?);
-    Ok(())
+    peer::compare("handoffs.py", "swift-object-reconstructor", server, cases)
 }
 
 #[test]

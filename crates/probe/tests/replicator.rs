@@ -3,20 +3,11 @@
 //! case.
 
 use anyhow::Result;
-use probe::peer::{Peer, script, success};
+use probe::peer::{self, Peer};
 
 /// The cases on the object servers of `server`.
 fn compare(server: Peer, cases: &[&str]) -> Result<()> {
-    let dir = tempfile::tempdir()?;
-    let ours = |program| Peer::Martlet.command(dir.path(), dir.path(), program);
-    let mut check = script("replicator.py")?;
-    check.arg(dir.path().join("scratch")).arg(ours("swift-object-replicator")?.get_program());
-    match server {
-        Peer::Python => check.arg("-"),
-        Peer::Martlet => check.arg(ours("swift-object-server")?.get_program()),
-    };
-    println!("{}", success(check.args(cases))?);
-    Ok(())
+    peer::compare("replicator.py", "swift-object-replicator", server, cases)
 }
 
 #[test]
