@@ -191,7 +191,17 @@ impl ObjectServer {
         let mut writer = Some(writer);
         let received = self.receive(put, &mut writer, Input::Staged(&mut stages)).await;
         let received = match received {
-            Ok(last) => stages.footers().await.map(|footers| (last, footers)),
+            Ok(last) => match stages.footers().await {
+                Ok(footers) => Ok((last, footers)),
+                Err(refusal) => {
+                    // The data has come all the same.
+                    let (took, written) = writer
+                        .as_ref()
+                        .map_or_else(Default::default, |writer| (writer.write_time(), writer.upload_size()));
+                    self.rate(put).tell(took, written + length_of(&last));
+                    Err(refusal)
+                }
+            },
             Err(refusal) => Err(refusal),
         };
         let ((last, footers), writer) = self.or_discard(put, received, writer).await?;

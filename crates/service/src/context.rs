@@ -189,6 +189,9 @@ impl PipelineApps {
     }
 }
 
+/// What names in a proxy's statsd begin with, whatever its `log_name` is.
+const PROXY: &str = "proxy-server";
+
 impl Deref for Context {
     type Target = ContextData;
 
@@ -200,13 +203,28 @@ impl Deref for Context {
 impl Context {
     /// The context of service `name` as its own `section` (with DEFAULT) says.
     pub fn new(process: &Process, name: &str, section: &Section) -> Result<Context, ConfigError> {
+        Self::with_statsd_prefix(process, name, section, if name == PROXY { Some(PROXY) } else { None })
+    }
+
+    /// The same for a pipeline of another service that ends in a proxy.
+    pub fn of_proxy(process: &Process, name: &str, section: &Section) -> Result<Context, ConfigError> {
+        Self::with_statsd_prefix(process, name, section, Some(PROXY))
+    }
+
+    /// Without a prefix the name in the log is that in statsd, too.
+    fn with_statsd_prefix(
+        process: &Process,
+        name: &str,
+        section: &Section,
+        prefix: Option<&str>,
+    ) -> Result<Context, ConfigError> {
         let swift_dir = PathBuf::from(section.str("swift_dir", DEFAULT_SWIFT_DIR));
         let cluster = process.cluster(&swift_dir)?;
         let threads = section.positive_int("threads_per_disk", disk_pool::DEFAULT_THREADS)?;
         let logger = process.logger(section, name)?;
         // For the process, which applies it if it is the service's own.
         let priority = Priority::of(section);
-        let statsd = Statsd::from_section(section, logger.name(), &process.rng)?;
+        let statsd = Statsd::from_section(section, prefix.unwrap_or(logger.name()), &process.rng)?;
         report_rings(&cluster.rings, &logger);
         Ok(Context(Arc::new(ContextData {
             name: name.to_owned(),

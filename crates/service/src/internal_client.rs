@@ -91,7 +91,7 @@ impl InternalClient {
         }
         let mut process = process.clone();
         process.backend_user_agent = Some(options.user_agent.clone());
-        let ctx = Context::new(&process, &options.log_name, &paste.app.section)?;
+        let ctx = Context::of_proxy(&process, &options.log_name, &paste.app.section)?;
         let app = load_as_it_stands(&paste, registry, &ctx)?;
         for warning in paste.warnings() {
             ctx.logger.warning(warning);
