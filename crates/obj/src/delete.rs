@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::Timestamp;
+use common::fs::Step;
 use common::headers::*;
 use common::quote::quote_path;
 use common::wsgi::from_stored;
@@ -109,11 +110,12 @@ impl ObjectServer {
             }
             // Nobody else to tell first: write at once.
             let told = stored_delete_at(&found.metadata) == 0;
-            if told {
-                steps.record("delete_at_update");
-                found.delete(timestamp, &steps)?;
+            if !told {
+                return Ok(Step::Done(Ok((found, told))));
             }
-            Ok((found, told))
+            steps.record("delete_at_update");
+            let deleted = found.delete(timestamp, &steps);
+            Ok(deleted.and_then(move |()| Step::Done(Ok((found, told)))))
         };
         let (found, told) = self.run_delete(&target, job).await?;
         if !told {
@@ -121,7 +123,7 @@ impl ObjectServer {
             self.delete_at_updates(&target, &origin, None, old, 0).await?;
             steps.record("delete_at_update");
             let (found, steps) = (found.clone(), steps.clone());
-            self.run_delete(&target, move || found.delete(timestamp, &steps)).await?;
+            self.run_delete(&target, move || Ok(found.delete(timestamp, &steps))).await?;
         }
         if found.timestamp < timestamp {
             let mut update = Headers::new();
@@ -138,9 +140,10 @@ impl ObjectServer {
     async fn run_delete<T, F>(&self, target: &Target, job: F) -> Result<T, Response>
     where
         T: Send + 'static,
-        F: FnOnce() -> Result<T, Refusal> + Send + 'static,
+        F: FnOnce() -> Result<Step<Result<T, Refusal>>, Refusal> + Send + 'static,
     {
-        self.ctx.disk_pools.run(&target.device, job).await.map_err(|refusal| match refusal {
+        let job = move || job().unwrap_or_else(|refusal| Step::Done(Err(refusal)));
+        self.ctx.disk_pools.run_staged(&target.device, job).await.map_err(|refusal| match refusal {
             Refusal::Disk(e) => self.disk_error(e, &target.device, &Method::Delete, &target.logger),
             Refusal::Status(400) => Response::html(400, "Bad X-If-Delete-At header value"),
             Refusal::Status(status) => Response::error(status),
@@ -169,14 +172,16 @@ fn find(diskfile: DiskFile, timestamp: Timestamp) -> Result<Found, Refusal> {
 
 impl Found {
     /// Writes the tombstone if it is newer than what is there.
-    fn delete(&self, timestamp: Timestamp, steps: &Steps) -> Result<(), Refusal> {
+    fn delete(&self, timestamp: Timestamp, steps: &Steps) -> Step<Result<(), Refusal>> {
         if self.timestamp >= timestamp {
-            return Ok(());
+            return Step::Done(Ok(()));
         }
         steps.record("tpool_scheduling");
-        let deleted = self.diskfile.delete(timestamp);
-        steps.record("tombstone_write");
-        Ok(deleted?)
+        let steps = steps.clone();
+        self.diskfile.delete_staged(timestamp).map(move |deleted| {
+            steps.record("tombstone_write");
+            Ok(deleted?)
+        })
     }
 
     fn require_delete_at(&mut self, at: Timestamp, timestamp: Timestamp) -> Result<(), Refusal> {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::constraints::message_length;
 use common::digest::{hex, md5};
+use common::fs::Step;
 use common::headers::*;
 use common::wsgi::to_stored;
 use common::{Timestamp, headers};
@@ -149,19 +150,12 @@ impl ObjectServer {
                 Some(original) => original,
                 None => check(&diskfile, timestamp, if_none_match.as_ref())?,
             };
-            let began = Instant::now();
-            let etag = hex(&md5(&data));
-            let mut took = began.elapsed();
-            let written = with_etag(metadata, etag, &wanted_etag).and_then(|metadata| {
-                let (placed, writing) = diskfile.place_small(&data, metadata.clone())?;
-                took += writing;
-                finish(placed, commits)?;
-                Ok((original, metadata))
-            });
-            rate.tell(took, data.len() as u64);
-            written
+            let (writer, metadata) = write_small(&diskfile, &data, metadata, &wanted_etag, &rate)?;
+            let placed = writer.put_staged(metadata.clone());
+            let finished = placed.and_then(move |placed| placed.finish_staged(commits));
+            Ok(finished.and_then(|()| Step::Done(Ok((original, metadata)))))
         };
-        self.run(put, job).await
+        self.run_staged(put, job).await
     }
 
     async fn put_large(&self, put: &Put, mut req: Request) -> Result<(Original, Metadata), Response> {
@@ -222,7 +216,8 @@ impl ObjectServer {
         stages.commit().await?;
         if placed.is_fragment() {
             let commits = put.commits;
-            self.run(put, move || Ok(finish(placed, commits)?)).await?;
+            let job = move || Ok(placed.finish_staged(commits).and_then(|()| Step::Done(Ok(()))));
+            self.run_staged(put, job).await?;
         }
         stages.drain().await?;
         Ok((original, metadata, footers))
@@ -346,15 +341,30 @@ impl ObjectServer {
         T: Send + 'static,
         F: FnOnce() -> Result<T, Refusal> + Send + 'static,
     {
+        self.ctx.disk_pools.run(&put.target.device, job).await.map_err(|refusal| self.refused(put, refusal))
+    }
+
+    /// The same for what is small, and stops where it needs a sync.
+    async fn run_staged<T, F>(&self, put: &Put, job: F) -> Result<T, Response>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<Step<Result<T, Refusal>>, Refusal> + Send + 'static,
+    {
+        let job = move || job().unwrap_or_else(|refusal| Step::Done(Err(refusal)));
+        let done = self.ctx.disk_pools.run_staged(&put.target.device, job).await;
+        done.map_err(|refusal| self.refused(put, refusal))
+    }
+
+    fn refused(&self, put: &Put, refusal: Refusal) -> Response {
         let target = &put.target;
-        self.ctx.disk_pools.run(&target.device, job).await.map_err(|refusal| match refusal {
+        match refusal {
             Refusal::Disk(e) => self.disk_error(e, &target.device, &Method::Put, &target.logger),
             Refusal::Conflict(timestamp) => {
                 Response::error(409).with_header(X_BACKEND_TIMESTAMP, timestamp.internal())
             }
             Refusal::Precondition => Response::error(412),
             Refusal::BadEtag => Response::error(422),
-        })
+        }
     }
 
     /// The metadata that a request's headers make; the ETag comes when the body is known.
@@ -452,6 +462,26 @@ fn place(
     rate.tell(writer.write_time(), writer.upload_size());
     let metadata = with_etag(metadata, writer.etag(), wanted_etag)?;
     Ok((writer.put(metadata.clone())?, metadata))
+}
+
+/// Writes data that is there as a whole.
+fn write_small(
+    diskfile: &DiskFile,
+    data: &[u8],
+    metadata: Metadata,
+    wanted_etag: &[u8],
+    rate: &Rate,
+) -> Result<(Writer, Metadata), Refusal> {
+    let began = Instant::now();
+    let etag = hex(&md5(data));
+    let mut took = began.elapsed();
+    let written = with_etag(metadata, etag, wanted_etag).and_then(|metadata| {
+        let (writer, writing) = diskfile.write_small(data)?;
+        took += writing;
+        Ok((writer, metadata))
+    });
+    rate.tell(took, data.len() as u64);
+    written
 }
 
 fn finish(placed: Placed, commits: bool) -> Result<(), DiskFileError> {

@@ -212,7 +212,7 @@ impl Node {
             (0..2).for_each(|n| put_fragment(&disk, n, BEFORE).unwrap());
             if scenario == "rebuild" {
                 // Which only lacks its commit.
-                let _uncommitted = disk.fragment(2).place_small(b"", metadata(NOW, b"")).unwrap();
+                let _uncommitted = place(&disk.fragment(2), metadata(NOW, b"")).unwrap();
             }
             disk.check_hashes();
         }
@@ -443,9 +443,13 @@ const HAVE_FRAGMENTS: [&str; 3] = ["put_fragment", "purge", "rebuild"];
 /// Those that are begun anew in the end.
 const RESTARTED: [&str; 4] = ["rebuild", "updater", "auditor", "relink"];
 
+fn place(fragment: &DiskFile, metadata: Metadata) -> Result<Placed, DiskFileError> {
+    fragment.write_small(b"")?.0.put(metadata)
+}
+
 /// Places a fragment and commits it.
 fn put_fragment(disk: &Disk, n: usize, at: f64) -> Result<(), DiskFileError> {
-    disk.fragment(n).place_small(b"", metadata(at, b""))?.0.commit()
+    place(&disk.fragment(n), metadata(at, b""))?.commit()
 }
 
 /// Updates go to a host that there is not.

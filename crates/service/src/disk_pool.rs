@@ -9,6 +9,9 @@
 //! thread does them all, and a [`Watch`] on the callers' runtime tells them, so that what is done meanwhile costs the runtime
 //! one wake-up. A job that waits for longer than [`PATIENCE`], or a few that prove to be slow, bring the other threads back.
 //!
+//! Writes that stop where they need a sync ([`DiskPools::run_staged`]) have a thread of their own (`disk_lane`), while that is
+//! the better way.
+//!
 //! In simulation ([`DiskPools::inline`]) the job runs at once on the caller's own thread.
 
 use std::collections::{HashMap, VecDeque};
@@ -17,9 +20,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::fs::Step;
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant as Deadline, sleep_until};
+
+use crate::disk_lane::{LONG, Lane};
 
 /// Jobs of one device which may wait for a thread.
 pub const QUEUE_LIMIT: usize = 1024;
@@ -32,7 +38,7 @@ const QUICK: Duration = Duration::from_micros(150);
 /// A job waits no longer than this, or twice that, behind jobs that should have been quick.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// Deep enough for SQLite and directory walks; pages are only touched when used.
-const STACK_BYTES: usize = 512 * 1024;
+pub(crate) const STACK_BYTES: usize = 512 * 1024;
 
 /// The threads of all devices of one server or daemon. Clones share them.
 #[derive(Clone)]
@@ -40,12 +46,12 @@ pub struct DiskPools(Arc<Inner>);
 
 enum Inner {
     Inline,
-    Threads { threads: usize, idle: Duration, devices: RwLock<HashMap<String, Arc<Device>>> },
+    Threads { threads: usize, idle: Duration, long: Duration, devices: RwLock<HashMap<String, Arc<Device>>> },
 }
 
 /// What a device's thread does, and how it tells the caller.
 type Job = Box<dyn FnOnce() -> Answer + Send>;
-type Answer = Box<dyn FnOnce() + Send>;
+pub(crate) type Answer = Box<dyn FnOnce() + Send>;
 
 /// A job that waits.
 struct Waiting {
@@ -64,6 +70,7 @@ struct Device {
     work: Condvar,
     /// There are answers for the watch to tell.
     answered: Notify,
+    lane: Arc<Lane>,
 }
 
 #[derive(Default)]
@@ -82,31 +89,41 @@ struct Queue {
 
 /// Whether the last jobs were quick.
 #[derive(Default)]
-struct Pace(u8);
+pub(crate) struct Pace(u8);
 
 impl Pace {
     const MOST: u8 = 64;
     const SLOW_JOB: u8 = 8;
 
-    fn note(&mut self, took: Duration) {
-        self.0 = match took <= QUICK {
+    /// As after many quick ones.
+    pub fn quick() -> Self {
+        Pace(Self::MOST)
+    }
+
+    pub fn note(&mut self, was_quick: bool) {
+        self.0 = match was_quick {
             true => (self.0 + 1).min(Self::MOST),
             false => self.0.saturating_sub(Self::SLOW_JOB),
         };
     }
 
-    fn is_quick(&self) -> bool {
+    pub fn is_quick(&self) -> bool {
         self.0 >= Self::MOST / 2
     }
 }
 
 impl DiskPools {
     pub fn new(threads: usize) -> Self {
-        Self::with_idle(threads, IDLE)
+        Self::with(threads, IDLE, LONG)
     }
 
-    fn with_idle(threads: usize, idle: Duration) -> Self {
-        DiskPools(Arc::new(Inner::Threads { threads: threads.max(1), idle, devices: RwLock::default() }))
+    fn with(threads: usize, idle: Duration, long: Duration) -> Self {
+        DiskPools(Arc::new(Inner::Threads {
+            threads: threads.max(1),
+            idle,
+            long,
+            devices: RwLock::default(),
+        }))
     }
 
     /// Runs each job at once on the calling thread.
@@ -127,22 +144,48 @@ impl DiskPools {
         };
         async move {
             let Some(device) = device else { return job() };
-            let slot =
-                Arc::clone(&device.slots).acquire_owned().await.expect("the semaphore is never closed");
+            let slot = device.slot().await;
+            device.run(slot, job).await
+        }
+    }
+
+    /// Runs a job that stops where it needs a sync, so that its thread can do others meanwhile. All else is as with [`Self::run`].
+    pub fn run_staged<T, F>(&self, device: &str, job: F) -> impl Future<Output = T> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Step<T> + Send + 'static,
+    {
+        let device = match &*self.0 {
+            Inner::Inline => None,
+            Inner::Threads { .. } => Some(self.device(device)),
+        };
+        async move {
+            let Some(device) = device else { return job().finish() };
+            let slot = device.slot().await;
+            if !device.lane.is_open() {
+                let lane = Arc::clone(&device.lane);
+                let whole = move || {
+                    let began = Instant::now();
+                    let step = job();
+                    lane.note(began.elapsed());
+                    step.finish()
+                };
+                return device.run(slot, whole).await;
+            }
             let (tx, rx) = oneshot::channel();
-            let job = Box::new(move || -> Answer {
-                let done = catch_unwind(AssertUnwindSafe(job));
-                // The receiver may be gone; the work is done all the same.
-                Box::new(move || drop(tx.send(done)))
+            let job = Box::new(move || {
+                let tell = move |done| -> Answer {
+                    drop(slot);
+                    // The receiver may be gone; the work is done all the same.
+                    Box::new(move || drop(tx.send(done)))
+                };
+                match catch_unwind(AssertUnwindSafe(job)) {
+                    Ok(step) => step.map(|value| tell(Ok(value))),
+                    Err(panic) => Step::Done(tell(Err(panic))),
+                }
             });
-            if device.push(Waiting { job, slot, since: Instant::now() }) == Called::Watch {
-                tokio::spawn(Watch { device, over: false }.run());
-            }
-            let done = rx.await;
-            match done.expect("a queued job always answers") {
-                Ok(value) => value,
-                Err(panic) => resume_unwind(panic),
-            }
+            device.lane.push(job);
+            answer(rx.await)
         }
     }
 
@@ -150,12 +193,15 @@ impl DiskPools {
     pub fn threads_alive(&self) -> usize {
         match &*self.0 {
             Inner::Inline => 0,
-            Inner::Threads { devices, .. } => devices.read().values().map(|d| d.queue.lock().alive).sum(),
+            Inner::Threads { devices, .. } => {
+                let alive = |d: &Arc<Device>| d.queue.lock().alive + usize::from(d.lane.is_alive());
+                devices.read().values().map(alive).sum()
+            }
         }
     }
 
     fn device(&self, name: &str) -> Arc<Device> {
-        let Inner::Threads { threads, idle, devices } = &*self.0 else {
+        let Inner::Threads { threads, idle, long, devices } = &*self.0 else {
             unreachable!("an inline pool has no devices")
         };
         if let Some(device) = devices.read().get(name) {
@@ -171,9 +217,18 @@ impl DiskPools {
                 queue: Mutex::default(),
                 work: Condvar::new(),
                 answered: Notify::new(),
+                lane: Arc::new(Lane::new(name, *idle, *long)),
             })
         });
         Arc::clone(device)
+    }
+}
+
+/// What a job has come to.
+fn answer<T>(done: Result<std::thread::Result<T>, oneshot::error::RecvError>) -> T {
+    match done.expect("a job that does not panic answers") {
+        Ok(value) => value,
+        Err(panic) => resume_unwind(panic),
     }
 }
 
@@ -186,6 +241,27 @@ enum Called {
 }
 
 impl Device {
+    async fn slot(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    async fn run<T, F>(self: Arc<Self>, slot: OwnedSemaphorePermit, job: F) -> T
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let (tx, rx) = oneshot::channel();
+        let job = Box::new(move || -> Answer {
+            let done = catch_unwind(AssertUnwindSafe(job));
+            // The receiver may be gone; the work is done all the same.
+            Box::new(move || drop(tx.send(done)))
+        });
+        if self.push(Waiting { job, slot, since: Instant::now() }) == Called::Watch {
+            tokio::spawn(Watch { device: self, over: false }.run());
+        }
+        answer(rx.await)
+    }
+
     fn push(self: &Arc<Self>, waiting: Waiting) -> Called {
         let mut queue = self.queue.lock();
         queue.jobs.push_back(waiting);
@@ -265,7 +341,7 @@ impl Device {
                 drop(slot);
                 queue = self.queue.lock();
                 let was_quick = queue.pace.is_quick();
-                queue.pace.note(took);
+                queue.pace.note(took <= QUICK);
                 let is_quick = queue.pace.is_quick();
                 calls = was_quick && !is_quick;
                 if !queue.watched {
@@ -346,6 +422,7 @@ impl Drop for Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::fs::{Since, Staged};
     use std::sync::mpsc;
 
     #[tokio::test]
@@ -451,12 +528,12 @@ mod tests {
     fn a_few_slow_jobs_outweigh_many_quick_ones() {
         let mut pace = Pace::default();
         for _ in 0..1000 {
-            pace.note(QUICK);
+            pace.note(true);
         }
         assert!(pace.is_quick());
         for _ in 0..5 {
-            pace.note(2 * QUICK);
-            pace.note(QUICK);
+            pace.note(false);
+            pace.note(true);
         }
         assert!(!pace.is_quick());
     }
@@ -469,9 +546,154 @@ mod tests {
         assert_eq!(pools.run("sda1", || 2).await, 2);
     }
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Stops once; its sync ends when the gate opens.
+    struct Write {
+        file: std::fs::File,
+        began: mpsc::Sender<std::thread::ThreadId>,
+        gate: Arc<Mutex<mpsc::Receiver<()>>>,
+        panics: bool,
+    }
+
+    impl Staged<&'static str> for Write {
+        fn since(&self) -> Since<'_> {
+            Since { file: std::os::fd::AsFd::as_fd(&self.file), opened: Instant::now() }
+        }
+
+        fn together(&self) -> usize {
+            0
+        }
+
+        fn sync(&self) -> std::io::Result<()> {
+            self.began.send(std::thread::current().id()).unwrap();
+            self.gate.lock().recv().unwrap();
+            Ok(())
+        }
+
+        fn go_on(self: Box<Self>, synced: std::io::Result<()>) -> Step<&'static str> {
+            assert!(!self.panics, "bad name");
+            Step::Done(synced.map_or("lost", |()| "durable"))
+        }
+    }
+
+    /// Makes such writes; tells which thread syncs, lets one sync end.
+    struct Writes {
+        pools: DiskPools,
+        began: (mpsc::Sender<std::thread::ThreadId>, mpsc::Receiver<std::thread::ThreadId>),
+        gate: (mpsc::Sender<()>, Arc<Mutex<mpsc::Receiver<()>>>),
+    }
+
+    impl Writes {
+        fn new(long: Duration) -> Self {
+            let (open, gate) = mpsc::channel();
+            let gate = (open, Arc::new(Mutex::new(gate)));
+            Writes { pools: DiskPools::with(2, Duration::from_millis(1), long), began: mpsc::channel(), gate }
+        }
+
+        fn start(&self, panics: bool) -> tokio::task::JoinHandle<&'static str> {
+            let (file, began) = (tempfile::tempfile().unwrap(), self.began.0.clone());
+            let gate = Arc::clone(&self.gate.1);
+            let write = Write { file, began, gate, panics };
+            tokio::spawn(self.pools.run_staged("sda1", move || Step::waits(write)))
+        }
+
+        /// The thread that syncs next.
+        async fn syncing(&self) -> std::thread::ThreadId {
+            loop {
+                match self.began.1.try_recv() {
+                    Ok(thread) => return thread,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        }
+
+        fn let_go(&self) {
+            self.gate.0.send(()).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn one_thread_syncs_for_the_writes_that_came_meanwhile() {
+        let writes = Writes::new(HOUR);
+        let first = writes.start(false);
+        let thread = writes.syncing().await;
+        let others = [writes.start(false), writes.start(false)];
+        while writes.pools.device("sda1").lane.waiting() < 2 {
+            tokio::task::yield_now().await;
+        }
+        (0..3).for_each(|_| writes.let_go());
+        assert_eq!(first.await.unwrap(), "durable");
+        for write in others {
+            assert_eq!(writes.syncing().await, thread);
+            assert_eq!(write.await.unwrap(), "durable");
+        }
+        while writes.pools.threads_alive() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(writes.pools.run_staged("sda1", || Step::Done(3)).await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_sync_that_takes_long_does_not_hold_up_later_writes() {
+        let writes = Writes::new(Duration::from_millis(1));
+        let stuck = writes.start(false);
+        let thread = writes.syncing().await;
+        while writes.pools.device("sda1").lane.is_open() {
+            tokio::task::yield_now().await;
+        }
+        let later = writes.start(false);
+        assert_ne!(writes.syncing().await, thread);
+        (0..2).for_each(|_| writes.let_go());
+        assert_eq!((stuck.await.unwrap(), later.await.unwrap()), ("durable", "durable"));
+    }
+
+    #[tokio::test]
+    async fn writes_that_wait_for_the_disk_before_their_sync_have_threads_of_their_own_until_they_do_not() {
+        let pools = DiskPools::with(2, HOUR, HOUR);
+        let name = || std::thread::current().id();
+        let lane = pools.run_staged("sda1", move || Step::Done(name())).await;
+        for _ in 0..8 {
+            pools.device("sda1").lane.note(Duration::from_secs(1));
+        }
+        assert_ne!(pools.run_staged("sda1", move || Step::Done(name())).await, lane);
+        while !pools.device("sda1").lane.is_open() {
+            pools.run_staged("sda1", || Step::Done(())).await;
+        }
+        assert_eq!(pools.run_staged("sda1", move || Step::Done(name())).await, lane);
+    }
+
+    #[tokio::test]
+    async fn a_panicking_write_panics_its_caller_and_leaves_the_others() {
+        let writes = Writes::new(HOUR);
+        let first = writes.start(false);
+        writes.syncing().await;
+        let (panicking, good) = (writes.start(true), writes.start(false));
+        (0..3).for_each(|_| writes.let_go());
+        assert!(panicking.await.unwrap_err().is_panic());
+        assert_eq!((first.await.unwrap(), good.await.unwrap()), ("durable", "durable"));
+        let early = tokio::spawn(writes.pools.run_staged("sda1", || -> Step<()> { panic!("bad pickle") }));
+        assert!(early.await.unwrap_err().is_panic());
+        assert_eq!(writes.pools.run_staged("sda1", || Step::Done(2)).await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_write_is_finished_when_its_caller_goes_away() {
+        let writes = Writes::new(HOUR);
+        let caller = writes.start(false);
+        writes.syncing().await;
+        caller.abort();
+        writes.let_go();
+        while writes.pools.threads_alive() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let device = writes.pools.device("sda1");
+        assert_eq!(device.slots.available_permits(), QUEUE_LIMIT + device.threads);
+    }
+
     #[tokio::test]
     async fn idle_threads_end() {
-        let pools = DiskPools::with_idle(4, Duration::from_millis(1));
+        let pools = DiskPools::with(4, Duration::from_millis(1), LONG);
         pools.run("sda1", || ()).await;
         while pools.threads_alive() > 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -10,6 +10,7 @@ pub mod context;
 pub mod daemon;
 pub mod daemonize;
 pub mod direct_client;
+mod disk_lane;
 pub mod disk_pool;
 pub mod handover;
 pub mod healthcheck;

@@ -11,6 +11,8 @@
 //!   too few                     one does its own syncs
 //! ```
 //!
+//! A thread may come with several writes at once (`staged`), and counts as so many.
+//!
 //! `syncfs` also writes what others have left to be written, which may be gigabytes. So one that takes longer than the callers'
 //! own syncs would have taken one after the other is the last for a while ([`Pauses`]), and nobody waits for one longer than
 //! [`PATIENCE`].
@@ -51,10 +53,11 @@ pub struct Since<'a> {
 
 static GROUPS: Mutex<Option<HashMap<u64, Arc<Group>>>> = Mutex::new(None);
 
-/// Calls `own`, or has done by one `syncfs` for several what it would do, if at least `together` threads wait for that. Never
-/// if `together` is 0.
+/// Calls `own`, which does the syncs of `members` writes, or has done by one `syncfs` for several what it would do, if at least
+/// `together` writes wait for that. Never if `together` is 0.
 pub(super) fn sync(
     since: Since<'_>,
+    members: usize,
     together: usize,
     own: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
@@ -63,7 +66,7 @@ pub(super) fn sync(
     }
     let device = fstat(since.file)?.st_dev;
     let group = GROUPS.lock().get_or_insert_default().entry(device).or_default().clone();
-    match group.sync(since, together, own, sync_file_system)? {
+    match group.sync(since, members, together, own, sync_file_system)? {
         // What is durable already is taken down file by file.
         Some(own) if journal::is_kept() => own(),
         _ => Ok(()),
@@ -121,10 +124,11 @@ struct State {
     /// Whether a thread is at work for others.
     leading: bool,
     gathering: Arc<Round>,
+    /// Writes whose threads gather.
     waiting: usize,
     /// The file that was opened first, of those of the threads that wait.
     oldest: Option<(OwnedFd, Instant)>,
-    /// What a thread's own syncs take, about.
+    /// What a write's own syncs take, about.
     own_cost: Duration,
     pauses: Pauses,
 }
@@ -173,7 +177,7 @@ impl Pauses {
     /// Of the time, one part in so many at most goes into such as take too long.
     const SHARE: u32 = 20;
 
-    /// Takes note of a `syncfs` for `members` threads.
+    /// Takes note of a `syncfs` for `members` writes.
     fn note(&mut self, now: Instant, took: Duration, members: usize, own_cost: Duration) {
         if took > QUICK.max(own_cost * u32::try_from(members).unwrap_or(u32::MAX)) {
             self.until = Some(now + took * Self::SHARE);
@@ -190,16 +194,17 @@ impl Group {
     fn sync<F: FnOnce() -> io::Result<()>>(
         &self,
         since: Since<'_>,
+        members: usize,
         together: usize,
         own: F,
         sync_all: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
     ) -> io::Result<Option<F>> {
         let known = *self.known.get_or_init(|| is_known(since.file));
         let mut state = self.state.lock();
-        if !known || state.pauses.is_on(Instant::now()) || (state.may_be_alone() && together > 1) {
-            return self.alone(state, own);
+        if !known || state.pauses.is_on(Instant::now()) || (state.may_be_alone() && together > members) {
+            return self.alone(state, members, own);
         }
-        state.join(since)?;
+        state.join(since, members)?;
         let round = state.gathering.clone();
         let deadline = Instant::now() + self.patience;
         loop {
@@ -214,9 +219,9 @@ impl Group {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || (gathers && state.may_be_alone()) {
                 if gathers {
-                    state.leave();
+                    state.leave(members);
                 }
-                return self.alone(state, own);
+                return self.alone(state, members, own);
             }
             drop(state);
             round.changed.wait(rung, left);
@@ -230,6 +235,7 @@ impl Group {
     fn alone<F: FnOnce() -> io::Result<()>>(
         &self,
         mut state: MutexGuard<'_, State>,
+        members: usize,
         own: F,
     ) -> io::Result<Option<F>> {
         state.alone += 1;
@@ -237,7 +243,7 @@ impl Group {
             state.call_next();
         }
         drop(state);
-        let _turn = Alone { group: self, began: Instant::now() };
+        let _turn = Alone { group: self, members, began: Instant::now() };
         own().map(|()| None)
     }
 
@@ -276,20 +282,20 @@ impl State {
         }
     }
 
-    fn leave(&mut self) {
-        self.waiting -= 1;
+    fn leave(&mut self, members: usize) {
+        self.waiting -= members;
         if self.waiting == 0 {
             // A file that stays open would keep its file system mounted.
             self.oldest = None;
         }
     }
 
-    fn join(&mut self, since: Since<'_>) -> io::Result<()> {
+    fn join(&mut self, since: Since<'_>, members: usize) -> io::Result<()> {
         if self.oldest.as_ref().is_none_or(|(_, opened)| since.opened < *opened) {
             // The same open file: its owner may give up waiting and close it.
             self.oldest = Some((since.file.try_clone_to_owned()?, since.opened));
         }
-        self.waiting += 1;
+        self.waiting += members;
         Ok(())
     }
 }
@@ -297,12 +303,13 @@ impl State {
 /// A thread at work on its own syncs; however that ends, the others go on.
 struct Alone<'a> {
     group: &'a Group,
+    members: usize,
     began: Instant,
 }
 
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
-        let took = self.began.elapsed();
+        let took = self.began.elapsed() / u32::try_from(self.members).unwrap_or(u32::MAX).max(1);
         let mut state = self.group.state.lock();
         state.alone -= 1;
         state.own_cost = match state.own_cost {
@@ -380,7 +387,7 @@ mod tests {
                     did.send(what).unwrap();
                     opened.recv().unwrap()
                 };
-                group.sync(since, together, || wait("own"), |_| wait("all")).map(drop)
+                group.sync(since, 1, together, || wait("own"), |_| wait("all")).map(drop)
             }));
         }
 
@@ -480,7 +487,7 @@ mod tests {
         let now = Instant::now();
         for (file, age) in files.iter().zip([2, 3, 1]) {
             let since = Since { file: file.as_fd(), opened: now - Duration::from_secs(age) };
-            state.join(since).unwrap();
+            state.join(since, 1).unwrap();
         }
         let inode = |file: BorrowedFd<'_>| fstat(file).unwrap().st_ino;
         let (oldest, _) = state.oldest.as_ref().unwrap();

@@ -7,7 +7,8 @@
 //! before the directory's `fsync` leaves either the old state or the new one, never a name for half a file.
 //!
 //! Syncs that many threads wait for are done once for all: of one file (`group_sync`) or of a whole file system
-//! (`filesystem_sync`).
+//! (`filesystem_sync`). A write can also stop where it needs a sync and be taken up again after it, so that one thread does
+//! many (`staged`).
 //!
 //! Each step has a fail point (`fail`) of its own name, so that tests can stop a process exactly there. Unlike Swift, an
 //! `fsync` of a directory that fails is an error here: what can't be made durable isn't acknowledged.
@@ -17,6 +18,7 @@ mod filesystem_sync;
 mod group_sync;
 mod journal;
 mod lock;
+mod staged;
 mod xattr;
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -32,6 +34,7 @@ use rustix::io::Errno;
 
 pub use filesystem_sync::Since;
 pub use lock::{LockError, LockedFile, PathLock, lock_file, lock_path, lock_path_limited};
+pub use staged::{Staged, Step, sync_together};
 pub use xattr::{
     METADATA_CHECKSUM_KEY, METADATA_KEY, RawMetadata, read_metadata_xattrs, write_metadata_xattrs,
 };
@@ -123,7 +126,7 @@ pub fn sync_with_others(
     together: usize,
     own: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    filesystem_sync::sync(since, together, own)
+    filesystem_sync::sync(since, 1, together, own)
 }
 
 /// Makes everything durable that has been done so far to the file system that `path` is on.

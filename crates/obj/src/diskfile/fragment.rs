@@ -14,15 +14,17 @@
 //! Swift does not name the suffix in hashes.invalid again, so that a rehash between a PUT and its commit keeps a hash
 //! without the commit. Which of several fragments is the object's state is told in `ec.rs`.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::Timestamp;
-use common::fs::{self, fail};
+use common::fs::{self, Since, Staged, Step, fail};
 use common::headers::X_OBJECT_SYSMETA_EC_FRAG_INDEX;
 use ec::HEADER_LEN;
 use ec::fragment::Header;
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use serde_json::Value;
@@ -152,25 +154,96 @@ impl Placed {
 
     /// Makes a fragment the object's state. Of a replication policy it is that already.
     pub fn commit(self) -> Result<(), DiskFileError> {
-        match self.fragment {
-            Some((timestamp, index, mut invalidation)) => {
-                self.diskfile.commit_fragment(timestamp, index, &mut invalidation)
-            }
-            None => Ok(()),
-        }
+        self.finish_staged(true).finish()
     }
 
     /// Leaves a fragment without its commit, durable as it is.
     pub fn keep(self) -> Result<(), DiskFileError> {
-        let Some((_, _, invalidation)) = &self.fragment else { return Ok(()) };
-        let datadir = self.diskfile.datadir();
-        let together = self.diskfile.manager().conf().syncs_together;
-        fail::hit("keep.before_sync_dir")
-            .and_then(|()| {
-                fs::sync_with_others(invalidation.since(), together, || fs::fsync_dirs(datadir, 0))
-            })
-            .map_err(|err| DiskFileError::write("cannot sync", datadir, err))
+        self.finish_staged(false).finish()
     }
+
+    /// Either of them, as a work that stops where it needs a sync.
+    pub fn finish_staged(self, commits: bool) -> Step<Result<(), DiskFileError>> {
+        let Placed { diskfile, fragment } = self;
+        match fragment {
+            None => Step::Done(Ok(())),
+            Some((timestamp, index, invalidation)) if commits => {
+                diskfile.commit_fragment(timestamp, index, invalidation)
+            }
+            Some((.., invalidation)) => match fail::hit("keep.before_sync_dir") {
+                Ok(()) => Step::waits(Kept { diskfile, invalidation }),
+                Err(err) => Step::Done(Err(DiskFileError::write("cannot sync", diskfile.datadir(), err))),
+            },
+        }
+    }
+}
+
+/// A fragment whose name must be durable, but is not the object's state.
+struct Kept {
+    diskfile: DiskFile,
+    invalidation: Invalidation,
+}
+
+impl Staged<Result<(), DiskFileError>> for Kept {
+    fn since(&self) -> Since<'_> {
+        self.invalidation.since()
+    }
+
+    fn together(&self) -> usize {
+        self.diskfile.manager().conf().syncs_together
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::fsync_dirs(self.diskfile.datadir(), 0)
+    }
+
+    fn go_on(self: Box<Self>, synced: io::Result<()>) -> Step<Result<(), DiskFileError>> {
+        let datadir = self.diskfile.datadir();
+        Step::Done(synced.map_err(|err| DiskFileError::write("cannot sync", datadir, err)))
+    }
+}
+
+/// A fragment that has the name of a committed one, which must be durable.
+struct Committed {
+    diskfile: DiskFile,
+    invalidation: Invalidation,
+    dir: OwnedFd,
+    /// The name it had.
+    uncommitted: PathBuf,
+    target: PathBuf,
+}
+
+impl Committed {
+    fn clean_up(&self, synced: io::Result<()>) -> Result<(), DiskFileError> {
+        let failed = |err| not_durable(&self.target, err);
+        synced.map_err(failed)?;
+        fail::hit("commit.before_cleanup").map_err(failed)?;
+        let relinked = self.diskfile.relink_committed(&self.uncommitted, &self.target);
+        self.diskfile.clean_up(self.dir.as_fd(), relinked);
+        Ok(())
+    }
+}
+
+impl Staged<Result<(), DiskFileError>> for Committed {
+    fn since(&self) -> Since<'_> {
+        self.invalidation.since()
+    }
+
+    fn together(&self) -> usize {
+        self.diskfile.manager().conf().syncs_together
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::fsync(&self.dir)
+    }
+
+    fn go_on(self: Box<Self>, synced: io::Result<()>) -> Step<Result<(), DiskFileError>> {
+        Step::Done(self.clean_up(synced))
+    }
+}
+
+fn not_durable(target: &Path, err: io::Error) -> DiskFileError {
+    DiskFileError::write("Problem making data file durable", target, err)
 }
 
 impl DiskFile {
@@ -200,47 +273,54 @@ impl DiskFile {
     pub fn commit(&self, timestamp: Timestamp, frag_index: u32) -> Result<(), DiskFileError> {
         let place = &self.place;
         let suffix = place.hash.suffix();
-        let mut invalidation = Invalidation::begin(place.partition_dir(), &place.device_path, &[suffix])?;
-        self.commit_fragment(timestamp, frag_index, &mut invalidation)
+        let invalidation = Invalidation::begin(place.partition_dir(), &place.device_path, &[suffix])?;
+        self.clone().commit_fragment(timestamp, frag_index, invalidation).finish()
     }
 
     fn commit_fragment(
-        &self,
+        self,
         timestamp: Timestamp,
         frag_index: u32,
-        invalidation: &mut Invalidation,
-    ) -> Result<(), DiskFileError> {
+        invalidation: Invalidation,
+    ) -> Step<Result<(), DiskFileError>> {
+        match self.rename_to_committed(timestamp, frag_index, invalidation) {
+            Ok(Some(committed)) => Step::waits(committed),
+            Ok(None) => Step::Done(Ok(())),
+            Err(err) => Step::Done(Err(err)),
+        }
+    }
+
+    /// `None` if it has been superseded.
+    fn rename_to_committed(
+        self,
+        timestamp: Timestamp,
+        frag_index: u32,
+        mut invalidation: Invalidation,
+    ) -> Result<Option<Committed>, DiskFileError> {
         let datadir = self.datadir();
         let uncommitted = datadir.join(make_fragment_filename(timestamp, frag_index, false));
         let target = datadir.join(make_fragment_filename(timestamp, frag_index, true));
-        let failed = |err| DiskFileError::write("Problem making data file durable", &target, err);
         let renamed = invalidation.publish_one(|| {
             fail::hit("commit.before_rename")
                 .and_then(|()| fs::rename_present(&uncommitted, &target))
-                .map_err(failed)
+                .map_err(|err| not_durable(&target, err))
         });
         match renamed {
             Err(DiskFileError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound && self.is_superseded(timestamp) =>
+                if source.kind() == io::ErrorKind::NotFound && self.is_superseded(timestamp) =>
             {
-                return Ok(());
+                return Ok(None);
             }
             renamed => renamed?,
         }
         let dir = match open_dir(CWD, datadir) {
             Ok(dir) => dir,
             // Somebody wrote a newer version, and it is gone too: we "succeeded" before that.
-            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(DiskFileError::io("cannot open", datadir, errno)),
         };
-        let together = self.manager().conf().syncs_together;
-        fail::hit("commit.before_sync_dir")
-            .and_then(|()| fs::sync_with_others(invalidation.since(), together, || fs::fsync(&dir)))
-            .map_err(failed)?;
-        fail::hit("commit.before_cleanup").map_err(failed)?;
-        let relinked = self.relink_committed(&uncommitted, &target);
-        self.clean_up(dir.as_fd(), relinked);
-        Ok(())
+        fail::hit("commit.before_sync_dir").map_err(|err| not_durable(&target, err))?;
+        Ok(Some(Committed { diskfile: self, invalidation, dir, uncommitted, target }))
     }
 
     /// Whether a fragment is gone because something as new or newer is durable.

@@ -29,7 +29,7 @@ fn fragment(secs: u64, index: &str, body: &[u8]) -> Metadata {
 impl Disk {
     fn place(&self, secs: u64, index: u32, body: &[u8]) -> Placed {
         let metadata = fragment(secs, &index.to_string(), body);
-        self.object("o").place_small(body, metadata).unwrap().0
+        self.object("o").write_small(body).unwrap().0.put(metadata).unwrap()
     }
 
     fn put_fragment(&self, secs: u64, index: u32) {
@@ -244,7 +244,7 @@ fn commits_follow_into_the_next_partition() {
     let files = |partition| names(disk.manager.diskfile("sda", partition, "a", "c", "o").unwrap().datadir());
     assert_ne!(old, new);
     object.put_small(b"", fragment(9, "1", b"")).unwrap();
-    let (placed, _) = object.place_small(b"", fragment(10, "1", b"")).unwrap();
+    let placed = object.write_small(b"").unwrap().0.put(fragment(10, "1", b"")).unwrap();
     assert_eq!(files(new), ["0000000009.00000#1#d.data", "0000000010.00000#1.data"]);
     placed.commit().unwrap();
     assert_eq!(files(old), ["0000000010.00000#1#d.data"]);

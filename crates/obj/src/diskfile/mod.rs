@@ -218,9 +218,16 @@ impl DiskFile {
 
     /// Writes a tombstone; removes what is older.
     pub fn delete(&self, timestamp: Timestamp) -> Result<(), DiskFileError> {
+        self.delete_staged(timestamp).finish()
+    }
+
+    /// The same as a work that stops where it needs a sync.
+    pub fn delete_staged(&self, timestamp: Timestamp) -> fs::Step<Result<(), DiskFileError>> {
         let mut metadata = Metadata::new();
         metadata.insert("X-Timestamp", timestamp.internal());
-        Writer::open(self, None, Ext::Tombstone)?.put(metadata)?.commit()
+        let opened = fs::Step::Done(Writer::open(self, None, Ext::Tombstone));
+        let placed = opened.and_then(|writer| writer.put_staged(metadata));
+        placed.and_then(|placed| placed.finish_staged(true))
     }
 
     /// Starts a PUT. `size` if known: the space is reserved.
@@ -230,16 +237,16 @@ impl DiskFile {
 
     /// A whole PUT of a small object, whose ETag and length are in `metadata` already.
     pub fn put_small(&self, data: &[u8], metadata: Metadata) -> Result<(), DiskFileError> {
-        self.place_small(data, metadata)?.0.commit()
+        let (writer, _) = self.write_small(data)?;
+        writer.put(metadata)?.commit()
     }
 
-    /// The same without the commit of a fragment. Also tells how long writing took.
-    pub fn place_small(&self, data: &[u8], metadata: Metadata) -> Result<(Placed, Duration), DiskFileError> {
+    /// The data of a small object, whose ETag is known. Also tells how long writing took.
+    pub fn write_small(&self, data: &[u8]) -> Result<(Writer, Duration), DiskFileError> {
         let mut writer = Writer::open(self, Some(data.len() as u64), Ext::Data)?.without_etag();
         let began = Instant::now();
         writer.append(data)?;
-        let took = began.elapsed();
-        Ok((writer.put(metadata)?, took))
+        Ok((writer, began.elapsed()))
     }
 }
 

@@ -18,8 +18,8 @@
 //! Swift syncs no parents of new directories and hashes.invalid neither. Where the file system has no O_TMPFILE, the
 //! file is made in `tmp[-N]` and renamed; a crash leaves it there.
 
-use std::io::Write;
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,8 @@ use bytes::Bytes;
 use common::Timestamp;
 use common::config::FallocateReserve;
 use common::digest::Md5Stream;
-use common::fs::{self, TmpFile, fail};
-use rustix::fd::AsFd;
+use common::fs::{self, Since, Staged, Step, TmpFile, fail};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 
@@ -158,7 +158,7 @@ impl Writer {
         self.diskfile.manager().conf().syncs_together
     }
 
-    fn failed(&self, what: &'static str, err: std::io::Error) -> DiskFileError {
+    fn failed(&self, what: &'static str, err: io::Error) -> DiskFileError {
         DiskFileError::write(what, self.diskfile.datadir(), err)
     }
 
@@ -179,7 +179,19 @@ impl Writer {
     /// Makes the file durable and visible under the name that the metadata's `X-Timestamp` says (for a POST, its
     /// `Content-Type-Timestamp` too), and removes what it supersedes, but for a fragment: there the name is not durable yet,
     /// and all else is left to [`Placed::commit`]. `name` is added to the metadata.
-    pub fn put(mut self, mut metadata: Metadata) -> Result<Placed, DiskFileError> {
+    pub fn put(self, metadata: Metadata) -> Result<Placed, DiskFileError> {
+        self.put_staged(metadata).finish()
+    }
+
+    /// The same as a work that stops where it needs a sync.
+    pub fn put_staged(self, metadata: Metadata) -> Step<Result<Placed, DiskFileError>> {
+        match self.write_metadata(metadata) {
+            Ok(unlinked) => Step::waits(unlinked),
+            Err(err) => Step::Done(Err(err)),
+        }
+    }
+
+    fn write_metadata(self, mut metadata: Metadata) -> Result<Unlinked, DiskFileError> {
         let (timestamp, ctype) = self.timestamps(&metadata)?;
         let frag_index = self.diskfile.fragment_to_write(self.ext, &mut metadata)?;
         let filename = match frag_index {
@@ -189,14 +201,17 @@ impl Writer {
         if let Some(name) = self.diskfile.name() {
             metadata.insert("name", name);
         }
-        let datadir = self.diskfile.datadir().to_owned();
-        let target = datadir.join(filename);
-        let (dirs_created, invalidation) = self.finalize(&metadata, &target)?;
-        self.sync_dirs_and_clean_up(&datadir, &target, dirs_created, frag_index.is_none())?;
-        Ok(match frag_index {
-            Some(index) => Placed::fragment(self.diskfile, timestamp, index, invalidation),
-            None => Placed::whole(self.diskfile),
-        })
+        let target = self.diskfile.datadir().join(filename);
+        write_metadata(self.file.file(), &metadata).map_err(|err| match Errno::from_io_error(&err) {
+            Some(Errno::OPNOTSUPP) => DiskFileError::XattrNotSupported,
+            _ => self.failed("cannot write metadata in", err),
+        })?;
+        let place = &self.diskfile.place;
+        let suffixes = [place.hash.suffix()];
+        let invalidation =
+            Invalidation::begin_unsynced(place.partition_dir(), &place.device_path, &suffixes)?;
+        let fragment = frag_index.map(|index| (timestamp, index));
+        Ok(Unlinked { writer: self, target, fragment, invalidation })
     }
 
     /// Of the write, and of its content-type.
@@ -207,75 +222,124 @@ impl Writer {
         let Some(Ok(put)) = timestamp("X-Timestamp") else { return Err(bad()) };
         Ok((put, timestamp("Content-Type-Timestamp").transpose().map_err(|_| bad())?))
     }
+}
 
-    /// Returns how many directories were made, from the hash dir upwards.
-    fn finalize(
-        &mut self,
-        metadata: &Metadata,
-        target: &Path,
-    ) -> Result<(usize, Invalidation), DiskFileError> {
-        let place = self.diskfile.place.clone();
-        let file = self.file.file();
-        write_metadata(file, metadata).map_err(|err| match Errno::from_io_error(&err) {
-            Some(Errno::OPNOTSUPP) => DiskFileError::XattrNotSupported,
-            _ => self.failed("cannot write metadata in", err),
-        })?;
-        let suffix = place.hash.suffix();
-        let mut invalidation =
-            Invalidation::begin_unsynced(place.partition_dir(), &place.device_path, &[suffix])?;
-        // Nobody else is to wait for the pages of a large object.
-        let together = if self.upload_size > SMALL_OBJECT { 0 } else { self.syncs_together() };
-        let own = || {
-            invalidation.sync_begun()?;
-            fs::fsync(file)
-        };
-        let synced = fs::sync_with_others(self.file.since(), together, own);
-        synced.map_err(|err| self.failed("cannot sync a file in", err))?;
+/// Data, metadata and the suffix in hashes.invalid are written. They must be durable before there is a name.
+struct Unlinked {
+    writer: Writer,
+    target: PathBuf,
+    /// Its timestamp and index, if it is one.
+    fragment: Option<(Timestamp, u32)>,
+    invalidation: Invalidation,
+}
+
+impl Unlinked {
+    fn link(mut self, synced: io::Result<()>) -> Result<Linked, DiskFileError> {
+        let Unlinked { mut writer, target, .. } = self;
+        synced.map_err(|err| writer.failed("cannot sync a file in", err))?;
         // A page of a small object costs less to keep than to read again.
-        if self.upload_size > SMALL_OBJECT {
-            fs::drop_cache(file, 0, self.upload_size);
+        if writer.upload_size > SMALL_OBJECT {
+            fs::drop_cache(writer.file.file(), 0, writer.upload_size);
         }
-        let dirs_created = invalidation.publish_one(|| {
-            let linked = fail::hit("put.before_link").and_then(|()| self.file.link(target));
-            linked.map_err(|err| DiskFileError::write("cannot link", target, err))
+        let dirs_created = self.invalidation.publish_one(|| {
+            let linked = fail::hit("put.before_link").and_then(|()| writer.file.link(&target));
+            linked.map_err(|err| DiskFileError::write("cannot link", &target, err))
         })?;
-        Ok((dirs_created, invalidation))
+        let dir = match open_dir(CWD, writer.diskfile.datadir()) {
+            Ok(dir) => Some(dir),
+            // Somebody wrote a newer version, and it is gone too: we "succeeded" before that.
+            Err(Errno::NOENT) => None,
+            Err(errno) => return Err(DiskFileError::io("cannot open", writer.diskfile.datadir(), errno)),
+        };
+        if dir.is_some() {
+            let hit = fail::hit("put.before_sync_dir");
+            hit.map_err(|err| writer.failed("cannot sync the directories of", err))?;
+        }
+        let placed = match self.fragment {
+            Some((timestamp, index)) => {
+                Placed::fragment(writer.diskfile.clone(), timestamp, index, self.invalidation)
+            }
+            None => Placed::whole(writer.diskfile.clone()),
+        };
+        Ok(Linked { writer, target, dir, dirs_created, placed })
+    }
+}
+
+impl Staged<Result<Placed, DiskFileError>> for Unlinked {
+    fn since(&self) -> Since<'_> {
+        self.writer.file.since()
     }
 
-    fn sync_dirs_and_clean_up(
-        &self,
-        datadir: &Path,
-        target: &Path,
-        dirs_created: usize,
-        is_whole: bool,
-    ) -> Result<(), DiskFileError> {
-        let dir = match open_dir(CWD, datadir) {
-            Ok(dir) => dir,
-            // Somebody wrote a newer version, and it is gone too: we "succeeded" before that.
-            Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(DiskFileError::io("cannot open", datadir, errno)),
-        };
-        let own = || {
-            // The name of a fragment is made durable by its commit, or `Placed::keep`.
-            if is_whole {
-                fs::fsync(&dir)?;
-            }
-            match dirs_created {
-                0 => Ok(()),
-                _ => fs::fsync_dirs(self.diskfile.place.suffix_dir(), dirs_created - 1),
-            }
-        };
-        let synced = fail::hit("put.before_sync_dir").and_then(|()| match is_whole || dirs_created > 0 {
-            true => fs::sync_with_others(self.file.since(), self.syncs_together(), own),
-            false => Ok(()),
-        });
-        synced.map_err(|err| self.failed("cannot sync the directories of", err))?;
-        fail::hit("put.before_cleanup").map_err(|err| self.failed("cannot clean up", err))?;
-        let relinked = self.diskfile.relink(target);
-        if is_whole {
-            self.diskfile.clean_up(dir.as_fd(), relinked);
+    fn together(&self) -> usize {
+        // Nobody else is to wait for the pages of a large object.
+        if self.writer.upload_size > SMALL_OBJECT { 0 } else { self.writer.syncs_together() }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.invalidation.sync_begun()?;
+        fs::fsync(self.writer.file.file())
+    }
+
+    fn go_on(self: Box<Self>, synced: io::Result<()>) -> Step<Result<Placed, DiskFileError>> {
+        match self.link(synced) {
+            Ok(linked) if linked.needs_sync() => Step::waits(linked),
+            Ok(linked) => Step::Done(linked.clean_up(Ok(()))),
+            Err(err) => Step::Done(Err(err)),
         }
-        Ok(())
+    }
+}
+
+/// The file has its name, which must be durable before anybody is told.
+struct Linked {
+    writer: Writer,
+    target: PathBuf,
+    /// The hash dir, unless somebody has removed it.
+    dir: Option<OwnedFd>,
+    /// From the hash dir upwards.
+    dirs_created: usize,
+    placed: Placed,
+}
+
+impl Linked {
+    /// The name of a fragment is made durable by its commit, or [`Placed::keep`].
+    fn needs_sync(&self) -> bool {
+        self.dir.is_some() && (!self.placed.is_fragment() || self.dirs_created > 0)
+    }
+
+    fn clean_up(self, synced: io::Result<()>) -> Result<Placed, DiskFileError> {
+        let writer = &self.writer;
+        synced.map_err(|err| writer.failed("cannot sync the directories of", err))?;
+        let Some(dir) = self.dir else { return Ok(self.placed) };
+        fail::hit("put.before_cleanup").map_err(|err| writer.failed("cannot clean up", err))?;
+        let relinked = writer.diskfile.relink(&self.target);
+        if !self.placed.is_fragment() {
+            writer.diskfile.clean_up(dir.as_fd(), relinked);
+        }
+        Ok(self.placed)
+    }
+}
+
+impl Staged<Result<Placed, DiskFileError>> for Linked {
+    fn since(&self) -> Since<'_> {
+        self.writer.file.since()
+    }
+
+    fn together(&self) -> usize {
+        self.writer.syncs_together()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if let Some(dir) = self.dir.as_ref().filter(|_| !self.placed.is_fragment()) {
+            fs::fsync(dir)?;
+        }
+        match self.dirs_created {
+            0 => Ok(()),
+            made => fs::fsync_dirs(self.writer.diskfile.place.suffix_dir(), made - 1),
+        }
+    }
+
+    fn go_on(self: Box<Self>, synced: io::Result<()>) -> Step<Result<Placed, DiskFileError>> {
+        Step::Done(self.clean_up(synced))
     }
 }
 
