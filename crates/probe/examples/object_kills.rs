@@ -25,7 +25,7 @@ use common::digest::{hex, md5};
 use common::hash::HashConf;
 use common::{Clock, ObjHash, Timestamp, fs};
 use obj::diskfile::{
-    DiskFile, DiskFileConf, DiskFileError, DiskFileManager, DiskFileRouter, Metadata, ReaderOptions,
+    DiskFile, DiskFileConf, DiskFileError, DiskFileManager, DiskFileRouter, Metadata, Placed, ReaderOptions,
 };
 use obj::relinker::{self, RelinkerConf, Step};
 use probe::kills::{Scenario, Tree, device, names, save_ring, stop_everywhere};
