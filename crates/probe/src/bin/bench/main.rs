@@ -25,6 +25,7 @@ use std::time::Duration;
 
 mod codes;
 mod db;
+mod nodes;
 mod pass;
 mod rebuild;
 mod ssync;

@@ -21,13 +21,18 @@ impl Pass {
     }
 }
 
+/// What stands above rows.
+pub fn print_head(title: &str) {
+    println!("\n{title}\n{:<58} CPU s, wall s: martlet | python | ratios", "");
+}
+
 /// Martlet's, and if there is one, Python's.
 pub fn print_row(title: &str, passes: &[Pass]) {
     let ours = passes[0];
-    let mut line = format!("{title:<44} {:9.3} {:9.3}", ours.wall, ours.cpu);
+    let mut line = format!("{title:<58} {:9.4} {:9.4}", ours.cpu, ours.wall);
     if let Some(python) = passes.get(1) {
-        let (wall, cpu) = (python.wall / ours.wall, python.cpu / ours.cpu);
-        line += &format!(" | {:7.2} {:7.2} | {wall:5.1} {cpu:5.1}", python.wall, python.cpu);
+        let (cpu, wall) = (python.cpu / ours.cpu, python.wall / ours.wall);
+        line += &format!(" | {:8.4} {:8.4} | {cpu:5.1} {wall:5.1}", python.cpu, python.wall);
     }
     println!("{line}");
 }

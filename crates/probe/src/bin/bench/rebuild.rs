@@ -17,7 +17,7 @@ use probe::load::{self, Until, Work};
 use probe::peer::{self, Peer, Process};
 
 use crate::MEDIUM;
-use crate::pass::{Pass, children_cpu, print_row};
+use crate::pass::{Pass, children_cpu, print_head, print_row};
 
 /// Quiet passes; the median counts.
 const QUIET: usize = 3;
@@ -25,8 +25,7 @@ const QUIET: usize = 3;
 const MAX_PASSES: usize = 6;
 
 pub async fn table(peers: &[Peer], objects: usize, dir: &Path) -> Result<()> {
-    println!("\nreconstructors of four nodes, erasure coded 4+2, start of the programs taken off");
-    println!("{:<44} wall s, CPU s: martlet | python | ratios", "");
+    print_head("reconstructors of four nodes, erasure coded 4+2, start of the programs taken off");
     let mut cluster = Cluster::prepare(dir)?;
     store(&mut cluster, objects, dir).await?;
     let whole = fragments(&cluster.dir)?;

@@ -8,7 +8,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use common::config::SwiftConf;
@@ -16,18 +15,13 @@ use common::digest::{hex, md5};
 use common::pickle::{self, Value};
 use common::{Clock, Timestamp};
 use obj::diskfile::{DiskFileConf, DiskFileRouter, Metadata};
-use probe::load;
 use probe::peer::{self, Peer, Process};
-use probe::ports::free_ports;
-use ring::{Device, FormatVersion, RingBuilder};
 use service::logs::Logger;
 use service::statsd::Statsd;
 
-use crate::pass::{Pass, children_cpu, print_row};
+use crate::nodes::{Nodes, PART_POWER, SECRET};
+use crate::pass::{Pass, print_head, print_row};
 
-pub const PART_POWER: u32 = 6;
-pub const SECRET: &str =
-    "[swift-hash]\nswift_hash_path_suffix = bench\n[storage-policy:0]\nname = gold\ndefault = yes\n";
 const MIB: usize = 1 << 20;
 
 /// A row: its title, the objects that it needs, and what the partner has of them.
@@ -63,8 +57,7 @@ const CASES: [Case; 5] = [
 ];
 
 pub fn table(peers: &[Peer], dir: &Path) -> Result<()> {
-    println!("\none replicator pass with a partner, start of the program taken off");
-    println!("{:<44} wall s, CPU s: martlet | python | ratios", "");
+    print_head("one replicator pass with a partner, start of the program taken off");
     let mut trees = Trees { dir: dir.join("trees"), made: Vec::new() };
     let idle = case("", 0, 0, Partner::Empty);
     let starts = peers.iter().map(|peer| run(*peer, &idle, dir, &mut trees)).collect::<Result<Vec<_>>>()?;
@@ -80,159 +73,82 @@ pub fn table(peers: &[Peer], dir: &Path) -> Result<()> {
         for case in CASES.iter().filter(|case| case.partner == Partner::Empty) {
             let case = Case { sync_method: "rsync", ..*case };
             let pass = run(Peer::Python, &case, dir, &mut trees)?.without(starts[1]);
-            println!("{:<44} {:>19} | {:7.2} {:7.2} | by rsync", case.title, "", pass.wall, pass.cpu);
+            println!("{:<58} {:>19} | {:8.4} {:8.4} | by rsync", case.title, "", pass.cpu, pass.wall);
         }
     }
     Ok(())
 }
 
 fn run(peer: Peer, case: &Case, dir: &Path, trees: &mut Trees) -> Result<Pass> {
-    let dir = dir.join(peer.name());
-    let nodes = Nodes::new(&dir, case.sync_method)?;
+    // Swift names no port of an rsync daemon, so its module does.
+    let options = |ports: &[u16]| {
+        format!(
+            "sync_method = {}\nrsync_module = rsync://127.0.0.1:{}/object\nrsync_timeout = 300\nhttp_timeout = 120\n",
+            case.sync_method, ports[2]
+        )
+    };
+    let nodes = Nodes::new(peer, dir, "object", options)?;
     if case.partner != Partner::Same {
-        nodes.fill(case, trees)?;
+        fill(&nodes, case, trees)?;
     }
-    let mut server = peer.command(&dir, &dir, "swift-object-server")?;
-    server.arg(nodes.conf(1)).stdin(Stdio::null()).stdout(Stdio::null());
-    let server = Process::spawn(peer.name(), &mut server)?;
-    peer::wait_for(([127, 0, 0, 1], nodes.ports[1]).into())?;
-    let _rsyncd = (case.sync_method == "rsync").then(|| nodes.rsyncd()).transpose()?;
-    let mut replicator = peer.command(&dir, &dir, "swift-object-replicator")?;
-    replicator.arg(nodes.conf(0)).arg("once").stdin(Stdio::null()).stdout(Stdio::null());
-    let pass = pass(&mut replicator, &server)?;
-    let there = nodes.objects(1)?;
+    let server = nodes.server(1)?;
+    let _rsyncd = (case.sync_method == "rsync").then(|| rsyncd(&nodes)).transpose()?;
+    let pass = nodes.pass(&server)?;
+    let there = objects(&nodes, 1)?;
     ensure!(there == case.objects, "{}: the partner has {there} of {} objects", peer.name(), case.objects);
     Ok(pass)
 }
 
-/// A ring of two nodes with one device each, `sd0` and `sd1`, that both have every partition.
-pub fn save_ring(dir: &Path, name: &str, ports: &[u16]) -> Result<()> {
-    let mut builder = RingBuilder::new(PART_POWER, 2.0, 1)?;
-    for (node, &port) in ports.iter().enumerate().take(2) {
-        builder.add_dev(Device {
-            id: node as u32,
-            region: 1,
-            zone: node as u32,
-            ip: "127.0.0.1".into(),
-            port,
-            replication_ip: "127.0.0.1".into(),
-            replication_port: port,
-            device: format!("sd{node}"),
-            weight: 100.0,
-            meta: String::new(),
-            extra: Default::default(),
-        })?;
+/// Both devices as the case wants them.
+fn fill(nodes: &Nodes, case: &Case, trees: &mut Trees) -> Result<()> {
+    for node in 0..2 {
+        std::fs::remove_dir_all(nodes.device(node)).context("cannot empty a device")?;
+        // rsync makes partitions only.
+        std::fs::create_dir_all(nodes.device(node).join("objects")).context("cannot create a device")?;
     }
-    builder.rebalance(1)?;
-    Ok(builder.save_ring(&dir.join(format!("{name}.ring.gz")), FormatVersion::V1)?)
-}
-
-/// Run a replicator to its end against the server of its partner: what that cost both.
-pub fn pass(replicator: &mut Command, server: &Process) -> Result<Pass> {
-    let (server_before, children_before) = (load::cpu_seconds(&[server.pid()]), children_cpu()?);
-    let start = Instant::now();
-    peer::success(replicator)?;
-    let wall = start.elapsed().as_secs_f64();
-    let cpu = load::cpu_seconds(&[server.pid()]) - server_before + children_cpu()? - children_before;
-    Ok(Pass { wall, cpu })
-}
-
-/// Two nodes, each with one device and a configuration of its own.
-struct Nodes {
-    dir: PathBuf,
-    ports: Vec<u16>,
-}
-
-impl Nodes {
-    fn new(dir: &Path, sync_method: &str) -> Result<Nodes> {
-        let nodes = Nodes { dir: dir.to_owned(), ports: free_ports(3)? };
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        std::fs::write(dir.join("swift.conf"), SECRET).context("cannot write swift.conf")?;
-        save_ring(dir, "object", &nodes.ports)?;
-        for node in 0..2 {
-            std::fs::create_dir_all(nodes.device(node)).context("cannot create a device")?;
-            let conf = format!(
-                "[DEFAULT]\nswift_dir = {dir}\ndevices = {dir}/node{node}\nmount_check = false\nbind_ip = 127.0.0.1\n\
-                 bind_port = {port}\nworkers = 1\nuser = {user}\nlog_address = /nonexistent\nlog_level = WARNING\n\
-                 recon_cache_path = {dir}/node{node}\n[pipeline:main]\npipeline = object-server\n\
-                 [app:object-server]\nuse = egg:swift#object\n[object-replicator]\nsync_method = {sync_method}\n\
-                 rsync_module = 127.0.0.1::object\nrsync_timeout = 300\nhttp_timeout = 120\n",
-                dir = dir.display(),
-                port = nodes.ports[node],
-                user = crate::user(),
-            );
-            std::fs::write(nodes.conf(node), conf).context("cannot write a configuration")?;
-        }
-        Ok(nodes)
+    if case.objects == 0 {
+        return Ok(());
     }
-
-    fn conf(&self, node: usize) -> PathBuf {
-        self.dir.join(format!("node{node}.conf"))
+    let tree = trees.get(case.objects, case.size)?;
+    copy(&tree, &nodes.device(0))?;
+    if case.partner != Partner::Empty {
+        copy(&tree, &nodes.device(1))?;
     }
-
-    fn device(&self, node: usize) -> PathBuf {
-        self.dir.join(format!("node{node}/sd{node}"))
-    }
-
-    /// Both devices as the case wants them.
-    fn fill(&self, case: &Case, trees: &mut Trees) -> Result<()> {
-        for node in 0..2 {
-            std::fs::remove_dir_all(self.device(node)).context("cannot empty a device")?;
-            // rsync makes partitions only.
-            std::fs::create_dir_all(self.device(node).join("objects")).context("cannot create a device")?;
-        }
-        if case.objects == 0 {
-            return Ok(());
-        }
-        let tree = trees.get(case.objects, case.size)?;
-        copy(&tree, &self.device(0))?;
-        if case.partner != Partner::Empty {
-            copy(&tree, &self.device(1))?;
-        }
-        match case.partner {
-            Partner::Differs => {
-                partitions(&self.device(1))?.iter().try_for_each(|p| write_foreign_hashes(p))?
+    match case.partner {
+        Partner::Differs => partitions(&nodes.device(1))?.iter().try_for_each(|p| write_foreign_hashes(p))?,
+        Partner::Unhashed => {
+            for node in 0..2 {
+                partitions(&nodes.device(node))?.iter().try_for_each(|p| remove_hashes(p))?;
             }
-            Partner::Unhashed => {
-                for node in 0..2 {
-                    partitions(&self.device(node))?.iter().try_for_each(|p| remove_hashes(p))?;
-                }
-            }
-            Partner::Empty | Partner::Same => {}
         }
-        // What has been copied is written back now, not during the pass.
-        peer::success(&mut Command::new("sync"))?;
-        Ok(())
+        Partner::Empty | Partner::Same => {}
     }
+    // What has been copied is written back now, not during the pass.
+    peer::success(&mut Command::new("sync"))?;
+    Ok(())
+}
 
-    fn objects(&self, node: usize) -> Result<usize> {
-        let find = peer::success(Command::new("find").arg(self.device(node)).args(["-name", "*.data"]))?;
-        Ok(find.lines().count())
-    }
+fn objects(nodes: &Nodes, node: usize) -> Result<usize> {
+    let find = peer::success(Command::new("find").arg(nodes.device(node)).args(["-name", "*.data"]))?;
+    Ok(find.lines().count())
+}
 
-    /// An rsync daemon with the module of the second node.
-    fn rsyncd(&self) -> Result<Process> {
-        let path = self.dir.join("rsyncd.conf");
-        let port = self.ports[2];
-        let conf = format!(
-            "address = 127.0.0.1\nport = {port}\nuse chroot = no\nuid = {user}\ngid = root\n[object]\npath = {path}\n\
-             read only = false\n",
-            user = crate::user(),
-            path = self.dir.join("node1").display()
-        );
-        std::fs::write(&path, conf).context("cannot write rsyncd.conf")?;
-        let mut command = Command::new("rsync");
-        command.args(["--daemon", "--no-detach", "--config"]).arg(&path).stdin(Stdio::null());
-        let daemon = Process::spawn("rsync", &mut command)?;
-        peer::wait_for(([127, 0, 0, 1], port).into())?;
-        // Swift names no port: rsync takes it from the environment of nobody, so the module of the replicator does.
-        let replicator = self.conf(0);
-        let text = std::fs::read_to_string(&replicator).context("cannot read a configuration")?;
-        let module = format!("rsync_module = rsync://127.0.0.1:{port}/object\n");
-        let text = text.replace("rsync_module = 127.0.0.1::object\n", &module);
-        std::fs::write(&replicator, text).context("cannot write a configuration")?;
-        Ok(daemon)
-    }
+/// An rsync daemon with the module of the second node.
+fn rsyncd(nodes: &Nodes) -> Result<Process> {
+    let path = nodes.dir.join("rsyncd.conf");
+    let port = nodes.ports[2];
+    let conf = format!(
+        "address = 127.0.0.1\nport = {port}\nuse chroot = no\nuid = {user}\ngid = root\n[object]\npath = {path}\n\
+         read only = false\n",
+        user = crate::user(),
+        path = nodes.dir.join("node1").display()
+    );
+    std::fs::write(&path, conf).context("cannot write rsyncd.conf")?;
+    let mut command = Command::new("rsync");
+    command.args(["--daemon", "--no-detach", "--config"]).arg(&path).stdin(Stdio::null());
+    let daemon = Process::spawn("rsync", &mut command)?;
+    peer::wait_for(([127, 0, 0, 1], port).into())?;
+    Ok(daemon)
 }
 
 /// Device trees, made once and copied for each row.
