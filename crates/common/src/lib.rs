@@ -7,6 +7,7 @@ pub mod container_sync_realms;
 pub mod digest;
 pub mod expirer;
 pub mod fs;
+pub mod generations;
 pub mod hash;
 pub mod headers;
 pub mod pickle;

@@ -72,6 +72,11 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// Whether the stat table has no row.
+    pub fn is_rowless(&self) -> bool {
+        matches!(self, Self::Sqlite(_, rusqlite::Error::QueryReturnedNoRows))
+    }
+
     /// Whether the device is full.
     pub fn is_no_space(&self) -> bool {
         match self {
@@ -184,13 +189,11 @@ pub enum Synced {
 impl<K: Kind> DatabaseBroker<K> {
     /// `base_file` is the path without an epoch (`HASH.db`): the pending file is named after it.
     pub fn new(shared: &Arc<Shared>, db_file: PathBuf, base_file: &Path, options: Options) -> Self {
-        let mut pending_file = base_file.as_os_str().to_owned();
-        pending_file.push(".pending");
         Self {
             shared: shared.clone(),
             options,
             db_file,
-            pending_file: pending_file.into(),
+            pending_file: pending_file(base_file),
             connection: None,
             kind: std::marker::PhantomData,
         }
@@ -498,7 +501,13 @@ impl<K: Kind> DatabaseBroker<K> {
             Err(error) if is_missing(&error, "no such column: metadata") => Ok(Some(String::new())),
             other => other,
         })?;
-        column.ok_or_else(|| self.quarantine(&format!("missing row in {}_stat table", K::DB_TYPE)))
+        column.ok_or_else(|| self.quarantine_rowless())
+    }
+
+    /// A database whose stat table is empty goes to quarantine when its metadata are wanted or it is reclaimed; as in Swift its statistics are
+    /// only an error.
+    pub fn quarantine_rowless(&mut self) -> BrokerError {
+        self.quarantine(&format!("missing row in {}_stat table", K::DB_TYPE))
     }
 
     pub fn metadata(&mut self) -> Result<Metadata> {
@@ -572,6 +581,13 @@ impl<K: Kind> Drop for DatabaseBroker<K> {
     fn drop(&mut self) {
         self.release();
     }
+}
+
+/// Where the rows wait of a database that is called `base_file` without an epoch.
+pub fn pending_file(base_file: &Path) -> PathBuf {
+    let mut path = base_file.as_os_str().to_owned();
+    path.push(".pending");
+    path.into()
 }
 
 /// A database that nobody writes into. The lock is SQLite's, and ends with the connection.

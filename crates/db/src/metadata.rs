@@ -62,9 +62,13 @@ impl Metadata {
     /// Forget removed items from before `age`; whether there were any.
     pub fn reclaim(&mut self, age: Timestamp) -> bool {
         let before = self.0.len();
-        let is_old = |item: &Item| Timestamp::parse(&item.timestamp).is_ok_and(|since| since < age);
-        self.0.retain(|_, item| !(item.value.is_empty() && is_old(item)));
+        self.0.retain(|_, item| item.removed_at().is_none_or(|at| at >= age));
         self.0.len() < before
+    }
+
+    /// Since when the item is removed that was removed first.
+    pub fn first_removed(&self) -> Option<Timestamp> {
+        self.0.values().filter_map(Item::removed_at).min()
     }
 
     pub fn get(&self, name: &str) -> Option<&Item> {
@@ -126,6 +130,10 @@ impl Metadata {
 }
 
 impl Item {
+    fn removed_at(&self) -> Option<Timestamp> {
+        if self.value.is_empty() { Timestamp::parse(&self.timestamp).ok() } else { None }
+    }
+
     fn parse(item: &Value) -> Option<Self> {
         let [value, timestamp] = item.as_array()?.as_slice() else { return None };
         Some(Self { value: plain_text(value), timestamp: plain_text(timestamp) })

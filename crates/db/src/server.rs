@@ -22,7 +22,8 @@ use crate::broker::{BrokerError, Shared};
 use crate::connections::IDLE_LIMIT;
 use crate::listing::Query;
 use crate::metadata::{Metadata, MetadataLimits};
-use crate::replication::rpc;
+use crate::replication::known::KnownDatabases;
+use crate::replication::rpc::{self, KnownReplica};
 
 pub type Answer<T> = Result<T, Response>;
 
@@ -297,14 +298,15 @@ pub fn normal(column: &str) -> String {
 /// The brokers' share in one server, and the task that closes its idle connections.
 pub struct Databases {
     pub shared: Arc<Shared>,
+    pub known: KnownDatabases<KnownReplica>,
     closing: Arc<AtomicBool>,
 }
 
 impl Databases {
-    pub fn new(ctx: &Context) -> Self {
+    pub fn from_section(section: &Section, ctx: &Context) -> Result<Self, ConfigError> {
         let logger = ctx.logger.clone();
         let shared = Shared::new(ctx.clock.clone(), move |line: &str| logger.error(line));
-        Self { shared, closing: Arc::default() }
+        Ok(Self { shared, known: KnownDatabases::from_section(section)?, closing: Arc::default() })
     }
 
     /// Called after a request: as long as there are idle connections, somebody will close them.

@@ -412,8 +412,13 @@ fn find(folder: &Path) -> Found {
 fn says<B: Replicated>(broker: &mut B) -> Result<BTreeMap<String, Value>, BrokerError> {
     let info = broker.replication_info()?;
     let mut said = BTreeMap::new();
-    for key in ["created_at", "put_timestamp", "delete_timestamp"] {
-        said.insert(key.to_owned(), info.json[key].clone());
+    let at = &info.timestamps;
+    for (key, timestamp) in [
+        ("created_at", &at.created_at),
+        ("put_timestamp", &at.put_timestamp),
+        ("delete_timestamp", &at.delete_timestamp),
+    ] {
+        said.insert(key.to_owned(), json!(timestamp));
     }
     said.insert("status".into(), info.is_status_deleted.into());
     for (name, item) in broker.db().metadata()?.iter() {

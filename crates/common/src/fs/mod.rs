@@ -10,6 +10,8 @@
 //! (`filesystem_sync`). A write can also stop where it needs a sync and be taken up again after it, so that one thread does
 //! many (`staged`).
 //!
+//! What has been read once need not be read again while a `stamp` says that it is what it was.
+//!
 //! Each step has a fail point (`fail`) of its own name, so that tests can stop a process exactly there. Unlike Swift, an
 //! `fsync` of a directory that fails is an error here: what can't be made durable isn't acknowledged.
 
@@ -19,6 +21,7 @@ mod group_sync;
 mod journal;
 mod lock;
 mod staged;
+mod stamp;
 mod xattr;
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -35,6 +38,7 @@ use rustix::io::Errno;
 pub use filesystem_sync::Since;
 pub use lock::{LockError, LockedFile, PathLock, lock_file, lock_path, lock_path_limited};
 pub use staged::{Staged, Step, sync_together};
+pub use stamp::{KernelTime, SETTLED, Stamp};
 pub use xattr::{
     METADATA_CHECKSUM_KEY, METADATA_KEY, RawMetadata, read_metadata_xattrs, write_metadata_xattrs,
 };

@@ -279,8 +279,7 @@ impl AccountBroker {
 
     /// The statistics without what is pending.
     fn stored_info(&mut self) -> Result<AccountInfo> {
-        let found = self.db.read(|sqlite| query_info(sqlite).optional())?;
-        found.ok_or_else(|| self.db.quarantine("missing row in account_stat table"))
+        self.db.read(query_info)
     }
 
     /// Bring statistics of before they counted containers up to date.

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use common::timestamp::Timestamp;
 use ring::{Ring, RingError};
 use serde_json::json;
 use service::{Context, recon};
@@ -50,15 +49,13 @@ impl Replicated for AccountBroker {
         self.db.merge_timestamps(theirs, &now, broker::is_deleted)
     }
 
-    fn is_reclaimable(&mut self, info: &ReplicationInfo, age: &str) -> Result<bool> {
-        let at = |text: &str| Timestamp::parse(text).unwrap_or_default();
-        let Timestamps { put_timestamp, delete_timestamp, .. } = &info.timestamps;
-        Ok(info.count == 0 && at(age) > at(delete_timestamp) && at(delete_timestamp) > at(put_timestamp))
+    fn is_reclaimable(&mut self, info: &ReplicationInfo) -> Result<bool> {
+        Ok(info.count == 0)
     }
 }
 
 fn replication_info(info: AccountInfo, metadata: String, max_row: i64) -> ReplicationInfo {
-    let json = json!({
+    let told = ReplicationInfo::tell(&json!({
         "account": info.account,
         "created_at": info.created_at,
         "put_timestamp": info.put_timestamp,
@@ -71,7 +68,7 @@ fn replication_info(info: AccountInfo, metadata: String, max_row: i64) -> Replic
         "count": info.container_count,
         "metadata": metadata,
         "max_row": max_row,
-    });
+    }));
     ReplicationInfo {
         account: info.account,
         container: None,
@@ -91,6 +88,7 @@ fn replication_info(info: AccountInfo, metadata: String, max_row: i64) -> Replic
         is_looked_through: true,
         is_status_deleted: info.status == "DELETED",
         is_reported: true,
-        json,
+        is_sharded: false,
+        told,
     }
 }

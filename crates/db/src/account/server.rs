@@ -29,7 +29,7 @@ const ALLOWED: [&str; 6] = ["DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT"];
 pub fn app(section: &Section, ctx: &Context) -> Result<SharedApp, ConfigError> {
     let server = AccountServer(Arc::new(Server {
         devices: Devices::from_section(section)?,
-        databases: Databases::new(ctx),
+        databases: Databases::from_section(section, ctx)?,
         replication_server: section.bool("replication_server", true)?,
         ctx: ctx.clone(),
     }));
@@ -76,7 +76,7 @@ impl Server {
 
     fn handle(&self, req: &Request, body: &[u8]) -> Answer<Response> {
         if req.method == Method::Replicate {
-            return rpc::answer::<AccountBroker>(&self.ctx, &self.databases.shared, &self.devices, req, body);
+            return rpc::answer::<AccountBroker>(&self.ctx, &self.databases, &self.devices, req, body);
         }
         let most = if req.method == Method::Put { 4 } else { 3 };
         let target = Target::of(req, 3, most, false)?;

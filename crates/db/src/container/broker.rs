@@ -205,7 +205,7 @@ impl ContainerBroker {
         self.db.commit_puts()?;
         let (mut info, more) = match self.db.read(query_to_replicate) {
             Err(BrokerError::Sqlite(_, error)) if is_missing(&error, "no such ") => self.read_old_info()?,
-            other => self.or_missing_row(other)?,
+            other => other?,
         };
         self.add_shard_stats(&mut info)?;
         Ok((info, more))
@@ -524,20 +524,10 @@ impl ContainerBroker {
     }
 
     fn read_info(&mut self) -> Result<ContainerInfo> {
-        let read = self.db.read(|sqlite| match query_info(sqlite, "storage_policy_index") {
+        self.db.read(|sqlite| match query_info(sqlite, "storage_policy_index") {
             Err(error) if is_before_policies(&error) => query_info(sqlite, "0"),
             other => other,
-        });
-        self.or_missing_row(read)
-    }
-
-    fn or_missing_row<T>(&mut self, read: Result<T>) -> Result<T> {
-        match read {
-            Err(BrokerError::Sqlite(_, rusqlite::Error::QueryReturnedNoRows)) => {
-                Err(self.db.quarantine("missing row in container_stat table"))
-            }
-            other => other,
-        }
+        })
     }
 
     /// Where the objects are elsewhere, so are their counts.

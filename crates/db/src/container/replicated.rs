@@ -60,12 +60,7 @@ impl Replicated for ContainerBroker {
         self.db.merge_timestamps(theirs, &now, |sqlite| is_deleted(sqlite, elsewhere))
     }
 
-    fn is_reclaimable(&mut self, info: &ReplicationInfo, age: &str) -> Result<bool> {
-        let at = |text: &str| Timestamp::parse(text).unwrap_or_default();
-        let Timestamps { put_timestamp, delete_timestamp, .. } = &info.timestamps;
-        if at(age) <= at(delete_timestamp) || at(delete_timestamp) <= at(put_timestamp) {
-            return Ok(false);
-        }
+    fn is_reclaimable(&mut self, _info: &ReplicationInfo) -> Result<bool> {
         let path = self.path()?;
         if self.is_root_container()?
             && (self.has_other_shard_ranges(&path)? || self.db_state(&path)? == DbState::Sharding)
@@ -87,12 +82,10 @@ impl Replicated for ContainerBroker {
         Ok(deleted > 0)
     }
 
-    fn take_policy(&mut self, ours: &ReplicationInfo, theirs: &RemoteInfo) -> Result<bool> {
-        let (Some(our_policy), Some(policy)) = (ours.storage_policy_index, &theirs.policy) else {
-            return Ok(false);
-        };
+    fn better_policy(ours: &ReplicationInfo, theirs: &RemoteInfo) -> Option<i64> {
+        let policy = theirs.policy.as_ref()?;
         let ours = PolicyInfo {
-            storage_policy_index: our_policy,
+            storage_policy_index: ours.storage_policy_index?,
             put_timestamp: &ours.timestamps.put_timestamp,
             delete_timestamp: &ours.timestamps.delete_timestamp,
             status_changed_at: &ours.status_changed_at,
@@ -105,12 +98,12 @@ impl Replicated for ContainerBroker {
             status_changed_at: &policy.status_changed_at,
             count: policy.count,
         };
-        let better = is_theirs_right(&ours, &theirs);
-        if better {
-            let now = self.db.shared.clock.now().normal();
-            self.set_storage_policy_index(theirs.storage_policy_index, &now)?;
-        }
-        Ok(better)
+        is_theirs_right(&ours, &theirs).then_some(theirs.storage_policy_index)
+    }
+
+    fn take_policy(&mut self, policy_index: i64) -> Result<()> {
+        let now = self.db.shared.clock.now().normal();
+        self.set_storage_policy_index(policy_index, &now)
     }
 
     fn new_id_resets(sqlite: &Connection) -> rusqlite::Result<()> {
@@ -120,7 +113,9 @@ impl Replicated for ContainerBroker {
     }
 
     fn take_answer(&mut self, ours: &ReplicationInfo, theirs: &RemoteInfo) -> Result<()> {
-        self.take_policy(ours, theirs)?;
+        if let Some(policy_index) = Self::better_policy(ours, theirs) {
+            self.take_policy(policy_index)?;
+        }
         if ours.timestamps != theirs.timestamps {
             self.merge_timestamps(&theirs.timestamps)?;
         }
@@ -205,7 +200,7 @@ fn is_deleted(sqlite: &Connection, elsewhere: Option<i64>) -> rusqlite::Result<b
 
 fn replication_info(info: ContainerInfo, more: ToReplicate) -> ReplicationInfo {
     let ToReplicate { metadata, max_row, shard_max_row, is_looked_through } = more;
-    let json = json!({
+    let told = ReplicationInfo::tell(&json!({
         "account": info.account,
         "container": info.container,
         "created_at": info.created_at,
@@ -228,7 +223,7 @@ fn replication_info(info: ContainerInfo, more: ToReplicate) -> ReplicationInfo {
         "metadata": metadata,
         "max_row": max_row,
         "shard_max_row": shard_max_row,
-    });
+    }));
     let is_reported = info.reported_put_timestamp == info.put_timestamp
         && info.reported_delete_timestamp == info.delete_timestamp
         && info.reported_bytes_used == info.bytes_used
@@ -252,6 +247,7 @@ fn replication_info(info: ContainerInfo, more: ToReplicate) -> ReplicationInfo {
         is_looked_through,
         is_status_deleted: info.status == "DELETED",
         is_reported,
-        json,
+        is_sharded: info.db_state == DbState::Sharded,
+        told,
     }
 }

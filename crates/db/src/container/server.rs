@@ -88,7 +88,7 @@ impl Server {
         }
         Ok(Self {
             devices: Devices::from_section(section)?,
-            databases: Databases::new(ctx),
+            databases: Databases::from_section(section, ctx)?,
             sync_to: SyncTo::from_section(section, ctx),
             save_headers,
             replication_server: section.bool("replication_server", true)?,
@@ -139,8 +139,8 @@ impl Server {
     /// The whole request as far as it concerns the disk.
     fn handle(&self, req: &Request, body: &[u8]) -> Answer<Outcome> {
         if req.method == Method::Replicate {
-            let shared = &self.databases.shared;
-            let answered = rpc::answer::<ContainerBroker>(&self.ctx, shared, &self.devices, req, body);
+            let answered =
+                rpc::answer::<ContainerBroker>(&self.ctx, &self.databases, &self.devices, req, body);
             return answered.map(Outcome::Done);
         }
         let whole_path = !matches!(req.method, Method::Post | Method::Update);

@@ -199,8 +199,7 @@ impl<B: Replicated> Conversation<'_, B> {
 
     /// The rows are not for this replica, but for shards: cleaving takes them there.
     fn defer(&self, local: &Local) {
-        let is_sharded = self.info.json["db_state"] == "sharded";
-        if is_sharded && !local.has_rows {
+        if self.info.is_sharded && !local.has_rows {
             self.debug(format_args!("sharded and has nothing more to replicate to peer {}", self.peer()));
         } else {
             self.replicator.ctx.logger.warning(self.annotate(format_args!(

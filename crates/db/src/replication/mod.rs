@@ -16,9 +16,10 @@
 //!
 //! `rpc` answers these requests in the servers, `replicator` makes them in the daemons (`walk` finds the databases, a `conversation` is one of them with
 //! one node), `sync_points` and `reclaim` are what is done to a
-//! database.
+//! database. What is `known` of one that has not changed since is not read again at either end.
 
 mod conversation;
+pub mod known;
 mod merge_items;
 mod reclaim;
 pub mod replicator;
@@ -30,11 +31,13 @@ mod walk;
 use std::path::Path;
 use std::sync::Arc;
 
+use common::timestamp::Timestamp;
 use ring::{Ring, RingError};
 use serde_json::{Value, json};
 use service::Context;
 
 use crate::broker::{DatabaseBroker, Kind, Options, Result, Shared};
+use crate::json;
 pub use merge_items::MergeItems;
 pub use sync_points::{DatedSyncPoint, Items, SyncPoint, Syncs, max_row};
 pub use walk::Found;
@@ -70,17 +73,22 @@ pub trait Replicated: Sized + Send + 'static {
     /// Take the earliest creation and the latest of the other timestamps.
     fn merge_timestamps(&mut self, theirs: &Timestamps) -> Result<()>;
 
-    /// Whether nobody needs the database any more: empty, and deleted before `age`, a timestamp in normal form.
-    fn is_reclaimable(&mut self, info: &ReplicationInfo, age: &str) -> Result<bool>;
+    /// Whether nobody needs the database any more, which was deleted long ago: it is empty.
+    fn is_reclaimable(&mut self, info: &ReplicationInfo) -> Result<bool>;
 
-    /// What reclaiming deletes besides rows, sync points and metadata. `age` is in normal form. Says whether that was anything.
+    /// What reclaiming deletes besides rows, sync points and metadata; nothing where there are no shard ranges. `age` is in normal form.
+    /// Says whether that was anything.
     fn reclaim_more(&mut self, _info: &ReplicationInfo, _age: &str) -> Result<bool> {
         Ok(false)
     }
 
-    /// Take the other's storage policy, if it is the better one. Says whether it was.
-    fn take_policy(&mut self, _ours: &ReplicationInfo, _theirs: &RemoteInfo) -> Result<bool> {
-        Ok(false)
+    /// The other's storage policy, if it is the better one.
+    fn better_policy(_ours: &ReplicationInfo, _theirs: &RemoteInfo) -> Option<i64> {
+        None
+    }
+
+    fn take_policy(&mut self, _policy_index: i64) -> Result<()> {
+        Ok(())
     }
 
     /// Forget what the id of another database was told.
@@ -133,7 +141,7 @@ impl Timestamps {
     }
 }
 
-/// A database as it presents itself to its replicas. `json` is what Swift calls its replication info, in the order of Swift's keys.
+/// A database as it presents itself to its replicas.
 #[derive(Clone, Debug)]
 pub struct ReplicationInfo {
     pub account: String,
@@ -155,10 +163,28 @@ pub struct ReplicationInfo {
     pub is_status_deleted: bool,
     /// Whether all that would be told to the account has been told. True for an account.
     pub is_reported: bool,
-    pub json: Value,
+    /// Whether its rows have gone to other databases.
+    pub is_sharded: bool,
+    /// What Swift calls its replication info, in the order of Swift's keys: a JSON object, which lacks its end for what else is told.
+    pub told: Box<str>,
 }
 
 impl ReplicationInfo {
+    /// `told` of all members.
+    pub fn tell(members: &Value) -> Box<str> {
+        let mut text = Vec::new();
+        json::write_value(&mut text, members);
+        text.pop();
+        String::from_utf8(text).expect("only ASCII was written").into()
+    }
+
+    /// Whether it was deleted, by whatever it holds, before `age`.
+    fn was_deleted_before(&self, age: Timestamp) -> bool {
+        let at = |text: &str| Timestamp::parse(text).unwrap_or_default();
+        let (put, delete) = (at(&self.timestamps.put_timestamp), at(&self.timestamps.delete_timestamp));
+        age > delete && delete > put
+    }
+
     /// The words of a `sync` request.
     pub fn sync_args(&self, with_policy: bool) -> Value {
         let Timestamps { created_at, put_timestamp, delete_timestamp } = &self.timestamps;

@@ -1,8 +1,10 @@
 //! Forgetting what has been deleted for long: tombstones of rows, sync points of databases that are gone, removed metadata.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use std::time::Duration;
 
 use common::timestamp::Timestamp;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Replicated, ReplicationInfo};
 use crate::broker::{DatabaseBroker, Kind, Result, Synced, is_missing};
@@ -11,51 +13,85 @@ use crate::metadata::Metadata;
 /// Tombstones that one transaction looks at: a server waits for it no longer than that takes.
 const PAGE: i64 = 10_000;
 
-/// Reclaim rows and metadata that were deleted before `age`, and sync points not touched since `sync_age` (both in seconds since the
-/// epoch). Says whether there was anything. Most databases have nothing to reclaim: that is seen without a transaction.
-pub fn reclaim<B: Replicated>(
-    broker: &mut B,
-    info: &ReplicationInfo,
-    age: f64,
-    sync_age: f64,
-) -> Result<bool> {
-    let (age, sync_age) = (Timestamp::from_secs_f64(age), Timestamp::from_secs_f64(sync_age).normal());
-    let mut found = broker.db().reclaimable(&age.normal(), &sync_age)?;
-    found.others |= Metadata::parse(&info.metadata).is_some_and(|mut metadata| metadata.reclaim(age));
-    if found.rows {
-        broker.db().reclaim_rows(&age.normal())?;
-    }
-    if found.others {
-        broker.db().reclaim_others(age, &sync_age)?;
-    }
-    Ok(broker.reclaim_more(info, &sync_age)? || found.rows || found.others)
+/// From before when things are reclaimed.
+pub struct Ages {
+    /// Rows and metadata that were deleted.
+    pub deleted: Timestamp,
+    /// Sync points that were not touched since, in normal form.
+    pub untouched: String,
 }
 
-/// What there is to reclaim.
-struct Reclaimable {
-    rows: bool,
-    others: bool,
+impl Ages {
+    pub fn at(now: Duration, reclaim_age: Duration) -> Self {
+        let ago = |age: Duration| Timestamp::from_secs_f64(now.saturating_sub(age).as_secs_f64());
+        Self { deleted: ago(reclaim_age), untouched: ago(reclaim_age * 2).normal() }
+    }
+}
+
+/// The oldest of what is reclaimed one day, as the columns have it: what is compared there as text is so here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Oldest {
+    row: Option<String>,
+    sync_point: Option<String>,
+    metadata: Option<Timestamp>,
+}
+
+impl Oldest {
+    fn has_rows(&self, ages: &Ages) -> bool {
+        self.row.as_ref().is_some_and(|row| *row < ages.deleted.normal())
+    }
+
+    fn has_others(&self, ages: &Ages) -> bool {
+        self.sync_point.as_ref().is_some_and(|since| *since < ages.untouched)
+            || self.metadata.is_some_and(|since| since < ages.deleted)
+    }
+
+    /// Whether there is anything to reclaim.
+    pub fn is_due(&self, ages: &Ages) -> bool {
+        self.has_rows(ages) || self.has_others(ages)
+    }
+}
+
+/// Reclaim what there is; most databases have nothing, and that is seen without a transaction. Then the answer is what comes first.
+pub fn reclaim<B: Replicated>(broker: &mut B, info: &ReplicationInfo, ages: &Ages) -> Result<Option<Oldest>> {
+    let mut oldest = broker.db().oldest()?;
+    oldest.metadata = Metadata::parse(&info.metadata).and_then(|metadata| metadata.first_removed());
+    if oldest.has_rows(ages) {
+        broker.db().reclaim_rows(&ages.deleted.normal())?;
+    }
+    if oldest.has_others(ages) {
+        broker.db().reclaim_others(ages.deleted, &ages.untouched)?;
+    }
+    let more = broker.reclaim_more(info, &ages.untouched)?;
+    Ok(if more || oldest.is_due(ages) { None } else { Some(oldest) })
 }
 
 impl<K: Kind> DatabaseBroker<K> {
-    fn reclaimable(&mut self, age: &str, sync_age: &str) -> Result<Reclaimable> {
+    /// The oldest of tombstones and sync points. What is no text comes before any text, or is never reclaimed.
+    fn oldest(&mut self) -> Result<Oldest> {
         let sql = format!(
-            "SELECT EXISTS (SELECT 1 FROM {} WHERE deleted = 1 AND {} < ?1), \
-             EXISTS (SELECT 1 FROM outgoing_sync WHERE updated_at < ?2) OR \
-             EXISTS (SELECT 1 FROM incoming_sync WHERE updated_at < ?2)",
+            "SELECT (SELECT MIN({}) FROM {} WHERE deleted = 1), (SELECT MIN(updated_at) FROM \
+             (SELECT updated_at FROM outgoing_sync UNION ALL SELECT updated_at FROM incoming_sync))",
+            K::DB_RECLAIM_TIMESTAMP,
             K::DB_CONTAINS_TYPE,
-            K::DB_RECLAIM_TIMESTAMP
         );
+        let text = |row: &Row<'_>, at| {
+            Ok::<_, rusqlite::Error>(match row.get_ref(at)? {
+                ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+                ValueRef::Integer(_) | ValueRef::Real(_) => Some(String::new()),
+                ValueRef::Null | ValueRef::Blob(_) => None,
+            })
+        };
         self.read(|sqlite| {
             let found = sqlite.prepare_cached(&sql).and_then(|mut select| {
-                select.query_row([age, sync_age], |row| {
-                    Ok(Reclaimable { rows: row.get(0)?, others: row.get(1)? })
+                select.query_row([], |row| {
+                    Ok(Oldest { row: text(row, 0)?, sync_point: text(row, 1)?, metadata: None })
                 })
             });
             match found {
-                // Databases from before the column.
+                // Databases from before the column: their rows are looked through whenever anybody asks.
                 Err(error) if is_missing(&error, "no such column: updated_at") => {
-                    Ok(Reclaimable { rows: true, others: false })
+                    Ok(Oldest { row: Some(String::new()), ..Oldest::default() })
                 }
                 other => other,
             }

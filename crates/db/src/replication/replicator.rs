@@ -6,6 +6,8 @@
 //! meanwhile. One that lies in the wrong partition goes to the right one in the same way (so it is after an increase of the part power, of
 //! which these replicators know nothing else). One that was deleted for `reclaim_age`, and has told the account so, is removed.
 //!
+//! A daemon that goes on remembers what it read of a database in the pass before (`known`), for as long as nothing in it becomes due.
+//!
 //! Where there is no rsync daemon, `sync_method = usync` does without: a database that is missing on a node is made there by the requests
 //! that proxies make, and filled with rows like any other. Swift has no such option, but its servers understand all of it.
 //!
@@ -18,7 +20,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::config::{Conf, ConfigError, Section};
-use common::timestamp::Timestamp;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
 use ring::{Device, Node, Ring, is_local_device, whataremyips};
@@ -28,7 +29,8 @@ use service::rsync::Module;
 use service::{Context, recon};
 
 use super::conversation::{Conversation, SyncError, annotate};
-use super::reclaim::reclaim;
+use super::known::{KnownDatabases, MOST_METADATA, MOST_POINTS};
+use super::reclaim::{Ages, Oldest, reclaim};
 use super::stats::{NodeKey, Stats, node_key};
 use super::walk::{Found, Walk, partitions_of};
 use super::{Replicated, ReplicationInfo, SyncPoint, Syncs};
@@ -100,6 +102,7 @@ pub struct Replicator<B> {
     pub conf: ReplicatorConf,
     pub stats: Mutex<Stats>,
     shared: Arc<Shared>,
+    known: KnownDatabases<Prepared>,
     pace: Pace,
     hooks: Box<dyn PassHooks<B>>,
 }
@@ -124,6 +127,7 @@ pub fn build<B: Replicated>(
         stats: Mutex::default(),
         pace: Pace::new(section.non_negative_float("databases_per_second", 50.0)?),
         hooks: hooks(&section, ctx, &shared)?,
+        known: KnownDatabases::from_section(&section)?,
         shared,
         ctx: ctx.clone(),
     };
@@ -204,6 +208,20 @@ struct Prepared {
     /// Of a container that is being sharded, the newer file.
     db_file: PathBuf,
     is_reclaimable: bool,
+    /// Of what will be reclaimed; `None` if that is to be asked again.
+    oldest: Option<Oldest>,
+}
+
+impl Prepared {
+    /// Whether another look would find the same in the same database.
+    fn holds(&self, ages: &Ages) -> bool {
+        !self.info.was_deleted_before(ages.deleted)
+            && self.oldest.as_ref().is_some_and(|oldest| !oldest.is_due(ages))
+    }
+
+    fn is_small(&self) -> bool {
+        self.info.metadata.len() <= MOST_METADATA && self.outgoing.len() <= MOST_POINTS
+    }
 }
 
 /// Which database is removed.
@@ -394,39 +412,40 @@ impl<B: Replicated> Replicator<B> {
                 return;
             }
         };
-        let info = prepared.info;
-        found.db_file = prepared.db_file;
+        let info = &prepared.info;
+        found.db_file.clone_from(&prepared.db_file);
         if prepared.is_reclaimable {
             if info.is_reported
                 && let Err(error) = self.remove(&found, info.max_row, Remove::Reclaimed(info.clone())).await
             {
                 let problem = format_args!("ERROR removing db: {error}");
-                self.ctx.logger.error(annotate(problem, Some(&info), &found.db_file));
+                self.ctx.logger.error(annotate(problem, Some(info), &found.db_file));
             }
         } else {
-            self.replicate_to_nodes(ring, &found, &info, &prepared.outgoing).await;
+            self.replicate_to_nodes(ring, &found, info, &prepared.outgoing).await;
         }
         self.ctx.statsd.timing_since("timing", start);
     }
 
-    async fn prepare(self: &Arc<Self>, found: &Found) -> Result<Prepared> {
-        let clock = self.ctx.clock.clone();
-        let reclaim_age = self.conf.reclaim_age;
-        self.on_disk(&found.device.device, &found.db_file, move |broker| {
-            let now = clock.since_epoch();
-            let age = now.saturating_sub(reclaim_age);
-            common::fs::remove_older_than(broker.db().db_dir(), age, ".tmp");
-            let mut info = broker.replication_info()?;
-            let sync_age = now.saturating_sub(reclaim_age * 2).as_secs_f64();
-            if reclaim(broker, &info, age.as_secs_f64(), sync_age)? {
-                info = broker.replication_info()?;
+    async fn prepare(self: &Arc<Self>, found: &Found) -> Result<Arc<Prepared>> {
+        let (replicator, db_file) = (self.clone(), found.db_file.clone());
+        let prepare = move || {
+            let now = replicator.ctx.clock.since_epoch();
+            let ages = Ages::at(now, replicator.conf.reclaim_age);
+            if let Some(known) = replicator.known.get(&db_file).filter(|known| known.holds(&ages)) {
+                return Ok(known);
             }
-            let outgoing = broker.db().sync_points(Syncs::Outgoing)?;
-            let age = Timestamp::from_secs_f64(age.as_secs_f64()).normal();
-            let is_reclaimable = broker.is_reclaimable(&info, &age)?;
-            Ok(Prepared { info, outgoing, db_file: broker.db().db_file.clone(), is_reclaimable })
-        })
-        .await
+            let look = replicator.known.look(&db_file);
+            let mut broker = open::<B>(&replicator.shared, &db_file)?;
+            let oldest = now.saturating_sub(replicator.conf.reclaim_age);
+            common::fs::remove_older_than(broker.db().db_dir(), oldest, ".tmp");
+            let prepared = prepare_database(&mut broker, &ages)?;
+            Ok(match look.filter(|_| prepared.holds(&ages) && prepared.is_small()) {
+                Some(look) => replicator.known.learn(look, prepared),
+                None => Arc::new(prepared),
+            })
+        };
+        self.ctx.disk_pools.run(&found.device.device, prepare).await
     }
 
     /// A file without the tables of a database is none, and goes to quarantine; so did a corrupt one already.
@@ -616,12 +635,29 @@ impl<B: Replicated> Replicator<B> {
         job: impl FnOnce(&mut B) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (shared, db_file) = (self.shared.clone(), db_file.to_owned());
-        let run = move || {
-            let options = Options { pending_timeout: PENDING_TIMEOUT, ..Options::default() };
-            job(&mut B::open(&shared, &db_file, options)?)
-        };
-        self.ctx.disk_pools.run(device, run).await
+        self.ctx.disk_pools.run(device, move || job(&mut open(&shared, &db_file)?)).await
     }
+}
+
+fn open<B: Replicated>(shared: &Arc<Shared>, db_file: &Path) -> Result<B> {
+    B::open(shared, db_file, Options { pending_timeout: PENDING_TIMEOUT, ..Options::default() })
+}
+
+/// Reclaim what there is to reclaim in a database, and read what a pass wants to know of it.
+fn prepare_database<B: Replicated>(broker: &mut B, ages: &Ages) -> Result<Prepared> {
+    let mut info = broker.replication_info().map_err(|error| match error.is_rowless() {
+        true => broker.db().quarantine_rowless(),
+        false => error,
+    })?;
+    let mut oldest = reclaim(broker, &info, ages)?;
+    if oldest.is_none() {
+        info = broker.replication_info()?;
+    }
+    // Shard ranges are reclaimed, too, and nobody keeps account of when.
+    oldest = oldest.filter(|_| info.shard_max_row.is_none_or(|highest| highest < 0));
+    let outgoing = broker.db().sync_points(Syncs::Outgoing)?;
+    let is_reclaimable = info.was_deleted_before(ages.deleted) && broker.is_reclaimable(&info)?;
+    Ok(Prepared { info, outgoing, db_file: broker.db().db_file.clone(), is_reclaimable, oldest })
 }
 
 /// The primaries that a device replicates to: those after it in the ring's order, then those before. Where there is but one, that.

@@ -25,21 +25,49 @@ use serde_json::Value;
 use service::http::{Request, Response};
 use service::{Context, logs::Logger};
 
-use super::{Items, MergeItems, RemoteInfo, Replicated, SyncPoint, Syncs};
+use super::known::{KnownDatabases, MOST_METADATA, MOST_POINTS};
+use super::{Items, MergeItems, RemoteInfo, Replicated, ReplicationInfo, SyncPoint, Syncs};
 use crate::broker::{BrokerError, Kind, Options, Shared, is_missing};
 use crate::json;
 use crate::metadata::Metadata;
-use crate::server::{Answer, Devices, Target, broker_failure, html_answer, text_answer};
+use crate::server::{Answer, Databases, Devices, Target, broker_failure, html_answer, text_answer};
 
 /// The body of a request: rows, as many as a `per_diff` of 10,000 has of the longest names.
 pub const MAX_BODY: usize = 256 << 20;
 /// Rows that are merged at a time while a database is copied into another.
 const MERGE_AT_A_TIME: usize = 1000;
 
+/// A database as it answers those who ask to sync with it.
+pub struct KnownReplica {
+    info: ReplicationInfo,
+    metadata: Metadata,
+    incoming: Vec<SyncPoint>,
+}
+
+impl KnownReplica {
+    /// The answer to a request that changes nothing; `None` if it may change something.
+    fn answer<B: Replicated>(&self, theirs: &RemoteInfo) -> Option<Response> {
+        let info = &self.info;
+        let news = B::better_policy(info, theirs).is_some()
+            || info.timestamps != theirs.timestamps
+            || Metadata::parse(&theirs.metadata)
+                .is_none_or(|metadata| self.metadata.is_changed_by(&metadata));
+        let found = self.incoming.iter().find(|point| point.remote_id == theirs.id);
+        let point = found.map_or(-1, |point| point.sync_point);
+        let reaches_further = theirs.hash == info.hash && point < theirs.point;
+        if news || reaches_further { None } else { Some(told(info, point)) }
+    }
+}
+
+/// The answer to `sync`.
+fn told(info: &ReplicationInfo, point: i64) -> Response {
+    html_answer(200, format!("{}, \"point\": {point}}}", info.told))
+}
+
 /// Answers a request, on a thread of its device.
 pub fn answer<B: Replicated>(
     ctx: &Context,
-    shared: &Arc<Shared>,
+    databases: &Databases,
     devices: &Devices,
     req: &Request,
     body: &[u8],
@@ -48,7 +76,7 @@ pub fn answer<B: Replicated>(
     let device = devices.check_drive_and_space(&target.drive)?;
     if let Some(items) = MergeItems::read(body) {
         let db_file = hash_file(&device, B::DATADIR, &target)?;
-        return open::<B>(shared, &device, &db_file)
+        return open::<B>(&databases.shared, &device, &db_file)
             .and_then(|broker| merge(broker, items))
             .map_err(|failure| failure.answer(ctx, req, &target.drive));
     }
@@ -58,7 +86,8 @@ pub fn answer<B: Replicated>(
     };
     let Some((op, args)) = args.as_array().and_then(|args| args.split_first()) else { return Err(bad()) };
     let rpc = Rpc::<B> {
-        shared,
+        shared: &databases.shared,
+        known: &databases.known,
         logger: &ctx.logger,
         db_file: hash_file(&device, B::DATADIR, &target)?,
         device,
@@ -70,6 +99,7 @@ pub fn answer<B: Replicated>(
 
 struct Rpc<'a, B> {
     shared: &'a Arc<Shared>,
+    known: &'a KnownDatabases<KnownReplica>,
     logger: &'a Logger,
     device: PathBuf,
     drive: &'a str,
@@ -138,11 +168,11 @@ impl<B: Replicated> Rpc<'_, B> {
         match op.as_str() {
             Some("complete_rsync") => return self.complete_rsync(args),
             Some("rsync_then_merge") => return self.rsync_then_merge(args),
+            Some("sync") => return self.sync(args),
             _ => {}
         }
         let mut broker = open::<B>(self.shared, &self.device, &self.db_file)?;
         match op.as_str() {
-            Some("sync") => self.sync(broker, args),
             Some("merge_items") => {
                 let [Value::Array(items), source, ..] = args else { return Err(bad().into()) };
                 let items = MergeItems::<B::Kind> {
@@ -178,8 +208,16 @@ impl<B: Replicated> Rpc<'_, B> {
         }
     }
 
-    fn sync(&self, mut broker: B, args: &[Value]) -> Outcome {
-        let theirs = RemoteInfo::from_sync_args(args).ok_or_else(bad)?;
+    fn sync(&self, args: &[Value]) -> Outcome {
+        make_tmp(&self.device)?;
+        let theirs = RemoteInfo::from_sync_args(args);
+        let known = theirs.as_ref().zip(self.known.get(&self.db_file));
+        if let Some(answer) = known.and_then(|(theirs, known)| known.answer::<B>(theirs)) {
+            return Ok(answer);
+        }
+        let look = self.known.look(&self.db_file);
+        let mut broker = existing::<B>(self.shared, &self.db_file)?;
+        let theirs = theirs.ok_or_else(bad)?;
         let mut info = match broker.replication_info() {
             Err(BrokerError::Sqlite(_, error)) if is_missing(&error, "no such table") => {
                 self.logger.error(format_args!("Quarantining DB, db: {}", broker.db().db_file.display()));
@@ -188,12 +226,13 @@ impl<B: Replicated> Rpc<'_, B> {
             }
             other => other?,
         };
-        if broker.take_policy(&info, &theirs)? {
+        if let Some(policy_index) = B::better_policy(&info, &theirs) {
+            broker.take_policy(policy_index)?;
             info = broker.replication_info()?;
         }
         let ours = Metadata::parse(&info.metadata);
         match Metadata::parse(&theirs.metadata) {
-            Some(metadata) if ours.is_some_and(|ours| !ours.is_changed_by(&metadata)) => {}
+            Some(metadata) if ours.as_ref().is_some_and(|ours| !ours.is_changed_by(&metadata)) => {}
             Some(metadata) => broker.db().update_metadata(&metadata, None)?,
             None => self.logger.error(format_args!("Unable to decode remote metadata {:?}", theirs.metadata)),
         }
@@ -206,9 +245,14 @@ impl<B: Replicated> Rpc<'_, B> {
             broker.db().merge_syncs(&[reached], Syncs::Incoming)?;
             point = theirs.point;
         }
-        info.json["point"] = point.into();
-        let body = String::from_utf8(dump(&info.json)).map_err(|_| bad())?;
-        Ok(html_answer(200, body))
+        let answer = told(&info, point);
+        if let (Some(look), Some(metadata)) = (look, ours) {
+            let incoming = broker.db().sync_points(Syncs::Incoming)?;
+            if info.metadata.len() <= MOST_METADATA && incoming.len() <= MOST_POINTS {
+                self.known.learn(look, KnownReplica { info, metadata, incoming });
+            }
+        }
+        Ok(answer)
     }
 
     fn complete_rsync(&self, args: &[Value]) -> Outcome {
@@ -290,11 +334,19 @@ fn publish(received: &Path, db_file: &Path) -> Outcome {
     Ok(Response::new(204))
 }
 
+/// Somebody may be about to send a database there.
+fn make_tmp(device: &Path) -> Result<(), BrokerError> {
+    let tmp = device.join("tmp");
+    fs::mkdirs(&tmp).map_err(|error| BrokerError::Io(tmp, error))
+}
+
 /// The database that a request is for.
 fn open<B: Replicated>(shared: &Arc<Shared>, device: &Path, db_file: &Path) -> Result<B, Failure> {
-    // Somebody may be about to send a database.
-    let tmp = device.join("tmp");
-    fs::mkdirs(&tmp).map_err(|error| BrokerError::Io(tmp, error))?;
+    make_tmp(device)?;
+    existing(shared, db_file)
+}
+
+fn existing<B: Replicated>(shared: &Arc<Shared>, db_file: &Path) -> Result<B, Failure> {
     let mut broker = B::open(shared, db_file, Options::default())?;
     if broker.exists()? { Ok(broker) } else { Err(not_found()) }
 }

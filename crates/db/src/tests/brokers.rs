@@ -219,13 +219,15 @@ fn a_corrupt_database_is_quarantined() {
 }
 
 #[test]
-fn a_database_without_its_stat_row_is_quarantined() {
+fn a_database_without_its_stat_row_is_quarantined_when_its_metadata_are_wanted() {
     let dir = tempfile::tempdir().unwrap();
     let db_file = database(dir.path(), "containers");
     drop(container_with(&shared(), &db_file, &[]));
     rusqlite::Connection::open(&db_file).unwrap().execute_batch("DELETE FROM container_info").unwrap();
     let mut broker = ContainerBroker::new(&shared(), &db_file, Options::default());
-    assert!(matches!(broker.info(), Err(BrokerError::Quarantined(_))));
+    assert!(broker.info().is_err_and(|error| error.is_rowless()));
+    assert!(db_file.exists());
+    assert!(matches!(broker.db.metadata(), Err(BrokerError::Quarantined(_))));
 }
 
 #[test]

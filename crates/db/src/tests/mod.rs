@@ -2,6 +2,7 @@
 
 mod brokers;
 mod convergence;
+mod known;
 mod replicate;
 mod replicator;
 mod servers;

@@ -8,20 +8,20 @@ use crate::replication::{Replicated, Syncs};
 use common::fs::fail;
 use serde_json::json;
 
-fn shared() -> Arc<Shared> {
+pub(super) fn shared() -> Arc<Shared> {
     Shared::new(Clock::manual(Timestamp::from_secs_f64(NOW as f64)), |_| {})
 }
 
-fn hash(node: &Node, container: &str) -> String {
+pub(super) fn hash(node: &Node, container: &str) -> String {
     node.swift_conf.hash.hash_path("a", Some(container), None).to_string()
 }
 
-fn database(node: &Node, container: &str) -> PathBuf {
+pub(super) fn database(node: &Node, container: &str) -> PathBuf {
     let hash = hash(node, container);
     node.device().join(format!("containers/1/{}/{hash}/{hash}.db", &hash[29..]))
 }
 
-fn object(name: &str) -> ObjectRecord {
+pub(super) fn object(name: &str) -> ObjectRecord {
     let created_at = format!("{NOW}.00000");
     ObjectRecord {
         name: name.into(),
@@ -34,7 +34,7 @@ fn object(name: &str) -> ObjectRecord {
 }
 
 /// A database with these objects, merged in this order.
-fn container(db_file: &Path, names: &[&str]) -> ContainerBroker {
+pub(super) fn container(db_file: &Path, names: &[&str]) -> ContainerBroker {
     let mut broker = ContainerBroker::new(&shared(), db_file, Options::default());
     broker.initialize("a", "c", "1700000000.00000", 0).unwrap();
     broker.merge_items(names.iter().map(|name| object(name)).collect()).unwrap();

@@ -95,6 +95,11 @@ impl Cluster {
 
     /// A pass of a node's replicator.
     pub(super) async fn pass(&mut self, node: usize, kind: usize) {
+        self.daemon(node, kind).run_once().await;
+    }
+
+    /// A node's replicator.
+    pub(super) fn daemon(&mut self, node: usize, kind: usize) -> Arc<dyn Daemon> {
         let port = self.servers[node][kind].addrs()[0].port();
         let devices = self.dir.path().join(format!("node{node}"));
         let conf = format!(
@@ -105,12 +110,19 @@ impl Cluster {
         );
         let conf = Conf::parse(&conf, "server.conf").unwrap();
         let ctx = self.context(&format!("{}-replicator", KINDS[kind]));
-        let daemon: Arc<dyn Daemon> = match kind {
+        match kind {
             0 => crate::account::replicator::build(&conf, &ctx),
             _ => crate::container::replicator::build(&conf, &ctx),
         }
-        .unwrap();
-        daemon.run_once().await;
+        .unwrap()
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     fn shared(&self) -> Arc<Shared> {

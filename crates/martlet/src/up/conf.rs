@@ -19,6 +19,8 @@ const CLUSTER_INTERVAL: u32 = 10;
 const SYNC_INTERVAL: u32 = 10;
 /// Of each policy on each node; a process that is all of a cluster keeps fewer than a server would.
 const KNOWN_OBJECTS: usize = 1024;
+/// Of each account and container server, and of each of their replicators.
+const KNOWN_DATABASES: usize = 1024;
 /// Containers of the cluster are synced to one another by `//martlet/local/ACCOUNT/CONTAINER`.
 const REALM: &str = "martlet";
 const CLUSTER: &str = "local";
@@ -128,20 +130,28 @@ impl Places<'_> {
 
     pub fn container_server(&self, node: u16) -> String {
         format!(
-            "{}{}\n[container-replicator]\n{DATABASE_REPLICATOR}\n[container-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\
+            "{}{}\n[container-replicator]\n{DATABASE_REPLICATOR}known_databases = {KNOWN_DATABASES}\n\n[container-updater]\ninterval = {UPDATER_INTERVAL}\nconcurrency = 1\n\
              \n[container-auditor]\n\n[container-sync]\ninterval = {SYNC_INTERVAL}\n\
              internal_client_conf_path = {}/etc/internal-client.conf\n",
             self.node_default(node, self.settings.container_port(node)),
-            Self::storage_pipeline("container-server", "container", ""),
+            Self::storage_pipeline(
+                "container-server",
+                "container",
+                &format!("known_databases = {KNOWN_DATABASES}\n")
+            ),
             self.data.display(),
         )
     }
 
     pub fn account_server(&self, node: u16) -> String {
         format!(
-            "{}{}\n[account-replicator]\n{DATABASE_REPLICATOR}\n[account-auditor]\n\n[account-reaper]\n",
+            "{}{}\n[account-replicator]\n{DATABASE_REPLICATOR}known_databases = {KNOWN_DATABASES}\n\n[account-auditor]\n\n[account-reaper]\n",
             self.node_default(node, self.settings.account_port(node)),
-            Self::storage_pipeline("account-server", "account", ""),
+            Self::storage_pipeline(
+                "account-server",
+                "account",
+                &format!("known_databases = {KNOWN_DATABASES}\n")
+            ),
         )
     }
 

@@ -5,56 +5,24 @@
 //! was taken, by whatever process, has another change time; so has a file whose attributes, data or links are not what
 //! they were. Each use asks for both, and each must be the same inode. Data are never kept: they are read, and checked.
 //!
-//! The kernel's clock for change times ticks every few milliseconds, and two changes within a tick leave the same time.
-//! So only what has not changed for [`SETTLED`] is kept, and nothing of a file system that counts in whole seconds.
+//! What has changed within the last [`SETTLED`] is not kept (`common::fs::Stamp` says why).
 //!
 //! What is bounded: the number of objects (`known_objects`, an option of the object server that Swift does not have; 0 for
-//! none) in two generations, the elder of which goes when the younger is half of that; and what one of them takes up.
+//! none), and what one of them takes up.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use rustix::fs::{Stat, stat};
-use rustix::time::{ClockId, clock_gettime};
+use common::fs::{KernelTime, SETTLED, Stamp};
+use common::generations::Generations;
 
 use super::Metadata;
 use super::listing::Names;
 
-/// A change of that age can be told from any later one.
-const SETTLED: Duration = Duration::from_secs(2);
 /// Objects with more names, or larger metadata, are not kept.
 const MOST_NAMES: usize = 16;
 const MOST_METADATA: usize = 4096;
-
-/// Which inode, and when it was last changed.
-#[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
-    device: u64,
-    inode: u64,
-    secs: i64,
-    nanos: i64,
-}
-
-impl Stamp {
-    pub fn of(stat: &Stat) -> Self {
-        Stamp {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            secs: stat.st_ctime,
-            nanos: stat.st_ctime_nsec as i64,
-        }
-    }
-
-    /// Whether any change from now on leaves another stamp. The clock is the kernel's own, by which it stamps.
-    fn is_settled(&self, settled: Duration) -> bool {
-        let now = clock_gettime(ClockId::RealtimeCoarse);
-        let age = i128::from(now.tv_sec - self.secs) * 1_000_000_000 + i128::from(now.tv_nsec - self.nanos);
-        self.nanos != 0 && age >= settled.as_nanos() as i128
-    }
-}
 
 /// One of an object's files.
 pub(super) struct KnownFile {
@@ -83,71 +51,47 @@ impl KnownObject {
         self.names.len() <= MOST_NAMES && metadata <= MOST_METADATA
     }
 
-    fn is_settled(&self, settled: Duration) -> bool {
-        self.files.iter().map(|file| &file.stamp).chain([&self.dir]).all(|stamp| stamp.is_settled(settled))
+    fn is_settled(&self, looked: KernelTime, settled: Duration) -> bool {
+        let mut stamps = self.files.iter().map(|file| &file.stamp).chain([&self.dir]);
+        stamps.all(|stamp| stamp.is_settled(looked, settled))
     }
 }
 
-/// By hash dir.
-type Generation = HashMap<PathBuf, Arc<KnownObject>>;
-
-/// The objects of one policy.
+/// The objects of one policy, by hash dir.
 pub(super) struct KnownObjects {
-    capacity: usize,
+    objects: Generations<PathBuf, Arc<KnownObject>>,
     settled: Duration,
-    /// Young and old.
-    generations: Mutex<(Generation, Generation)>,
 }
 
 impl KnownObjects {
     pub fn new(capacity: usize) -> Self {
-        KnownObjects { capacity, settled: SETTLED, generations: Mutex::default() }
+        KnownObjects { objects: Generations::new(capacity), settled: SETTLED }
     }
 
     /// Whether there is any room.
     pub fn is_enabled(&self) -> bool {
-        self.capacity > 0
+        self.objects.is_enabled()
     }
 
     /// What is known of a hash dir that is what it was.
     pub fn get(&self, datadir: &Path) -> Option<Arc<KnownObject>> {
-        let known = {
-            let mut generations = self.generations.lock();
-            let (young, old) = &mut *generations;
-            match young.get(datadir) {
-                Some(known) => known.clone(),
-                None => {
-                    let (datadir, known) = old.remove_entry(datadir)?;
-                    young.insert(datadir, known.clone());
-                    known
-                }
-            }
-        };
-        match stat(datadir) {
-            Ok(stat) if Stamp::of(&stat) == known.dir => Some(known),
-            _ => {
-                self.forget(datadir);
-                None
-            }
+        let known = self.objects.get(datadir)?;
+        if Stamp::at(datadir).is_ok_and(|stamp| stamp == known.dir) {
+            return Some(known);
         }
+        self.forget(datadir);
+        None
     }
 
     pub fn forget(&self, datadir: &Path) {
-        let mut generations = self.generations.lock();
-        generations.0.remove(datadir);
-        generations.1.remove(datadir);
+        self.objects.remove(datadir);
     }
 
-    /// Keeps what has been read, if that is safe and worth it. The stamps must have been taken before the reading.
-    pub fn learn(&self, datadir: &Path, object: KnownObject) {
-        if !object.is_small() || !object.is_settled(self.settled) {
-            return;
+    /// Keeps what has been read, if that is safe and worth it. The reading, and the stamps before it, began at `looked`.
+    pub fn learn(&self, datadir: &Path, object: KnownObject, looked: KernelTime) {
+        if object.is_small() && object.is_settled(looked, self.settled) {
+            self.objects.insert(datadir.to_owned(), Arc::new(object));
         }
-        let mut generations = self.generations.lock();
-        if generations.0.len() >= self.capacity.div_ceil(2) {
-            generations.1 = std::mem::take(&mut generations.0);
-        }
-        generations.0.insert(datadir.to_owned(), Arc::new(object));
     }
 }
 
@@ -174,7 +118,8 @@ mod tests {
         let datadir = disk.object("o").datadir().to_owned();
         let paths =
             || fs::read_dir(&datadir).unwrap().map(|entry| entry.unwrap().path()).chain([datadir.clone()]);
-        while paths().any(|path| !Stamp::of(&stat(&path).unwrap()).is_settled(TICKS)) {
+        let is_settled = |path: PathBuf| Stamp::at(&path).unwrap().is_settled(KernelTime::now(), TICKS);
+        while !paths().all(is_settled) {
             std::thread::yield_now();
         }
     }
@@ -285,24 +230,5 @@ mod tests {
                 );
             }
         }
-    }
-
-    #[test]
-    fn the_eldest_are_forgotten() {
-        let known = KnownObjects { settled: Duration::ZERO, ..KnownObjects::new(4) };
-        let dir = tempfile::tempdir().unwrap();
-        let paths: Vec<PathBuf> = (0..6).map(|n| dir.path().join(n.to_string())).collect();
-        for path in &paths {
-            fs::create_dir(path).unwrap();
-            let dir = Stamp::of(&stat(path).unwrap());
-            while !dir.is_settled(Duration::ZERO) {
-                std::thread::yield_now();
-            }
-            known.learn(path, KnownObject { dir, names: Arc::default(), files: Vec::new() });
-            // Whoever is asked for stays.
-            assert!(known.get(&paths[0]).is_some());
-        }
-        let kept: Vec<bool> = paths.iter().map(|path| known.get(path).is_some()).collect();
-        assert_eq!(kept, [true, false, false, false, true, true]);
     }
 }

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::fs::{KernelTime, Stamp};
 use common::headers::{
     CONTENT_LENGTH, ServerType, X_OBJECT_SYSMETA_EC_ETAG, X_OBJECT_SYSMETA_EC_FRAG_INDEX, is_sys_meta,
 };
@@ -23,7 +24,7 @@ use rustix::io::Errno;
 
 use super::files::{OnDiskFiles, Scheme, get_ondisk_files};
 use super::fragment::HeaderCheck;
-use super::known::{KnownFile, KnownObject, Stamp};
+use super::known::{KnownFile, KnownObject};
 use super::listing::{Names, open_dir, open_unnoticed};
 use super::metadata::{MetadataError, read_metadata};
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
@@ -79,10 +80,12 @@ impl DiskFile {
                 return opened;
             }
         }
+        let looked = KernelTime::now();
         let mut hash_dir = HashDir::list(self, true)?;
         let opened = hash_dir.open_object(now)?;
         if let Some(dir) = hash_dir.stamp {
-            known.learn(self.datadir(), KnownObject { dir, names: hash_dir.names, files: hash_dir.read });
+            let object = KnownObject { dir, names: hash_dir.names, files: hash_dir.read };
+            known.learn(self.datadir(), object, looked);
         }
         Ok(opened)
     }

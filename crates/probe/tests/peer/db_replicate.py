@@ -3,7 +3,8 @@
     python db_replicate.py path/to/examples/db_server
 
 Both get the same requests in the same order, and databases as rsync would bring them; answers must be the same bytes, save for ids and
-the time of day, and so must be what the databases hold afterwards.
+the time of day, and so must be what the databases hold afterwards. What our servers know of databases that they have been asked for
+before they must forget as soon as Swift's brokers, or SQLite alone, have changed them.
 """
 import collections
 import hashlib
@@ -14,8 +15,12 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import time
 
 from db_servers import LAUNCH, Side, compare, stamp
+from swift.account.backend import AccountBroker
+from swift.common.utils import Timestamp
+from swift.container.backend import ContainerBroker
 
 ZERO = '0' * 32
 
@@ -230,6 +235,73 @@ def by_rsync(side, kind):
     yield 'HEAD', '/sda/9/' + '/'.join(target), [], b''
 
 
+def in_place(path, sql):
+    """Nothing appears beside the file meanwhile."""
+    conn = sqlite3.connect(path)
+    conn.executescript('PRAGMA journal_mode = OFF; ' + sql)
+    conn.close()
+
+
+def shard_it(broker):
+    broker.enable_sharding(Timestamp(stamp(70)))
+    assert broker.set_sharding_state()
+
+
+# What is done to a database that a server knows: by Swift's brokers, and by SQLite alone.
+CHANGES = {
+    'metadata': lambda kind, b: b.update_metadata({'X-%s-Meta-A' % kind.title(): ('a', stamp(60))}),
+    'delete': lambda kind, b: b.delete_db(stamp(60)),
+    'put': lambda kind, b: b.update_put_timestamp(stamp(60)),
+    'syncs': lambda kind, b: b.merge_syncs([{'remote_id': 'peer', 'sync_point': 8}]),
+    'rows': lambda kind, b: b.merge_items([item(kind, 1, 1)]),
+    'pending': lambda kind, b: b.put_object('o', stamp(50), 1, 'a/b', 'e') if kind == 'container' else b.put_container(
+        'c', stamp(50), '0', 1, 1, 0),
+    'sqlite': lambda kind, b: in_place(b.db_file, "UPDATE %s SET put_timestamp = '%s'" % (
+        'container_info' if kind == 'container' else 'account_stat', stamp(61))),
+    'moved': lambda kind, b: os.rename(b.db_dir, b.db_dir + '-away'),
+}
+OF_CONTAINERS = {
+    'policy': lambda kind, b: b.set_storage_policy_index(1, stamp(60)),
+    'sync_to': lambda kind, b: b.set_x_container_sync_points(4, 3),
+    'reported': lambda kind, b: b.reported(stamp(10), '0', 5, 6),
+    'sharding': lambda kind, b: shard_it(b),
+}
+
+
+def known(kind, ours, theirs):
+    """Every change of a database that ours knows is seen; yields what was asked, and both answers."""
+    changes = dict(CHANGES, **OF_CONTAINERS) if kind == 'container' else CHANGES
+    names = lambda name: ('a', 'known-' + name) if kind == 'container' else ('known-' + name,)
+    ask = lambda side, name: side.servers[kind].ask('REPLICATE', '/sda/9/' + hash_of(*names(name)), [], sync(put=stamp(10)))
+    for name in changes:
+        for side in (ours, theirs):
+            side.servers[kind].ask('PUT', '/sda/9/' + '/'.join(names(name)), [('X-Timestamp', stamp(10))], b'')
+            ask(side, name)
+    # Older than two seconds, as the kernel's clock has it.
+    path = lambda side, name: db_file(side, kind + 's', names(name))
+    while any(time.time() - os.stat(p).st_ctime < 2.1 for n in changes for p in (path(ours, n), os.path.dirname(path(ours, n)))):
+        time.sleep(.05)
+    before = {name: masked(ask(ours, name)) for name in changes}
+    for name, change in changes.items():
+        conn = sqlite3.connect(path(ours, name), isolation_level=None)
+        conn.execute('BEGIN EXCLUSIVE')
+        start = time.time()
+        assert masked(ask(ours, name)) == before[name], 'a database that is not to be read is'
+        assert time.time() - start < 20
+        conn.close()
+    for name, change in changes.items():
+        answers = []
+        for side in (ours, theirs):
+            if kind == 'container':
+                broker = ContainerBroker(path(side, name), account='a', container=names(name)[1])
+            else:
+                broker = AccountBroker(path(side, name), account=names(name)[0])
+            change(kind, broker)
+            answers.append(masked(ask(side, name)))
+        assert answers[0] != before[name], name
+        yield (kind, 'known', name), answers
+
+
 def main():
     root = tempfile.mkdtemp(prefix='db-replicate-')
     with open(os.path.join(root, 'swift.conf'), 'w') as f:
@@ -249,6 +321,9 @@ def main():
                     answers = [masked(side.servers[kind].ask(*one)) for side in (ours, theirs)]
                     compare((kind,) + one, *answers, failures)
                     statuses[answers[1][0].split()[1]] += 1
+            for asked, answers in known(kind, ours, theirs):
+                compare(asked, *answers, failures)
+                statuses[answers[1][0].split()[1]] += 1
         one, other = databases(ours), databases(theirs)
         assert one.keys() == other.keys(), (one.keys(), other.keys())
         for path in one:

@@ -113,6 +113,11 @@ class Tree:
         if not pending:
             broker.get_info()
 
+    def empty_stat(self, node, name):
+        with contextlib.closing(sqlite3.connect(self.db_file(node, name))) as conn:
+            conn.execute('DELETE FROM %s' % ('container_info' if self.kind == 'container' else 'account_stat'))
+            conn.commit()
+
     def everywhere(self, name, nodes=(0, 1, 2), numbers=range(5), **how):
         for node in nodes:
             self.rows(self.create(node, name, **how), numbers)
@@ -493,11 +498,14 @@ def partners(kind):
 
 @each_kind
 def damaged(kind):
-    """Files that are no databases, or have no tables, go to quarantine and come back from others."""
+    """Files that are no databases, have no tables or no row of statistics: they go to quarantine and come back from others."""
     case = Case('damaged', kind)
     tree = case.template
-    for name in ('garbage', 'tables', 'good', 'remote'):
+    for name in ('garbage', 'tables', 'good', 'remote', 'rowless', 'rowless there'):
         tree.everywhere(name)
+    tree.empty_stat(0, 'rowless')
+    if kind == 'account':
+        tree.empty_stat(1, 'rowless there')  # Swift's container server would look for the row until there is one.
     with open(tree.db_file(0, 'garbage'), 'w') as fp:
         fp.write('x' * 10000)
     for node, name in ((0, 'tables'), (1, 'remote')):
@@ -640,9 +648,11 @@ def audited(kind):
     """Databases that are fine, deleted, garbage, without tables, or count wrong."""
     case = Case('audited', kind, up=(), rsync=(), daemon='auditor')
     tree = case.template
-    for name in ('good', 'empty', 'deleted', 'garbage', 'tables', 'wrong', 'uncounted'):
+    for name in ('good', 'empty', 'deleted', 'garbage', 'tables', 'wrong', 'uncounted', 'rowless'):
         tree.rows(tree.create(0, name), range(0 if name in ('empty', 'deleted') else 4))
     tree.broker(0, 'deleted').delete_db(stamp(300))
+    if kind == 'account':
+        tree.empty_stat(0, 'rowless')  # as above
     with open(tree.db_file(0, 'garbage'), 'w') as fp:
         fp.write('x' * 10000)
     os.unlink(tree.db_file(0, 'tables'))
