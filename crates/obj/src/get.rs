@@ -1,7 +1,9 @@
 //! GET and HEAD.
 //!
 //! A small object is opened, read and checked in one job of its device's pool, and sent from memory. A larger one is read
-//! in batches, one job each, while it is sent; its last bytes go out only when the MD5 of all has been checked.
+//! in batches, one job each, while it is sent; its last bytes go out only when the MD5 of all has been checked. One that is a
+//! single batch, such as most fragments, is opened and read in one job and checked in another, with those that others have
+//! read meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,8 +20,8 @@ use service::http::{Body, BodyError, BodyStream, BoxFuture, Headers, Method, Req
 use crate::diskfile::{DiskFileError, Metadata, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT};
 use crate::server::{ObjectServer, Target, Wants};
 
-/// What one job reads of a large object.
-const READ_BATCH: u64 = 256 * 1024;
+/// What one job reads of a large object: a little more than a fragment of a fourth of a MiB.
+const READ_BATCH: u64 = 320 * 1024;
 /// A piece of a body.
 const PIECE: usize = 64 * 1024;
 
@@ -55,7 +57,33 @@ enum Content {
     /// A HEAD.
     None,
     Small(Bytes),
-    Large(Box<OpenDiskFile>),
+    /// With what has been read of it.
+    Large(Box<Reader>, Option<Bytes>),
+}
+
+/// How a large object is to be read.
+#[derive(Clone, Copy)]
+struct Reading {
+    is_private: bool,
+    keep_cache_private: bool,
+    keep_cache_slo_manifest: bool,
+    verify_etag: bool,
+    /// All of it is asked for.
+    whole: bool,
+}
+
+impl Reading {
+    fn begin(self, opened: OpenDiskFile) -> Result<(Reader, Option<Bytes>), DiskFileError> {
+        let is_manifest = opened.metadata().get_str(X_STATIC_LARGE_OBJECT).is_some_and(is_true_value);
+        let keep_cache =
+            self.keep_cache_private || !self.is_private || (self.keep_cache_slo_manifest && is_manifest);
+        let patient = opened.content_length() <= READ_BATCH;
+        let options = ReaderOptions { keep_cache, verify_etag: self.verify_etag, patient };
+        let mut reader = opened.reader(options);
+        let length = reader.content_length() as usize;
+        let ahead = if patient && self.whole { Some(reader.read(0, length)?) } else { None };
+        Ok((reader, ahead))
+    }
 }
 
 impl ObjectServer {
@@ -71,7 +99,8 @@ impl ObjectServer {
             (Wants::expired(&req.headers).frag_prefs(&req.headers), req.is_head(), req.method.clone());
         let device = target.device.clone();
         let logger = target.logger.clone();
-        let opened = self.ctx.disk_pools.run(&device, move || open(&target, wants, now, head)).await;
+        let reading = (!head).then(|| self.reading(&req.headers));
+        let opened = self.ctx.disk_pools.run(&device, move || open(&target, wants, now, reading)).await;
         let (info, content) = match opened {
             Ok(opened) => opened,
             Err(e) => return Ok(self.not_opened(e, &device, &method, &logger, &req, labeled)),
@@ -85,8 +114,9 @@ impl ObjectServer {
         match content {
             Content::None => response.headers.insert(CONTENT_LENGTH, info.content_length),
             Content::Small(data) => response.body = data.into(),
-            Content::Large(opened) => {
-                let file = self.open_body(*opened, &req.headers, &info.metadata, device);
+            Content::Large(reader, ahead) => {
+                let reader = Arc::new(Mutex::new(Some(*reader)));
+                let file = DiskBody { reader, ahead, pools: self.ctx.disk_pools.clone(), device };
                 response.body = file.stream(0, info.content_length);
                 options.source = Some(Box::new(file));
             }
@@ -159,34 +189,34 @@ impl ObjectServer {
             || self.is_allowed_header(name)
     }
 
-    fn open_body(
-        &self,
-        opened: OpenDiskFile,
-        headers: &Headers,
-        metadata: &Metadata,
-        device: String,
-    ) -> DiskBody {
-        let is_private = headers.contains(X_AUTH_TOKEN) || headers.contains(X_STORAGE_TOKEN);
-        let is_manifest = metadata.get_str(X_STATIC_LARGE_OBJECT).is_some_and(is_true_value);
-        let options = &self.options;
-        let keep_cache =
-            options.keep_cache_private || !is_private || (options.keep_cache_slo_manifest && is_manifest);
-        let frac = options.etag_validate_frac;
-        let verify_etag = frac >= 1.0 || self.ctx.rng.next_f64() < frac;
-        let reader = opened.reader(ReaderOptions { keep_cache, verify_etag, patient: false });
-        DiskBody { reader: Arc::new(Mutex::new(Some(reader))), pools: self.ctx.disk_pools.clone(), device }
+    fn reading(&self, headers: &Headers) -> Reading {
+        let frac = self.options.etag_validate_frac;
+        Reading {
+            is_private: headers.contains(X_AUTH_TOKEN) || headers.contains(X_STORAGE_TOKEN),
+            keep_cache_private: self.options.keep_cache_private,
+            keep_cache_slo_manifest: self.options.keep_cache_slo_manifest,
+            verify_etag: frac >= 1.0 || self.ctx.rng.next_f64() < frac,
+            whole: !headers.contains(RANGE),
+        }
     }
 }
 
-/// The job that opens an object, and reads it if it is small.
-fn open(target: &Target, wants: Wants, now: Timestamp, head: bool) -> Result<(Info, Content), DiskFileError> {
+/// The job that opens an object, and unless that is all, reads it if it is small.
+fn open(
+    target: &Target,
+    wants: Wants,
+    now: Timestamp,
+    reading: Option<Reading>,
+) -> Result<(Info, Content), DiskFileError> {
     let opened = target.diskfile_to_open(&wants)?.open_known(Some(now))?;
     let info = Info::of(&opened);
-    if head {
+    let Some(reading) = reading else {
         return Ok((info.with_metadata(opened.into_metadata()), Content::None));
-    }
+    };
     if opened.content_length() > SMALL_OBJECT {
-        return Ok((info.with_metadata(opened.metadata().clone()), Content::Large(Box::new(opened))));
+        let info = info.with_metadata(opened.metadata().clone());
+        let (reader, ahead) = reading.begin(opened)?;
+        return Ok((info, Content::Large(Box::new(reader), ahead)));
     }
     let read = opened.read_small()?;
     match read.quarantined {
@@ -217,6 +247,8 @@ fn has_ignored_range(headers: &Headers, metadata: &Metadata) -> bool {
 /// A large object that is being read. The reader travels to the device's threads and back.
 struct DiskBody {
     reader: Arc<Mutex<Option<Reader>>>,
+    /// All of it, if it has been read.
+    ahead: Option<Bytes>,
     pools: DiskPools,
     device: String,
 }
@@ -225,6 +257,7 @@ impl DiskBody {
     fn stream(&self, offset: u64, end: u64) -> Body {
         let stream = DiskStream {
             reader: self.reader.clone(),
+            ahead: self.ahead.clone().filter(|_| offset == 0),
             pools: self.pools.clone(),
             device: self.device.clone(),
             offset,
@@ -243,6 +276,7 @@ impl RangeSource for DiskBody {
 
 struct DiskStream {
     reader: Arc<Mutex<Option<Reader>>>,
+    ahead: Option<Bytes>,
     pools: DiskPools,
     device: String,
     offset: u64,
@@ -257,18 +291,30 @@ impl DiskStream {
         let mut reader = taken.ok_or_else(|| BodyError::Other("the object is not open".to_owned()))?;
         let (offset, end) = (self.offset, self.end);
         let whole = end == reader.content_length();
-        let job = move || {
-            let batch = reader.read(offset, (end - offset).min(READ_BATCH) as usize)?;
-            if whole && offset + batch.len() as u64 >= end {
-                // Nobody gets the last bytes of an object that isn't what its ETag says.
-                if let Some(reason) = reader.check() {
-                    return Err(DiskFileError::Quarantined(reason));
-                }
-            }
-            // Another range may follow.
-            Ok((batch, reader))
+        let apart = whole && reader.checks_at_end();
+        // Nobody gets the last bytes of an object that isn't what its ETag says.
+        let check = move |reader: &mut Reader, read: usize| match whole && offset + read as u64 >= end {
+            true => reader.check().map_or(Ok(()), |reason| Err(DiskFileError::Quarantined(reason))),
+            false => Ok(()),
         };
-        let read = self.pools.run(&self.device, job).await;
+        let mut read = match self.ahead.take().filter(|_| whole) {
+            Some(batch) => Ok((batch, reader)),
+            None => {
+                let job = move || {
+                    let batch = reader.read(offset, (end - offset).min(READ_BATCH) as usize)?;
+                    if !apart {
+                        check(&mut reader, batch.len())?;
+                    }
+                    // Another range may follow.
+                    Ok((batch, reader))
+                };
+                self.pools.run(&self.device, job).await
+            }
+        };
+        if apart && let Ok((batch, mut reader)) = read {
+            let job = move || check(&mut reader, batch.len()).map(|()| (batch, reader));
+            read = self.pools.run(&self.device, job).await;
+        }
         let (mut batch, reader) = read.map_err(|e| BodyError::Other(e.to_string()))?;
         *self.reader.lock() = Some(reader);
         if batch.is_empty() {

@@ -9,7 +9,8 @@
 //! <- 201 Created
 //! ```
 //!
-//! Proxies use the footers for EC and for encrypted objects, the commit for EC.
+//! A proxy that does not wait to be asked sends the documents with the head, and hears both `100 Continue` when the data
+//! is durable. Proxies use the footers for EC and for encrypted objects, the commit for EC.
 
 use bytes::Bytes;
 use common::digest::{hex, md5};
@@ -69,13 +70,17 @@ pub(crate) struct MultiStage {
 
 impl MultiStage {
     pub fn is_wanted(headers: &Headers) -> bool {
-        headers.get_bool(X_BACKEND_OBJ_MULTIPHASE_COMMIT) || headers.get_bool(X_BACKEND_OBJ_METADATA_FOOTER)
+        Self::has_commit(headers) || headers.get_bool(X_BACKEND_OBJ_METADATA_FOOTER)
+    }
+
+    pub fn has_commit(headers: &Headers) -> bool {
+        headers.get_bool(X_BACKEND_OBJ_MULTIPHASE_COMMIT)
     }
 
     /// Asks for the body, and stands at the beginning of the object's data.
     pub async fn begin(req: &mut Request) -> Result<Self, Response> {
         let has_footers = req.headers.get_bool(X_BACKEND_OBJ_METADATA_FOOTER);
-        let has_commit = req.headers.get_bool(X_BACKEND_OBJ_MULTIPHASE_COMMIT);
+        let has_commit = Self::has_commit(&req.headers);
         let mut answer = Headers::new();
         if has_commit {
             answer.append("X-Obj-Multiphase-Commit", "yes");
@@ -100,6 +105,11 @@ impl MultiStage {
     /// The next piece of the object's data.
     pub async fn next_piece(&mut self) -> Option<Result<Bytes, BodyError>> {
         self.documents.next().await
+    }
+
+    /// All of the object's data, if it is no more than that.
+    pub async fn data(&mut self, limit: usize) -> Result<Bytes, Response> {
+        self.documents.collect(limit).await.map_err(|e| body_error(&e))
     }
 
     pub async fn footers(&mut self) -> Result<Footers, Response> {

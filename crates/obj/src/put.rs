@@ -9,8 +9,8 @@
 //!    is there already. One that does not commit leaves the fragment as it is.
 //! 5. The container and the expirer's queue are told.
 //!
-//! A small body that nobody waits to be asked for is received first, and everything else is one job. What is left when a
-//! body ends is written by the job that places the file; of a small body that is all.
+//! A small body that nobody waits to be asked for is received first, and everything else is one job, up to the commit if
+//! there are two phases. What is left when a body ends is written by the job that places the file; of a small body that is all.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -83,7 +83,10 @@ enum Refusal {
 
 impl From<DiskFileError> for Refusal {
     fn from(e: DiskFileError) -> Self {
-        Refusal::Disk(e)
+        match e {
+            DiskFileError::WrongEtag => Refusal::BadEtag,
+            e => Refusal::Disk(e),
+        }
     }
 }
 
@@ -107,11 +110,13 @@ impl ObjectServer {
             is_one_of_many: req.env.get::<OneOfMany>().is_some(),
         };
         let origin = Origin::of(&req, timestamp);
-        let is_small =
-            put.size.is_some_and(|size| size <= SMALL_OBJECT) && req.body.content_length().is_some();
+        let is_small = put.size.is_some_and(|size| size <= SMALL_OBJECT);
         let (original, metadata, footers) = if MultiStage::is_wanted(&req.headers) {
-            self.put_multi_stage(&put, req).await?
-        } else if is_small {
+            match is_small && MultiStage::has_commit(&req.headers) && req.body.take_unasked() {
+                true => self.put_unasked(&put, req).await?,
+                false => self.put_multi_stage(&put, req).await?,
+            }
+        } else if is_small && req.body.content_length().is_some() {
             let (original, metadata) = self.put_small(&put, req).await?;
             (original, metadata, Footers::default())
         } else {
@@ -199,28 +204,58 @@ impl ObjectServer {
             Err(refusal) => Err(refusal),
         };
         let ((last, footers), writer) = self.or_discard(put, received, writer).await?;
-        let wanted_etag =
-            footers.etag().map_or_else(|| request_etag(&req.headers), |etag| unquote_etag(&etag));
         let uploaded = writer.upload_size() + length_of(&last);
-        let mut metadata = self.request_metadata(&req.headers, put.timestamp, uploaded);
-        let chosen = footers.iter().filter(|(name, _)| is_object_meta(name));
-        for (name, value) in chosen {
-            metadata.insert(to_stored(&headers::title_case_bytes(name)), to_stored(value));
-        }
+        let (metadata, wanted_etag) = self.metadata_with_footers(&req.headers, &footers, put, uploaded);
         let rate = self.rate(put);
         let job = move || {
             let (placed, metadata) = place(writer, last, metadata, &wanted_etag, &rate)?;
             Ok((original, metadata, placed))
         };
         let (original, metadata, placed) = self.run(put, job).await?;
+        self.commit(put, stages, placed).await?;
+        Ok((original, metadata, footers))
+    }
+
+    /// A PUT in two phases whose data has come with the head: one job, and one for the commit.
+    async fn put_unasked(
+        &self,
+        put: &Put,
+        mut req: Request,
+    ) -> Result<(Original, Metadata, Footers), Response> {
+        let deadline = self.upload_deadline();
+        let mut stages = MultiStage::begin(&mut req).await?;
+        let data = stages.data(SMALL_OBJECT as usize).await?;
+        self.check_upload_time(deadline)?;
+        let length = data.len() as u64;
+        if put.size != Some(length) {
+            return Err(Response::error(499));
+        }
+        let rate = self.rate(put);
+        let footers = stages.footers().await.inspect_err(|_| rate.tell(Duration::ZERO, length))?;
+        let (metadata, wanted_etag) = self.metadata_with_footers(&req.headers, &footers, put, length);
+        let (target, wants, timestamp) = (put.target.clone(), put.wants.clone(), put.timestamp);
+        let if_none_match = put.if_none_match.clone();
+        let job = move || {
+            let diskfile = target.diskfile(&wants)?;
+            let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
+            let (writer, metadata) = write_small(&diskfile, &data, metadata, &wanted_etag, &rate)?;
+            let placed = writer.put_staged(metadata.clone());
+            Ok(placed.and_then(move |placed| Step::Done(Ok((original, metadata, placed)))))
+        };
+        let (original, metadata, placed) = self.run_staged(put, job).await?;
+        self.commit(put, stages, placed).await?;
+        Ok((original, metadata, footers))
+    }
+
+    /// The second phase.
+    async fn commit(&self, put: &Put, mut stages: MultiStage, placed: Placed) -> Result<(), Response> {
         stages.commit().await?;
         if placed.is_fragment() {
             let commits = put.commits;
             let job = move || Ok(placed.finish_staged(commits).and_then(|()| Step::Done(Ok(()))));
             self.run_staged(put, job).await?;
         }
-        stages.drain().await?;
-        Ok((original, metadata, footers))
+        stages.drain().await
     }
 
     async fn check(&self, put: &Put) -> Result<Original, Response> {
@@ -381,6 +416,22 @@ impl ObjectServer {
         metadata
     }
 
+    /// The same with what the footers say; and the ETag that the client expects.
+    fn metadata_with_footers(
+        &self,
+        headers: &Headers,
+        footers: &Footers,
+        put: &Put,
+        length: u64,
+    ) -> (Metadata, Vec<u8>) {
+        let mut metadata = self.request_metadata(headers, put.timestamp, length);
+        for (name, value) in footers.iter().filter(|(name, _)| is_object_meta(name)) {
+            metadata.insert(to_stored(&headers::title_case_bytes(name)), to_stored(value));
+        }
+        let wanted_etag = footers.etag().map_or_else(|| request_etag(headers), |etag| unquote_etag(&etag));
+        (metadata, wanted_etag)
+    }
+
     /// Copies the headers that are metadata without a prefix: those allowed, and those that replication names.
     pub(crate) fn copy_allowed_headers(&self, headers: &Headers, metadata: &mut Metadata) {
         let replicated = headers.get_str(X_BACKEND_REPLICATION_HEADERS).unwrap_or_default();
@@ -460,7 +511,14 @@ fn place(
 ) -> Result<(Placed, Metadata), Refusal> {
     last.into_iter().try_for_each(|piece| writer.write(piece))?;
     rate.tell(writer.write_time(), writer.upload_size());
-    let metadata = with_etag(metadata, writer.etag(), wanted_etag)?;
+    let metadata = match std::str::from_utf8(wanted_etag) {
+        // Whether it is the data's is found out while others wait for the disk, together with theirs.
+        Ok(expected) if expected.len() == 32 => {
+            writer.expect_etag(expected);
+            with_etag(metadata, expected.to_owned(), wanted_etag)?
+        }
+        _ => with_etag(metadata, writer.etag(), wanted_etag)?,
+    };
     Ok((writer.put(metadata.clone())?, metadata))
 }
 

@@ -320,6 +320,7 @@ impl ObjectServer {
                 Response::insufficient_storage(device)
             }
             DiskFileError::Collision => Response::error(403),
+            DiskFileError::WrongEtag => Response::error(422),
             DiskFileError::StateChanged => Response::error(503),
             DiskFileError::NotExist | DiskFileError::Quarantined(_) => Response::error(404),
             DiskFileError::Deleted { timestamp, .. } | DiskFileError::Expired { timestamp, .. } => {

@@ -257,8 +257,9 @@ pub struct TmpFile {
     file: File,
     /// A temporary name, where the filesystem has no files without a name.
     path: Option<PathBuf>,
-    /// Directories made for the target so far.
+    /// Directories made for the target so far, and whether these are on disk.
     dirs_created: usize,
+    dirs_durable: bool,
     /// Must exist: see `mkdirs_below`.
     root: PathBuf,
     /// After which it was written.
@@ -281,7 +282,14 @@ impl TmpFile {
             for _ in 0..=LINK_RETRIES {
                 match open_tmpfile(dir) {
                     Ok(file) => {
-                        return Ok(Self { file, path: None, dirs_created, root, opened: Instant::now() });
+                        return Ok(Self {
+                            file,
+                            path: None,
+                            dirs_created,
+                            dirs_durable: false,
+                            root,
+                            opened: Instant::now(),
+                        });
                     }
                     Err(Errno::NOENT) => dirs_created = dirs_created.max(mkdirs_below(&root, dir)?),
                     // Kernels or filesystems without O_TMPFILE.
@@ -293,7 +301,7 @@ impl TmpFile {
         let dirs_created = mkdirs_below(&root, dir)?;
         mkdirs_below(&root, tmp_dir)?;
         let (file, path) = mkstemp(tmp_dir, "put")?;
-        Ok(Self { file, path: Some(path), dirs_created, root, opened: Instant::now() })
+        Ok(Self { file, path: Some(path), dirs_created, dirs_durable: false, root, opened: Instant::now() })
     }
 
     /// Whether it has a temporary name, as the filesystem knows no files without one.
@@ -314,8 +322,18 @@ impl TmpFile {
         Since { file: self.file.as_fd(), opened: self.opened }
     }
 
+    /// How many directories were made for it, its own and those above.
+    pub fn dirs_created(&self) -> usize {
+        self.dirs_created
+    }
+
+    /// They are on disk by now, if they are still there.
+    pub fn dirs_are_durable(&mut self) {
+        self.dirs_durable = true;
+    }
+
     /// Gives the file its name, replacing what has it. Neither the file nor the name is made durable: `fsync` comes
-    /// before, `fsync_dirs` of the target's directory with the returned number of new directories after.
+    /// before, `fsync_dirs` of the target's directory with the returned number of directories that are not durable after.
     pub fn link(&mut self, target: &Path) -> io::Result<usize> {
         fail::hit("fs.link")?;
         match self.path.take() {
@@ -332,11 +350,11 @@ impl TmpFile {
 
     /// Tries again with the target's directories made anew if they have been removed.
     fn with_dirs_of(&self, target: &Path, mut link: impl FnMut() -> io::Result<()>) -> io::Result<usize> {
-        let mut made = self.dirs_created;
+        let mut made = if self.dirs_durable { 0 } else { self.dirs_created };
         for _ in 0..LINK_RETRIES {
             match link() {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    made = made.max(mkdirs_below(&self.root, parent_of(target)?)?);
+                    made = made.max(self.dirs_created).max(mkdirs_below(&self.root, parent_of(target)?)?);
                 }
                 other => return other.map(|()| made),
             }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use common::Timestamp;
 use common::fs::{fail, remove_empty_dir};
-use common::timestamp::UNITS_PER_SECOND;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, CWD, statat, unlinkat};
 use rustix::io::Errno;
@@ -173,5 +172,5 @@ pub(super) fn is_file_older(dir: impl AsFd, name: impl Arg, now: Timestamp, age:
         return true;
     }
     let Ok(stat) = statat(dir, name, AtFlags::empty()) else { return false };
-    (now.raw() / UNITS_PER_SECOND).saturating_sub(stat.st_mtime as u64) > age.as_secs()
+    now.as_secs_f64() - (stat.st_mtime as f64 + stat.st_mtime_nsec as f64 / 1e9) > age.as_secs_f64()
 }

@@ -321,3 +321,52 @@ fn ranges_of_an_archive_are_not_checked() {
     assert_eq!(reader.read(second as u64, 100).unwrap(), archive[second..second + 82]);
     assert_eq!(reader.close(), None);
 }
+
+/// What is removed for its age, and of fragments that are still to be committed, when they were written: the judge is Swift
+/// (`tests/golden/make_reclaimed.py`).
+#[test]
+fn what_is_old_is_removed_as_by_swift() {
+    const CLEANED: Duration = Duration::from_millis(1_500_000_000_250);
+    let mut checked = 0;
+    for line in include_str!("../../tests/golden/reclaimed.txt").lines() {
+        let [window, _, name, gone, kept] = line.split('|').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let conf = DiskFileConf {
+            commit_window: Duration::from_secs_f64(window.parse().unwrap()),
+            reclaim_age: Duration::from_secs(100),
+            ..DiskFileConf::default()
+        };
+        let disk = disk_of(conf, POLICY);
+        disk.manager.clock().advance(CLEANED - Duration::from_secs(NOW));
+        let dir = disk.object("o").datadir().to_owned();
+        for (times, stays) in [(gone, false), (kept, true)] {
+            for ago in times.split(',').filter(|ago| !ago.is_empty()) {
+                fs::create_dir_all(&dir).unwrap();
+                let file = fs::File::create(dir.join(name)).unwrap();
+                let written = CLEANED - Duration::from_millis(ago.parse().unwrap());
+                file.set_modified(SystemTime::UNIX_EPOCH + written).unwrap();
+                disk.manager.cleanup_ondisk_files(&dir, &mut Default::default()).unwrap();
+                assert_eq!(dir.join(name).exists(), stays, "{name}, window {window}, written {ago} ms ago");
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, 120 * 17);
+}
+
+/// As in Swift, whose commit then fails too: with a window of nothing a fragment of long ago may be reclaimed before its commit, and
+/// the PUT, which is a rebuild or a revert, is not acknowledged and comes again.
+#[test]
+fn a_commit_fails_when_the_fragment_was_reclaimed_before() {
+    for (window, lost) in [(0, true), (60, false)] {
+        let conf = DiskFileConf { commit_window: Duration::from_secs(window), ..DiskFileConf::default() };
+        let reclaim_age = conf.reclaim_age;
+        let disk = disk_of(conf, POLICY);
+        let placed = disk.place(10, 2, b"");
+        let since_written = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let now = Duration::from_secs(NOW);
+        disk.manager.clock().advance(since_written.saturating_sub(now).max(reclaim_age));
+        disk.hashes();
+        assert_eq!(disk.files("o").is_empty(), lost, "{:?}", disk.files("o"));
+        assert_eq!(placed.commit().is_err(), lost);
+    }
+}

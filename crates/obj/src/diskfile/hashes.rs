@@ -225,6 +225,15 @@ fn consolidate_hashes(
     device_path: &Path,
     now: f64,
 ) -> Result<HashesFile, DiskFileError> {
+    // Nothing to consolidate needs no lock: a hashes.pkl that is read later is as new as what has been taken out of
+    // hashes.invalid.
+    let unnamed = std::fs::metadata(partition_dir.join(INVALIDATIONS_FILE)).is_ok_and(|meta| meta.len() == 0);
+    if unnamed {
+        let file = read_hashes(partition_dir);
+        if file.valid {
+            return Ok(file);
+        }
+    }
     let lock = Lock::open(partition_dir, ".lock", device_path)?;
     lock.lock(LOCK_TIMEOUT)?;
     let mut file = read_hashes(partition_dir);

@@ -79,6 +79,9 @@ pub enum DiskFileError {
     /// Files vanished between listing and opening: the call may succeed if tried again.
     #[error("object changed while it was being opened")]
     StateChanged,
+    /// What was written is not what its ETag says.
+    #[error("data does not match its ETag")]
+    WrongEtag,
     #[error("no space left on device")]
     NoSpace,
     #[error("device is not available")]

@@ -8,6 +8,7 @@
 use bytes::Bytes;
 use common::digest::Md5Stream;
 use common::fs::drop_cache;
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
 use super::fragment::HeaderCheck;
@@ -38,6 +39,7 @@ pub struct Reader {
     keep_cache: bool,
     /// Running MD5 while reading has gone without gaps from the start.
     md5: Option<Md5Stream>,
+    patient: bool,
     /// Of an EC policy, while reading has gone without gaps from the start.
     headers: Option<HeaderCheck>,
     /// End of what has been read from the start without gaps; `None` once there was a gap.
@@ -63,6 +65,7 @@ impl Reader {
             opened,
             keep_cache,
             md5,
+            patient: options.patient,
             headers,
             contiguous: Some(0),
             dropped_cache: 0,
@@ -73,6 +76,12 @@ impl Reader {
 
     pub fn opened(&self) -> &OpenDiskFile {
         &self.opened
+    }
+
+    /// Whether there is an MD5 to be computed when reading ends: better in a job of its own, so that what others read meanwhile
+    /// is hashed along.
+    pub fn checks_at_end(&self) -> bool {
+        self.patient && self.md5.is_some()
     }
 
     pub fn content_length(&self) -> u64 {
@@ -88,12 +97,12 @@ impl Reader {
 
     /// Reads so many bytes from `offset`; fewer at the end of the file.
     pub fn read(&mut self, offset: u64, wanted: usize) -> Result<Bytes, DiskFileError> {
-        let mut data = vec![0; wanted];
-        let mut length = 0;
-        while length < wanted {
-            match rustix::io::pread(&self.opened.file, &mut data[length..], offset + length as u64) {
+        let mut data = Vec::with_capacity(wanted);
+        while data.len() < wanted {
+            let at = offset + data.len() as u64;
+            match rustix::io::pread(&self.opened.file, spare_capacity(&mut data), at) {
                 Ok(0) => break,
-                Ok(read) => length += read,
+                Ok(_) => {}
                 Err(Errno::INTR) => {}
                 Err(Errno::IO) => {
                     self.closed = true;
@@ -105,9 +114,10 @@ impl Reader {
                 Err(errno) => return Err(DiskFileError::io("cannot read", &self.opened.data_file, errno)),
             }
         }
-        data.truncate(length);
+        // There may be room for more than was asked for.
+        data.truncate(wanted);
         let data = Bytes::from(data);
-        self.account_for(offset, &data, length < wanted)?;
+        self.account_for(offset, &data, data.len() < wanted)?;
         Ok(data)
     }
 

@@ -5,12 +5,12 @@
 //! | make the hash dir, open a file without a name in it (O_TMPFILE) | an empty hash dir, which the next rehash removes |
 //! | write data and metadata | the same: a file without a name is gone |
 //! | name the suffix in hashes.invalid, sync that | a suffix to be rehashed for nothing |
-//! | sync the file | the same |
+//! | sync the file, and the parent of each directory made; compare its MD5 | the same |
 //! | link it under its name, while the suffix is named in hashes.invalid | the old version or the new one, whole |
-//! | sync the hash dir, and the parent of each directory made | the new version: only now the request may succeed |
+//! | sync the hash dir | the new version: only now the request may succeed |
 //! | unlink what it supersedes | obsolete files, which every listing ignores and every cleanup removes |
 //!
-//! A fragment of an EC policy is not what readers see before its commit (`fragment.rs`), which does the last step.
+//! A fragment of an EC policy is not what readers see before its commit (`fragment.rs`), which does the last two steps.
 //!
 //! Where several writes wait for a disk (`syncs_together`), one `syncfs` stands for the syncs before the link, and one for those
 //! after it: `common::fs` tells when.
@@ -48,6 +48,8 @@ pub struct Writer {
     file: TmpFile,
     ext: Ext,
     md5: Option<Md5Stream>,
+    /// What the MD5 must be for the file to get its name.
+    expected_etag: Option<String>,
     /// How far the MD5 has got ahead of what is written.
     hashed: u64,
     upload_size: u64,
@@ -74,6 +76,7 @@ impl Writer {
             file,
             ext,
             md5: Some(Md5Stream::new()),
+            expected_etag: None,
             hashed: 0,
             upload_size: 0,
             last_sync: 0,
@@ -158,6 +161,21 @@ impl Writer {
         self.diskfile.manager().conf().syncs_together
     }
 
+    /// The names of directories that were made, so many from the hash dir upwards.
+    fn sync_suffix_dir(&self, made: usize) -> io::Result<()> {
+        fs::fsync_dirs(self.diskfile.place.suffix_dir(), made - 1)
+    }
+
+    /// `None` if it is gone.
+    fn open_datadir(&self) -> Result<Option<OwnedFd>, DiskFileError> {
+        match open_dir(CWD, self.diskfile.datadir()) {
+            Ok(dir) => Ok(Some(dir)),
+            // Somebody wrote a newer version, and it is gone too: we "succeeded" before that.
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(DiskFileError::io("cannot open", self.diskfile.datadir(), errno)),
+        }
+    }
+
     fn failed(&self, what: &'static str, err: io::Error) -> DiskFileError {
         DiskFileError::write(what, self.diskfile.datadir(), err)
     }
@@ -174,6 +192,12 @@ impl Writer {
     /// The MD5 of what has been written so far, in hex; may have to compute it. Empty after [`Writer::without_etag`].
     pub fn etag(&self) -> String {
         self.md5.as_ref().map_or(String::new(), Md5Stream::hexdigest)
+    }
+
+    /// Has [`Writer::put`] compare the MD5 with what the metadata is to say. It does so when the file is on disk: who has waited
+    /// for the disk meanwhile has data to be hashed together.
+    pub fn expect_etag(&mut self, etag: &str) {
+        self.expected_etag = Some(etag.to_owned());
     }
 
     /// Makes the file durable and visible under the name that the metadata's `X-Timestamp` says (for a POST, its
@@ -224,6 +248,10 @@ impl Writer {
     }
 }
 
+fn is_gone(err: io::Error) -> io::Result<()> {
+    if err.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(err) }
+}
+
 /// Data, metadata and the suffix in hashes.invalid are written. They must be durable before there is a name.
 struct Unlinked {
     writer: Writer,
@@ -237,6 +265,10 @@ impl Unlinked {
     fn link(mut self, synced: io::Result<()>) -> Result<Linked, DiskFileError> {
         let Unlinked { mut writer, target, .. } = self;
         synced.map_err(|err| writer.failed("cannot sync a file in", err))?;
+        writer.file.dirs_are_durable();
+        if writer.expected_etag.as_ref().is_some_and(|expected| *expected != writer.etag()) {
+            return Err(DiskFileError::WrongEtag);
+        }
         // A page of a small object costs less to keep than to read again.
         if writer.upload_size > SMALL_OBJECT {
             fs::drop_cache(writer.file.file(), 0, writer.upload_size);
@@ -245,13 +277,12 @@ impl Unlinked {
             let linked = fail::hit("put.before_link").and_then(|()| writer.file.link(&target));
             linked.map_err(|err| DiskFileError::write("cannot link", &target, err))
         })?;
-        let dir = match open_dir(CWD, writer.diskfile.datadir()) {
-            Ok(dir) => Some(dir),
-            // Somebody wrote a newer version, and it is gone too: we "succeeded" before that.
-            Err(Errno::NOENT) => None,
-            Err(errno) => return Err(DiskFileError::io("cannot open", writer.diskfile.datadir(), errno)),
+        let dir = match self.fragment {
+            // Its name is made durable by its commit, or by `Placed::keep`, which look after the rest too.
+            Some(_) => None,
+            None => writer.open_datadir()?,
         };
-        if dir.is_some() {
+        if dir.is_some() || dirs_created > 0 {
             let hit = fail::hit("put.before_sync_dir");
             hit.map_err(|err| writer.failed("cannot sync the directories of", err))?;
         }
@@ -277,7 +308,12 @@ impl Staged<Result<Placed, DiskFileError>> for Unlinked {
 
     fn sync(&self) -> io::Result<()> {
         self.invalidation.sync_begun()?;
-        fs::fsync(self.writer.file.file())
+        fs::fsync(self.writer.file.file())?;
+        match self.writer.file.dirs_created() {
+            0 => Ok(()),
+            // Those that a rehash has removed meanwhile, being empty, are made again by the link, and synced after it.
+            made => self.writer.sync_suffix_dir(made).or_else(is_gone),
+        }
     }
 
     fn go_on(self: Box<Self>, synced: io::Result<()>) -> Step<Result<Placed, DiskFileError>> {
@@ -293,26 +329,27 @@ impl Staged<Result<Placed, DiskFileError>> for Unlinked {
 struct Linked {
     writer: Writer,
     target: PathBuf,
-    /// The hash dir, unless somebody has removed it.
+    /// The hash dir, unless somebody has removed it; not of a fragment.
     dir: Option<OwnedFd>,
-    /// From the hash dir upwards.
+    /// That the link had to make again, from the hash dir upwards.
     dirs_created: usize,
     placed: Placed,
 }
 
 impl Linked {
-    /// The name of a fragment is made durable by its commit, or [`Placed::keep`].
     fn needs_sync(&self) -> bool {
-        self.dir.is_some() && (!self.placed.is_fragment() || self.dirs_created > 0)
+        self.dir.is_some() || self.dirs_created > 0
     }
 
     fn clean_up(self, synced: io::Result<()>) -> Result<Placed, DiskFileError> {
         let writer = &self.writer;
         synced.map_err(|err| writer.failed("cannot sync the directories of", err))?;
-        let Some(dir) = self.dir else { return Ok(self.placed) };
+        if self.dir.is_none() && !self.placed.is_fragment() {
+            return Ok(self.placed);
+        }
         fail::hit("put.before_cleanup").map_err(|err| writer.failed("cannot clean up", err))?;
         let relinked = writer.diskfile.relink(&self.target);
-        if !self.placed.is_fragment() {
+        if let Some(dir) = self.dir {
             writer.diskfile.clean_up(dir.as_fd(), relinked);
         }
         Ok(self.placed)
@@ -329,12 +366,12 @@ impl Staged<Result<Placed, DiskFileError>> for Linked {
     }
 
     fn sync(&self) -> io::Result<()> {
-        if let Some(dir) = self.dir.as_ref().filter(|_| !self.placed.is_fragment()) {
+        if let Some(dir) = &self.dir {
             fs::fsync(dir)?;
         }
         match self.dirs_created {
             0 => Ok(()),
-            made => fs::fsync_dirs(self.writer.diskfile.place.suffix_dir(), made - 1),
+            made => self.writer.sync_suffix_dir(made),
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use common::{Suffix, pickle};
+use futures_util::future::join_all;
 use ring::Node;
 use service::http::Status;
 use service::http::client::Timeouts;
@@ -23,12 +24,20 @@ impl Reconstructor {
     pub(super) async fn sync(&self, pass: &Pass, part: &Arc<Part>, job: &Job, hashes: &SuffixHashes) {
         let begin = Instant::now();
         self.ctx.statsd.increment(&format!("partition.update.count.{}", part.dev.device));
-        for partner in &job.sync_to {
+        // All partners are asked at the same time.
+        let asked = job.sync_to.iter().map(|partner| {
             let wanted = part.scheme.backend_index(partner.index);
-            let Some((node, remote)) = self.hashes_of(part, partner, wanted).await else { continue };
-            match self.suffixes_to_sync(pass, part, job, hashes, (&remote, wanted)).await {
+            async move { (self.hashes_of(part, partner, wanted).await, wanted) }
+        });
+        let mut fresh = None;
+        for (answer, wanted) in join_all(asked).await {
+            let Some((node, remote)) = answer else { continue };
+            match self.suffixes_to_sync(pass, part, job, hashes, (&remote, wanted), &mut fresh).await {
                 Ok(suffixes) if suffixes.is_empty() => {}
-                Ok(suffixes) => self.send(pass, part, job, &node, wanted, &suffixes).await,
+                Ok(suffixes) => {
+                    self.send(pass, part, job, &node, wanted, &suffixes).await;
+                    fresh = None;
+                }
                 Err(err) => self.logger.error(format_args!("Unable to hash {}: {err}", part.path.display())),
             }
         }
@@ -102,23 +111,27 @@ impl Reconstructor {
         None
     }
 
-    /// The suffixes that differ, also when those that seemed to are hashed anew.
+    /// The suffixes that differ when those that seemed to are hashed anew, and everything is read again: it may have changed since
+    /// the pass came here. What is `fresh` was read so just now; partners that agree share that.
     async fn suffixes_to_sync(
         &self,
         pass: &Pass,
         part: &Arc<Part>,
         job: &Job,
-        local: &SuffixHashes,
+        listed: &SuffixHashes,
         (remote, wanted): (&SuffixHashes, u32),
+        fresh: &mut Option<SuffixHashes>,
     ) -> Result<Vec<Suffix>, DiskFileError> {
-        let mut suffixes = suffix_delta(local, job.frag_index, remote, wanted);
-        if suffixes.is_empty() {
-            // Swift reads its hashes again, and tells that it had to make none.
-            self.ctx.statsd.update_stats("suffix.hashes", 0);
-        } else {
-            let local = self.hash(part, suffixes, false).await?;
-            suffixes = suffix_delta(&local, job.frag_index, remote, wanted);
-        }
+        let recalculate = suffix_delta(listed, job.frag_index, remote, wanted);
+        let local = match fresh.take().filter(|_| recalculate.is_empty()) {
+            Some(local) => {
+                self.ctx.statsd.update_stats("suffix.hashes", 0);
+                local
+            }
+            None => self.hash(part, recalculate, false).await?,
+        };
+        let suffixes = suffix_delta(&local, job.frag_index, remote, wanted);
+        *fresh = Some(local);
         add(&pass.suffix_count, suffixes.len());
         Ok(suffixes)
     }

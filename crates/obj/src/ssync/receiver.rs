@@ -2,10 +2,12 @@
 //!
 //! A session holds one of `replication_concurrency` permits of the process and, on disk, the replication locks of the
 //! partition and the device, which Python's servers and replicators honour too. It waits for the locks without holding a
-//! thread.
+//! thread; those of this process that wait for one device take turns. Where Swift refuses a session at once because as many as
+//! may run do so, as many more wait for a moment here: a refused partition is left to the sender's next pass.
 //!
 //! A fragment that is offered as durable, and is here without its commit, is committed: no data need be sent.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +15,12 @@ use std::time::{Duration, Instant};
 use common::config::{ConfigError, Section};
 use common::policy::StoragePolicy;
 use common::quote::quote;
+use parking_lot::Mutex;
 use service::context::Context;
 use service::http::{Body, BoxFuture, Request, Response, SharedApp, Status};
 use service::logs::Logger;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::error::Elapsed;
 
 use super::input::timeout_message;
 use super::protocol::{Local, Offer, Wanted, python_repr};
@@ -26,13 +30,14 @@ use crate::diskfile::{DiskFileError, DiskFileManager, DiskFileRouter, Listed, Lo
 /// Between tries for a lock which another replication holds.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(150);
+/// For a session to end that holds a permit. Senders wait longer for an answer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Answers SSYNC requests.
 pub struct SsyncReceiver {
     ctx: Context,
     router: Arc<DiskFileRouter>,
-    /// `None` without a limit.
-    permits: Option<Arc<Semaphore>>,
+    admission: Arc<Admission>,
     limits: FailureLimits,
     chunk_size: usize,
     timeout: Duration,
@@ -53,7 +58,7 @@ impl SsyncReceiver {
         Ok(Self {
             ctx: ctx.clone(),
             router,
-            permits: (concurrency > 0).then(|| Arc::new(Semaphore::new(concurrency))),
+            admission: Arc::new(Admission::new(concurrency)),
             limits: FailureLimits {
                 threshold: section.int("replication_failure_threshold", 100)?,
                 ratio: section.float("replication_failure_ratio", 1.0)?,
@@ -87,7 +92,7 @@ impl SsyncReceiver {
             limits: self.limits,
             logger: self.ctx.logger.with_txn(req.trans_id()),
         };
-        let guard = acquire(self.ctx.clone(), self.permits.clone(), place);
+        let guard = acquire(self.ctx.clone(), self.admission.clone(), place);
         let body = std::mem::take(&mut req.body);
         let (chunk_size, timeout) = (self.chunk_size, self.timeout);
         Response::new(Status::OK)
@@ -128,26 +133,79 @@ impl SsyncReceiver {
     }
 }
 
-/// What a session holds to its end.
-type Guard = (Option<OwnedSemaphorePermit>, (LockGuard, Option<LockGuard>));
+/// Who may run, and who may wait for that.
+struct Admission {
+    /// `None` without a limit.
+    running: Option<Arc<Semaphore>>,
+    waiting: Semaphore,
+    /// Of each device with a limit of its own.
+    turns: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
 
-async fn acquire(ctx: Context, permits: Option<Arc<Semaphore>>, place: Placement) -> Result<Guard, Refusal> {
-    let permit = match permits {
-        Some(permits) => Some(permits.try_acquire_owned().map_err(|_| Refusal::TooMany)?),
-        None => None,
-    };
-    let timeout = place.manager.conf().replication_lock_timeout;
+impl Admission {
+    /// 0 is no limit.
+    fn new(concurrency: usize) -> Self {
+        let running = (concurrency > 0).then(|| Arc::new(Semaphore::new(concurrency)));
+        Self { running, waiting: Semaphore::new(concurrency), turns: Mutex::default() }
+    }
+
+    async fn permit(&self) -> Result<Option<OwnedSemaphorePermit>, Refusal> {
+        let Some(running) = self.running.clone() else { return Ok(None) };
+        if let Ok(permit) = running.clone().try_acquire_owned() {
+            return Ok(Some(permit));
+        }
+        let _waits = self.waiting.try_acquire().map_err(|_| Refusal::TooMany)?;
+        let permit = tokio::time::timeout(PATIENCE, running.acquire_owned()).await;
+        permit.ok().and_then(Result::ok).map(Some).ok_or(Refusal::TooMany)
+    }
+
+    /// For the turn of a session on its device.
+    async fn turn(
+        &self,
+        place: &Placement,
+        limit: Duration,
+    ) -> Result<Option<OwnedSemaphorePermit>, Elapsed> {
+        let conf = place.manager.conf();
+        if conf.replication_concurrency_per_device == 0 {
+            return Ok(None);
+        }
+        let new = || Arc::new(Semaphore::new(conf.replication_concurrency_per_device));
+        let turns = self.turns.lock().entry(place.device.clone()).or_insert_with(new).clone();
+        Ok(tokio::time::timeout(limit, turns.acquire_owned()).await?.ok())
+    }
+}
+
+/// What a session holds to its end.
+struct Guard {
+    _locks: (LockGuard, Option<LockGuard>),
+    /// Given up after the locks.
+    _turn: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+async fn acquire(ctx: Context, admission: Arc<Admission>, place: Placement) -> Result<Guard, Refusal> {
+    let permit = admission.permit().await?;
+    let conf = place.manager.conf();
+    let timeout = conf.replication_lock_timeout;
     let started = Instant::now();
     let mut pause = FIRST_PAUSE;
     loop {
+        let turn = admission.turn(&place, timeout.saturating_sub(started.elapsed())).await.map_err(|_| {
+            let path = conf.devices.join(&place.device).join(".lock");
+            Refusal::LockTimeout(lock_message(timeout, &path))
+        })?;
         let (manager, device, partition) = (place.manager.clone(), place.device.clone(), place.partition);
         let lock = move || manager.replication_lock(&device, partition, Some(Duration::ZERO));
         match ctx.disk_pools.run(&place.device, lock).await {
-            Ok(locks) => return Ok((permit, locks)),
+            Ok(locks) => return Ok(Guard { _locks: locks, _turn: turn, _permit: permit }),
             Err(DiskFileError::LockTimeout(path)) if started.elapsed() >= timeout => {
                 return Err(Refusal::LockTimeout(lock_message(timeout, &path)));
             }
-            Err(DiskFileError::LockTimeout(_)) => tokio::time::sleep(pause).await,
+            Err(DiskFileError::LockTimeout(_)) => {
+                // It may be the partition's that another process holds.
+                drop(turn);
+                tokio::time::sleep(pause).await;
+            }
             Err(err) => return Err(Refusal::Other(err.to_string())),
         }
         pause = (pause * 2).min(LONGEST_PAUSE);

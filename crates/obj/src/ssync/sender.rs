@@ -401,10 +401,15 @@ impl Sender<'_> {
     async fn send_put(&self, link: &mut Link, put: Put, out: &mut Vec<u8>) -> Result<(), SendError> {
         out.extend_from_slice(&put.head);
         match put.data {
-            Data::Small(data) => {
-                // The receiver reads lines and counted bytes, whatever the chunks.
+            // The receiver reads lines and counted bytes, whatever the chunks.
+            Data::Small(data) if data.len() < UPDATES_CHUNK => {
                 out.extend_from_slice(&data);
                 link.write_beyond(UPDATES_CHUNK, out, "send_put").await
+            }
+            Data::Small(data) => {
+                link.write_pieces(&[out, &data], "send_put").await?;
+                out.clear();
+                Ok(())
             }
             Data::Held(held) => {
                 link.write_beyond(0, out, "send_put").await?;
@@ -490,8 +495,13 @@ struct Link {
 
 impl Link {
     async fn write(&mut self, message: impl AsRef<[u8]>, context: &str) -> Result<(), SendError> {
+        self.write_pieces(&[message.as_ref()], context).await
+    }
+
+    /// Writes several pieces as one.
+    async fn write_pieces(&mut self, pieces: &[&[u8]], context: &str) -> Result<(), SendError> {
         self.conn.set_timeout(self.conf.node_timeout);
-        match self.conn.write_body(message).await {
+        match self.conn.write_body_pieces(pieces).await {
             Ok(()) => Ok(()),
             Err(ClientError::Closed) => Err(self.why_closed().await),
             Err(err) => Err(self.error(err, self.conf.node_timeout, context)),

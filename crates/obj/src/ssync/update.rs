@@ -25,8 +25,8 @@ use crate::diskfile::{
     DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, ReaderOptions, SMALL_OBJECT, Want,
 };
 
-/// A read of a large object.
-pub(super) const READ_SIZE: usize = 256 * 1024;
+/// A read of a large object: a little more than a fragment of a fourth of a MiB.
+pub(super) const READ_SIZE: usize = 320 * 1024;
 /// Objects of one batch.
 const BATCH_OBJECTS: usize = 16;
 /// A batch that holds so much takes no more objects.
@@ -57,7 +57,7 @@ pub(super) struct Put {
 }
 
 pub(super) enum Data {
-    Small(Vec<u8>),
+    Small(Bytes),
     Held(Held),
     Reader(Box<Reader>),
     Rebuilt(Body),
@@ -115,7 +115,7 @@ impl Update {
         let Some(Put { data, content_length, .. }) = &mut self.put else { return };
         let Data::Rebuilt(body) = data else { return };
         match body.collect(*content_length as usize).await {
-            Ok(whole) if whole.len() as u64 == *content_length => *data = Data::Small(whole.into()),
+            Ok(whole) if whole.len() as u64 == *content_length => *data = Data::Small(whole),
             _ => *self = Self::skipped(),
         }
     }
@@ -204,7 +204,7 @@ fn put(opened: OpenDiskFile) -> Result<Option<Put>, DiskFileError> {
     let head = put_head(opened.name(), opened.datafile_metadata(), content_length, durable);
     if content_length <= SMALL_OBJECT {
         let read = opened.read_small()?;
-        let small = || Put { head, data: Data::Small(read.data), content_length };
+        let small = || Put { head, data: Data::Small(read.data.into()), content_length };
         return Ok(read.quarantined.is_none().then(small));
     }
     let kib = content_length.div_ceil(1024) as u32;

@@ -210,6 +210,15 @@ impl Body {
         }
     }
 
+    /// Whether the client sends without waiting for the `100 Continue` that it expects. Then reading sends none, and
+    /// [`Body::next_chunked_body`] sends both: a client that is refused meanwhile has not seen any.
+    pub fn take_unasked(&mut self) -> bool {
+        match &mut self.inner {
+            Inner::Incoming(incoming) => incoming.take_unasked(),
+            _ => false,
+        }
+    }
+
     /// Sends another `100 Continue` and expects another chunked body on the same request: Swift's two-phase PUT. What is
     /// left of the body before, which should be no more than its end, is dropped.
     pub async fn next_chunked_body(&mut self) -> Result<(), BodyError> {

@@ -116,6 +116,8 @@ pub struct ClientConn {
     keep_alive: bool,
     /// Something of a response to the present request has come.
     heard: bool,
+    /// The server was to say whether it wants the body, and has not.
+    unasked: bool,
     pub(super) home: Option<Home>,
 }
 
@@ -151,6 +153,7 @@ impl ClientConn {
             receiving: Receiving::Done,
             keep_alive: true,
             heard: false,
+            unasked: false,
             home: None,
         }
     }
@@ -163,6 +166,22 @@ impl ClientConn {
     /// Begins a request. The target is a quoted path with its query. Host, and the header that tells of the framing, are
     /// added unless they are there. With `Expect: 100-continue` the head goes out at once.
     pub async fn send_request_head(
+        &mut self,
+        method: &Method,
+        target: &str,
+        headers: &Headers,
+        framing: BodyFraming,
+    ) -> Result<(), ClientError> {
+        self.hold_request_head(method, target, headers, framing)?;
+        if self.unasked || matches!(self.sending, Sending::Done) {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// The same for who sends the body without being asked for it: nothing goes out yet. A server that answers and has not
+    /// asked may take the body for the next request: such a connection is not used again.
+    pub fn hold_request_head(
         &mut self,
         method: &Method,
         target: &str,
@@ -206,9 +225,7 @@ impl ClientConn {
             BodyFraming::None | BodyFraming::Length(_) => Sending::Done,
         };
         self.keep_alive = !headers.get("Connection").is_some_and(|v| v.eq_ignore_ascii_case(b"close"));
-        if headers.contains("Expect") || matches!(self.sending, Sending::Done) {
-            self.flush().await?;
-        }
+        self.unasked = headers.contains("Expect");
         Ok(())
     }
 
@@ -241,12 +258,12 @@ impl ClientConn {
         self.write(&parts).await
     }
 
-    /// A small piece of a chunked body that goes out with whatever is sent next.
-    pub fn hold_body(&mut self, piece: impl AsRef<[u8]>) {
-        let piece = piece.as_ref();
+    /// Small pieces of a chunked body, as if they were one, that go out with whatever is sent next.
+    pub fn hold_body(&mut self, pieces: &[&[u8]]) {
         debug_assert!(matches!(self.sending, Sending::Chunked));
-        self.held.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
-        self.held.extend_from_slice(piece);
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        self.held.extend_from_slice(format!("{len:x}\r\n").as_bytes());
+        pieces.iter().for_each(|piece| self.held.extend_from_slice(piece));
         self.held.extend_from_slice(b"\r\n");
     }
 
@@ -299,6 +316,7 @@ impl ClientConn {
             self.reader.buf.advance(end);
             *scanner = HeadScanner::default();
             if head.status.is_informational() {
+                self.unasked = false;
                 if expect_interim {
                     return Ok(head);
                 }
@@ -383,6 +401,7 @@ impl ClientConn {
     /// Whether another request may follow on this connection.
     pub fn reusable(&self) -> bool {
         self.keep_alive
+            && !self.unasked
             && matches!(self.receiving, Receiving::Done)
             && matches!(self.sending, Sending::Done | Sending::Length(0))
             && self.held.is_empty()

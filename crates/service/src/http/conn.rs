@@ -97,6 +97,8 @@ pub(super) struct Incoming {
     reader: Option<Box<Reader>>,
     decoder: BodyDecoder,
     expect_continue: bool,
+    /// Reading does not ask for the body.
+    unasked: bool,
     broken: bool,
     pub continue_headers: Headers,
     timeout: Duration,
@@ -118,7 +120,7 @@ impl Incoming {
     }
 
     async fn read_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
-        if self.expect_continue {
+        if self.expect_continue && !self.unasked {
             self.send_expected_continue().await?;
         }
         let reader = self.reader.as_mut().expect("only drop takes the reader");
@@ -135,11 +137,18 @@ impl Incoming {
         }
     }
 
+    /// Whether the client sends what it was not asked for; then it will not be, as long as it is read.
+    pub fn take_unasked(&mut self) -> bool {
+        let sends = self.reader.as_ref().is_some_and(|reader| !reader.buf.is_empty());
+        self.unasked = self.expect_continue && sends;
+        self.unasked
+    }
+
     pub async fn send_expected_continue(&mut self) -> Result<(), BodyError> {
         if !std::mem::take(&mut self.expect_continue) || self.shared.responding.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.write_continue().await
+        self.write_continues(1).await
     }
 
     pub async fn next_chunked_body(&mut self) -> Result<(), BodyError> {
@@ -154,14 +163,17 @@ impl Incoming {
             return Err(BodyError::Disconnected);
         }
         self.decoder = BodyDecoder::Chunked(ChunkDecoder::new());
-        self.write_continue().await
+        // The client is owed the first one too if it was not asked.
+        let owed = 1 + usize::from(std::mem::take(&mut self.expect_continue));
+        self.write_continues(owed).await
     }
 
-    async fn write_continue(&mut self) -> Result<(), BodyError> {
+    async fn write_continues(&mut self, count: usize) -> Result<(), BodyError> {
         let mut head = b"HTTP/1.1 100 Continue\r\n".to_vec();
         write_headers(&mut head, &self.continue_headers, true, |_| true);
         head.extend_from_slice(b"\r\n");
-        Ok(self.shared.writer.write_all(&mut [IoSlice::new(&head)], self.timeout).await?)
+        let mut heads = [IoSlice::new(&head); 2];
+        Ok(self.shared.writer.write_all(&mut heads[..count], self.timeout).await?)
     }
 }
 
@@ -331,6 +343,7 @@ impl Conn<'_> {
             reader: Some(reader),
             decoder,
             expect_continue: head.expect_continue,
+            unasked: false,
             broken: false,
             continue_headers: Headers::new(),
             timeout: self.options.client_timeout,
@@ -573,6 +586,7 @@ impl Conn<'_> {
             reader: Some(reader),
             decoder,
             expect_continue: false,
+            unasked: false,
             broken: false,
             continue_headers: Headers::new(),
             timeout: self.options.client_timeout,

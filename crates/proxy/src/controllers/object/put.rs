@@ -17,7 +17,7 @@ use service::logs::Logger;
 use crate::app::{Application, is_chunked};
 use crate::backend::Target;
 use crate::controllers::base::{Answer, entity_path};
-use crate::controllers::object::putter::{Putter, Wanted};
+use crate::controllers::object::putter::{Putter, Wanted, Whole};
 use crate::controllers::object::{ObjectController, Place};
 use crate::environ::ContentTypeOverridden;
 use crate::node_iter::NodeIter;
@@ -95,11 +95,17 @@ impl Put {
         }
     }
 
-    /// A putter to the first node that takes the head.
-    pub async fn connect(self: Arc<Self>, headers: Headers, wanted: Wanted) -> Option<Putter> {
+    /// A putter to the first node that takes the head, and what there may be `ahead` for it.
+    pub async fn connect(
+        self: Arc<Self>,
+        headers: Headers,
+        wanted: Wanted,
+        ahead: impl Fn(&ring::Node) -> Option<Whole>,
+    ) -> Option<Putter> {
         loop {
             let node = self.next_node()?;
-            if let Some(putter) = Putter::connect(&self, node, &headers, wanted).await {
+            let whole = ahead(&node);
+            if let Some(putter) = Putter::connect(&self, node, &headers, wanted, whole).await {
                 return Some(putter);
             }
         }

@@ -25,6 +25,9 @@
 //! put_commit_confirmation
 //! --BOUNDARY--
 //! ```
+//!
+//! A small object's document goes out with the head, in one write. The server, which has said nothing before it has stored
+//! the data, then says `100 Continue` twice.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -59,6 +62,12 @@ pub struct Wanted {
     pub commit: bool,
 }
 
+/// All of an object's data and its footers, for a server that is not asked whether it wants them.
+pub struct Whole {
+    pub data: [Bytes; 2],
+    pub footers: Headers,
+}
+
 pub struct Putter {
     pub node: Node,
     /// Left behind: it does not count any more.
@@ -66,27 +75,41 @@ pub struct Putter {
     conn: ClientConn,
     /// The answer, when the server gave it without wanting the data.
     answered: Option<ResponseHead>,
-    /// Of the MIME document, with footers.
-    boundary: Option<String>,
+    /// With footers.
+    document: Option<Document>,
+    sent: bool,
+}
+
+/// The MIME document of a body with footers.
+struct Document {
+    boundary: String,
     commit: bool,
     started: bool,
 }
 
 impl Putter {
-    /// A putter to that node, or `None` (which is then logged and counted) if it does not take the head.
-    pub async fn connect(put: &Put, node: Node, headers: &Headers, wanted: Wanted) -> Option<Putter> {
+    /// A putter to that node, or `None` (which is then logged and counted) if it does not take the head, or the `whole` that
+    /// comes with it.
+    pub async fn connect(
+        put: &Put,
+        node: Node,
+        headers: &Headers,
+        wanted: Wanted,
+        whole: Option<Whole>,
+    ) -> Option<Putter> {
         let mut headers = headers.clone();
         headers.insert(EXPECT, "100-continue");
-        let boundary = wanted.footers.then(|| ask_for_footers(put, &mut headers, wanted));
+        let document = wanted.footers.then(|| ask_for_footers(put, &mut headers, wanted));
         // Swift: a body must be expected to be asked for, so nothing is sent as an empty chunked body.
         let framing = match wanted.length {
             Some(length) if length > 0 && !wanted.footers => BodyFraming::Length(length),
             _ => BodyFraming::Chunked,
         };
+        let ahead = document.as_ref().zip(whole.as_ref());
         let attempt = async {
-            match begin(put, &node, &headers, framing, false).await {
+            match begin(put, &node, (&headers, framing), ahead, false).await {
                 // A kept connection which the server closed just now.
-                Err(ClientError::Closed) => begin(put, &node, &headers, framing, true).await,
+                Err(ClientError::Closed) => begin(put, &node, (&headers, framing), ahead, true).await,
                 begun => begun,
             }
         };
@@ -121,8 +144,8 @@ impl Putter {
             }
             status => {
                 let answered = (status >= 200).then_some(head);
-                let commit = wanted.commit;
-                Some(Putter { node, failed: false, conn, answered, boundary, commit, started: false })
+                let sent = ahead.is_some();
+                Some(Putter { node, failed: false, conn, answered, document, sent })
             }
         }
     }
@@ -138,43 +161,27 @@ impl Putter {
 
     /// Sends several pieces as one.
     pub async fn send_chunks(&mut self, put: &Put, pieces: &[&[u8]]) {
-        if self.failed || self.answered.is_some() {
+        if self.failed || self.sent || self.answered.is_some() {
             return;
         }
-        self.start();
+        if let Some(document) = &mut self.document {
+            document.start(&mut self.conn);
+        }
         let result = self.conn.write_body_pieces(pieces).await;
         self.note(put, result);
     }
 
     /// All data has been sent.
     pub async fn end_of_object_data(&mut self, put: &Put, footers: &Headers) {
-        if self.failed || self.answered.is_some() {
+        if self.failed || self.sent || self.answered.is_some() {
             return;
         }
-        let result = self.finish(footers).await;
+        if let Some(document) = &mut self.document {
+            document.start(&mut self.conn);
+            self.conn.hold_body(&[document.closing(footers).as_bytes()]);
+        }
+        let result = self.conn.finish_body().await;
         self.note(put, result);
-    }
-
-    /// What stands before the data goes out with the data.
-    fn start(&mut self) {
-        if let Some(boundary) = self.boundary.as_ref().filter(|_| !self.started) {
-            self.started = true;
-            self.conn.hold_body(format!("--{boundary}\r\nX-Document: object body\r\n\r\n"));
-        }
-    }
-
-    async fn finish(&mut self, footers: &Headers) -> Result<(), ClientError> {
-        self.start();
-        if let Some(boundary) = &self.boundary {
-            let footers = footers_json(footers);
-            let digest = hex(&md5(footers.as_bytes()));
-            let end = if self.commit { "" } else { "--" };
-            self.conn.hold_body(format!(
-                "\r\n--{boundary}\r\nX-Document: object metadata\r\nContent-MD5: {digest}\r\n\r\n\
-                 {footers}\r\n--{boundary}{end}\r\n"
-            ));
-        }
-        self.conn.finish_body().await
     }
 
     /// What the server says when it has stored the data: 100 if it waits for the commit. `None` (and it is logged and
@@ -205,10 +212,9 @@ impl Putter {
         if self.failed || self.answered.is_some() {
             return;
         }
-        let Some(boundary) = &self.boundary else { return };
+        let Some(document) = &self.document else { return };
         self.conn.start_next_chunked_body();
-        self.conn
-            .hold_body(format!("X-Document: put commit\r\n\r\nput_commit_confirmation\r\n--{boundary}--"));
+        self.conn.hold_body(&[document.confirmation().as_bytes()]);
         let result = self.conn.finish_body().await;
         self.note(put, result);
     }
@@ -248,12 +254,41 @@ impl Putter {
     }
 }
 
-/// Sends the head over a kept connection or a new one, and waits for what the server says to it.
+impl Document {
+    /// What stands before the data goes out with the data.
+    fn start(&mut self, conn: &mut ClientConn) {
+        if !std::mem::replace(&mut self.started, true) {
+            conn.hold_body(&[self.opening().as_bytes()]);
+        }
+    }
+
+    fn opening(&self) -> String {
+        format!("--{}\r\nX-Document: object body\r\n\r\n", self.boundary)
+    }
+
+    /// What follows the data.
+    fn closing(&self, footers: &Headers) -> String {
+        let footers = footers_json(footers);
+        let digest = hex(&md5(footers.as_bytes()));
+        let (boundary, end) = (&self.boundary, if self.commit { "" } else { "--" });
+        format!(
+            "\r\n--{boundary}\r\nX-Document: object metadata\r\nContent-MD5: {digest}\r\n\r\n\
+             {footers}\r\n--{boundary}{end}\r\n"
+        )
+    }
+
+    fn confirmation(&self) -> String {
+        format!("X-Document: put commit\r\n\r\nput_commit_confirmation\r\n--{}--", self.boundary)
+    }
+}
+
+/// Sends the head over a kept connection or a new one, perhaps with all that follows it, and waits for what the server says
+/// to it.
 async fn begin(
     put: &Put,
     node: &Node,
-    headers: &Headers,
-    framing: BodyFraming,
+    (headers, framing): (&Headers, BodyFraming),
+    ahead: Option<(&Document, &Whole)>,
     fresh: bool,
 ) -> Result<(ClientConn, ResponseHead), ClientError> {
     let timeouts = Timeouts { conn: put.app.options.conn_timeout, node: put.app.options.node_timeout };
@@ -264,13 +299,22 @@ async fn begin(
         false => pool.checkout(address, timeouts).await?,
     };
     put.app.set_node_timing(node, started.elapsed());
-    conn.send_request_head(&Method::Put, &put.target.on(node), headers, framing).await?;
+    let target = put.target.on(node);
+    match ahead {
+        Some((document, Whole { data, footers })) => {
+            conn.hold_request_head(&Method::Put, &target, headers, framing)?;
+            let (opening, closing) = (document.opening(), document.closing(footers));
+            conn.hold_body(&[opening.as_bytes(), &data[0], &data[1], closing.as_bytes()]);
+            conn.finish_body().await?;
+        }
+        None => conn.send_request_head(&Method::Put, &target, headers, framing).await?,
+    }
     let head = conn.read_response_head(true).await?;
     Ok((conn, head))
 }
 
-/// Makes the request one with footers, and with a commit if that is wanted: gives the boundary back.
-fn ask_for_footers(put: &Put, headers: &mut Headers, wanted: Wanted) -> String {
+/// Makes the request one with footers, and with a commit if that is wanted.
+fn ask_for_footers(put: &Put, headers: &mut Headers, wanted: Wanted) -> Document {
     let rng = &put.app.rng;
     let boundary: String = (0..4).map(|_| format!("{:016x}", rng.next_u64())).collect();
     if let Some(length) = wanted.length {
@@ -281,7 +325,7 @@ fn ask_for_footers(put: &Put, headers: &mut Headers, wanted: Wanted) -> String {
     if wanted.commit {
         headers.insert(X_BACKEND_OBJ_MULTIPHASE_COMMIT, "yes");
     }
-    boundary
+    Document { boundary, commit: wanted.commit, started: false }
 }
 
 fn footers_json(footers: &Headers) -> String {

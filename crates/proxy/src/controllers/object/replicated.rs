@@ -130,7 +130,7 @@ impl Put {
         let conditional = req.headers.contains(IF_NONE_MATCH);
         let footers = req.env.get::<UpdateFooters>().cloned();
         let wanted = Wanted { length, conditional, footers: footers.is_some(), commit: false };
-        let connecting = headers.into_iter().map(|headers| self.clone().connect(headers, wanted));
+        let connecting = headers.into_iter().map(|headers| self.clone().connect(headers, wanted, |_| None));
         let mut putters: Vec<Putter> = join_all(connecting).await.into_iter().flatten().collect();
         check_failures(&putters, conditional)?;
         self.check_connections(putters.len(), min)?;

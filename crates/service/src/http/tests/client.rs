@@ -213,6 +213,41 @@ async fn the_phases_of_a_put_are_a_sequence_of_calls() {
     }
 }
 
+/// A PUT that does not wait to be asked for its data: it sees both answers when the data is stored, or is refused.
+#[tokio::test]
+async fn a_body_may_be_sent_unasked() {
+    let (_server, addr) = start(app_fn(|mut req| async move {
+        assert!(req.body.take_unasked());
+        let data = req.body.collect(100).await.unwrap();
+        if data == "refuse" {
+            return Response::error(409);
+        }
+        req.body.next_chunked_body().await.unwrap();
+        let commit = req.body.collect(100).await.unwrap();
+        Response::text(201, format!("{}+{}", data.len(), commit.len()))
+    }));
+    let host = addr.ip().to_string();
+    let mut conn = ClientConn::connect((&host, addr.port()), TIMEOUTS).await.unwrap();
+    let headers = Headers::from([("Expect", "100-continue")]);
+    for (data, status) in [("1234", 201), ("1234567", 201), ("refuse", 409)] {
+        conn.hold_request_head(&Method::Put, "/sda/0/a/c/o", &headers, BodyFraming::Chunked).unwrap();
+        conn.hold_body(&[data.as_bytes()]);
+        conn.finish_body().await.unwrap();
+        if status == 201 {
+            for _ in 0..2 {
+                assert_eq!(conn.read_response_head(true).await.unwrap().status, Status::CONTINUE);
+            }
+            conn.start_next_chunked_body();
+            conn.hold_body(&[b"commit"]);
+            conn.finish_body().await.unwrap();
+        }
+        assert_eq!(conn.read_response_head(true).await.unwrap().status.0, status);
+        while conn.next_body().await.transpose().unwrap().is_some() {}
+        // What the server has not asked for may lie before its next request.
+        assert_eq!(conn.reusable(), status == 201);
+    }
+}
+
 /// The sender's side of SSYNC.
 #[tokio::test]
 async fn a_response_is_read_while_the_request_goes_on() {

@@ -6,27 +6,30 @@
 //! When enough servers say that they have stored that (the second `100 Continue`), all of these are told to commit, and
 //! enough of them must have made it durable before the client hears 201. Until then a GET does not see the object.
 //!
-//! A primary stores the fragment of its place in the ring; a handoff that of a primary which is missing.
+//! A primary stores the fragment of its place in the ring; a handoff that of a primary which is missing. So what a small
+//! object's primary is to store is known before it is asked, and goes out with the head, footers and all, unless the object
+//! must not exist: a client that sends its data without being asked is served in two rounds instead of three.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use common::digest::Md5Stream;
 use common::headers::{
-    ETAG, IF_NONE_MATCH, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, X_OBJECT_SYSMETA_EC_ETAG,
+    ETAG, EXPECT, IF_NONE_MATCH, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, X_OBJECT_SYSMETA_EC_ETAG,
     X_OBJECT_SYSMETA_EC_FRAG_INDEX, X_OBJECT_SYSMETA_EC_SCHEME, X_OBJECT_SYSMETA_EC_SEGMENT_SIZE,
 };
 use common::policy::PolicyIndex;
 use ec::Fragment;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use ring::Node;
 use service::http::{Headers, Request, Response};
 
 use super::EcPolicy;
 use crate::controllers::base::{Answer, best_response, starts_with_ignore_case};
 use crate::controllers::getter::normalize_etag;
 use crate::controllers::object::put::{Put, check_failures, pad};
-use crate::controllers::object::putter::{Putter, Wanted};
+use crate::controllers::object::putter::{Putter, Wanted, Whole};
 use crate::environ::UpdateFooters;
 use crate::info::is_success;
 use crate::quorum::have_quorum;
@@ -50,14 +53,34 @@ impl Put {
         let archive_len = length.filter(|length| *length > 0).map(|length| policy.archive_len(length));
         let conditional = req.headers.contains(IF_NONE_MATCH);
         let wanted = Wanted { length: archive_len, conditional, footers: true, commit: true };
-        let connecting = headers.into_iter().map(|headers| self.clone().connect(headers, wanted));
+        let most = policy.segment_size.min(LITTLE as u64);
+        let is_little = length.is_some_and(|length| (1..=most).contains(&length));
+        let prepared = match is_little && !conditional && !req.headers.contains(EXPECT) {
+            true => Some(self.prepare(req, &policy, length).await?),
+            false => None,
+        };
+        let ahead = |node: &Node| prepared.as_ref().and_then(|prepared| prepared.whole(&policy, node));
+        let connecting = headers.into_iter().map(|headers| self.clone().connect(headers, wanted, &ahead));
         let putters: Vec<Putter> = join_all(connecting).await.into_iter().flatten().collect();
         check_failures(&putters, conditional)?;
         self.check_connections(putters.len(), min)?;
 
         let mut archives = archives_of(putters, &policy);
-        let encoded = self.transfer_segments(req, &policy, &mut archives, min, length).await?;
-        self.end_data(req, &policy, &mut archives, &encoded).await?;
+        let Prepared { encoded, footers, fragments } = match prepared {
+            Some(prepared) => prepared,
+            None => {
+                let encoded = self.transfer_segments(req, &policy, &mut archives, min, length).await?;
+                let footers = checked_footers(req, &encoded)?;
+                Prepared { encoded, footers, fragments: None }
+            }
+        };
+        // To those who have nothing yet: handoffs of a small object.
+        self.send_segment(&mut archives, fragments.as_deref()).await;
+        let ends = archives.iter_mut().map(|archive| {
+            let trailer = encoded.trailer(&policy, archive.index, &footers);
+            async move { archive.putter.end_of_object_data(self, &trailer).await }
+        });
+        join_all(ends).await;
         self.commit(&mut archives, min).await?;
 
         let mut pending: FuturesUnordered<_> = archives
@@ -78,6 +101,30 @@ impl Put {
         Ok(resp)
     }
 
+    /// Encodes an object of one segment.
+    async fn prepare(
+        &self,
+        req: &mut Request,
+        policy: &Arc<EcPolicy>,
+        length: Option<u64>,
+    ) -> Result<Prepared, Response> {
+        let mut encoder = Encoder::new(policy.clone());
+        let mut source = Source::default();
+        let segment = self.next_segment(req, policy, &mut source).await?;
+        self.check_length(&source, length)?;
+        let fragments = segment.map(|segment| encoder.encode_now(segment));
+        let encoded = encoder.finish(source.transferred).await.map_err(|error| self.stuck(&error))?;
+        let footers = checked_footers(req, &encoded)?;
+        Ok(Prepared { encoded, footers, fragments })
+    }
+
+    fn check_length(&self, source: &Source, length: Option<u64>) -> Result<(), Response> {
+        match length.is_some_and(|length| source.transferred < length) {
+            true => Err(self.client_disconnected("Client disconnected without sending enough data")),
+            false => Ok(()),
+        }
+    }
+
     /// Encodes what the client sends, and passes it on.
     async fn transfer_segments(
         &self,
@@ -88,7 +135,7 @@ impl Put {
         length: Option<u64>,
     ) -> Result<Encoded, Response> {
         let mut encoder = Encoder::new(policy.clone());
-        let mut source = Source { pieces: Vec::new(), buffered: 0, transferred: 0 };
+        let mut source = Source::default();
         let mut ready: Option<Vec<Fragment>> = None;
         loop {
             let next = async {
@@ -111,9 +158,7 @@ impl Put {
                 break;
             }
         }
-        if length.is_some_and(|length| source.transferred < length) {
-            return Err(self.client_disconnected("Client disconnected without sending enough data"));
-        }
+        self.check_length(&source, length)?;
         encoder.finish(source.transferred).await.map_err(|error| self.stuck(&error))
     }
 
@@ -152,33 +197,6 @@ impl Put {
         join_all(sends).await;
     }
 
-    /// Checks the ETag that the client has sent, and sends each archive's metadata.
-    async fn end_data(
-        &self,
-        req: &mut Request,
-        policy: &EcPolicy,
-        archives: &mut [Archive],
-        encoded: &Encoded,
-    ) -> Result<(), Response> {
-        let mut footers = Headers::new();
-        if let Some(update) = req.env.get::<UpdateFooters>().cloned() {
-            (update.0)(&mut footers);
-        }
-        let received = normalize_etag(footers.get(ETAG).or_else(|| req.headers.get(ETAG)));
-        if !received.is_empty() && received != encoded.etag.as_bytes() {
-            return Err(Response::error(422));
-        }
-        footers.retain(|name, _| !starts_with_ignore_case(name, "x-object-sysmeta-ec-"));
-        let ends = archives.iter_mut().map(|archive| {
-            let mut trailer = encoded.metadata(policy, archive.index);
-            trailer.update(&footers);
-            trailer.insert("Etag", &encoded.archives[archive.index]);
-            async move { archive.putter.end_of_object_data(self, &trailer).await }
-        });
-        join_all(ends).await;
-        Ok(())
-    }
-
     /// Lets all servers commit that have stored their archive, if these are enough.
     async fn commit(&self, archives: &mut [Archive], min: usize) -> Result<(), Response> {
         let stored = join_all(archives.iter_mut().map(|archive| archive.putter.stored(self))).await;
@@ -199,7 +217,40 @@ impl Put {
     }
 }
 
+/// What follows an object's data; and its fragments, if they are there before the servers are asked.
+struct Prepared {
+    encoded: Encoded,
+    footers: Headers,
+    fragments: Option<Vec<Fragment>>,
+}
+
+impl Prepared {
+    /// What a primary is to store.
+    fn whole(&self, policy: &EcPolicy, node: &Node) -> Option<Whole> {
+        let fragments = self.fragments.as_ref().filter(|_| node.handoff_index.is_none())?;
+        let index = node.index % policy.archives();
+        let Fragment { header, payload } = &fragments[index];
+        let data = [header.clone(), payload.clone()];
+        Some(Whole { data, footers: self.encoded.trailer(policy, index, &self.footers) })
+    }
+}
+
+/// What filters add to the metadata at the end, when the ETag that the client has sent is right.
+fn checked_footers(req: &Request, encoded: &Encoded) -> Result<Headers, Response> {
+    let mut footers = Headers::new();
+    if let Some(update) = req.env.get::<UpdateFooters>().cloned() {
+        (update.0)(&mut footers);
+    }
+    let received = normalize_etag(footers.get(ETAG).or_else(|| req.headers.get(ETAG)));
+    if !received.is_empty() && received != encoded.etag.as_bytes() {
+        return Err(Response::error(422));
+    }
+    footers.retain(|name, _| !starts_with_ignore_case(name, "x-object-sysmeta-ec-"));
+    Ok(footers)
+}
+
 /// The client's data that is not encoded yet.
+#[derive(Default)]
 struct Source {
     pieces: Vec<Bytes>,
     buffered: usize,
@@ -291,6 +342,14 @@ impl Encoder {
 }
 
 impl Encoded {
+    /// The footers of an archive.
+    fn trailer(&self, policy: &EcPolicy, index: usize, footers: &Headers) -> Headers {
+        let mut trailer = self.metadata(policy, index);
+        trailer.update(footers);
+        trailer.insert("Etag", &self.archives[index]);
+        trailer
+    }
+
     /// What a fragment archive's metadata says of the object.
     fn metadata(&self, policy: &EcPolicy, index: usize) -> Headers {
         let length = self.len.to_string();
@@ -354,7 +413,7 @@ mod tests {
 
     #[test]
     fn segments_are_taken_from_pieces_of_any_size() {
-        let mut source = Source { pieces: Vec::new(), buffered: 0, transferred: 0 };
+        let mut source = Source::default();
         for piece in ["abc", "defgh", "i", "jk"] {
             source.pieces.push(Bytes::from(piece));
             source.buffered += piece.len();

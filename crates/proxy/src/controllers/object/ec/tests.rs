@@ -36,6 +36,11 @@ async fn put(cluster: &Cluster, seed: u8) -> u16 {
     call(cluster, put_request(OBJECT, data(seed))).await.0.status.0
 }
 
+/// Of so few bytes that they are sent unasked.
+async fn put_small(cluster: &Cluster, seed: u8) -> u16 {
+    call(cluster, put_request(OBJECT, data(seed).slice(..4096))).await.0.status.0
+}
+
 async fn get(cluster: &Cluster) -> (u16, Bytes) {
     let (resp, body) = call(cluster, Request::new(Method::Get, OBJECT)).await;
     (resp.status.0, body)
@@ -164,8 +169,10 @@ async fn a_put_needs_five_of_six_servers_in_each_phase() {
         let cluster = cluster(6, &[]).await;
         cluster.fail(0, fault.clone());
         assert_eq!(put(&cluster, 6).await, one, "one server: {fault:?}");
+        assert_eq!(put_small(&cluster, 6).await, one, "one server, small: {fault:?}");
         cluster.fail(1, fault.clone());
         assert_eq!(put(&cluster, 7).await, two, "two servers: {fault:?}");
+        assert_eq!(put_small(&cluster, 7).await, two, "two servers, small: {fault:?}");
     }
 }
 
@@ -217,6 +224,29 @@ async fn handoffs_stand_in_for_servers_that_refuse() {
     indexes.sort_unstable();
     assert_eq!(indexes, [0, 1, 2, 3, 4, 5]);
     assert_eq!(get(&cluster).await, (200, data(1)));
+    // Handoffs of a small object are asked first: nobody knows yet which fragment each is to store.
+    assert_eq!(put_small(&cluster, 2).await, 201);
+    assert_eq!(get(&cluster).await, (200, data(2).slice(..4096)));
+}
+
+#[tokio::test]
+async fn a_small_object_that_is_refused_or_cut_short_is_not_shown() {
+    let cluster = cluster(6, &[]).await;
+    let small = data(1).slice(..4096);
+    let wrong = put_request(OBJECT, small.clone()).with_header("Etag", "5d41402abc4b2a76b9719d911017c592");
+    assert_eq!(call(&cluster, wrong).await.0.status.0, 422);
+    let short = put_request(OBJECT, small.clone()).with_header("Content-Length", "4097");
+    assert_eq!(call(&cluster, short).await.0.status.0, 499);
+    assert_eq!(cluster.archives(PATH).len(), 0, "it is read before anybody is asked");
+    cluster.fail(3, Fault::Status(409));
+    assert_eq!(put_small(&cluster, 1).await, 202);
+    assert!(cluster.archives(PATH).iter().all(|(_, _, committed)| !committed));
+    cluster.heal();
+    assert_eq!(get(&cluster).await.0, 404);
+    (0..6).for_each(|node| cluster.forget(node, PATH));
+    let asked = put_request(OBJECT, small.clone()).with_header("If-None-Match", "*");
+    assert_eq!(call(&cluster, asked).await.0.status.0, 201);
+    assert_eq!(get(&cluster).await, (200, small));
 }
 
 #[tokio::test]

@@ -1,0 +1,111 @@
+//! A fragment's PUT whose documents come with its head: one job stores it, both answers follow, and who is refused sees none.
+
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+
+use cluster::Cluster;
+use common::digest::{hex, md5};
+use service::http::client::{BodyFraming, ClientConn, Timeouts};
+use service::http::{Headers, Method};
+
+const DATA: &str = "a fragment";
+
+struct Put {
+    at: u32,
+    etag: String,
+    length: usize,
+    commits: bool,
+}
+
+impl Put {
+    fn right(at: u32) -> Self {
+        Put { at, etag: hex(&md5(DATA.as_bytes())), length: DATA.len(), commits: true }
+    }
+
+    /// The statuses, each with whether it says that a commit is possible.
+    async fn statuses(self, cluster: &Cluster) -> Vec<(u16, bool)> {
+        let port = cluster.nodes[0].port;
+        let mut conn = ClientConn::connect(("127.0.0.1", port), Timeouts::default()).await.unwrap();
+        let headers = Headers::from([
+            ("Expect", "100-continue"),
+            ("X-Timestamp", &format!("{:010}.00000", self.at)),
+            ("Content-Type", "text/plain"),
+            ("X-Backend-Storage-Policy-Index", "0"),
+            ("X-Backend-Obj-Content-Length", &self.length.to_string()),
+            ("X-Backend-Obj-Metadata-Footer", "yes"),
+            ("X-Backend-Obj-Multiphase-Commit", "yes"),
+            ("X-Backend-Obj-Multipart-Mime-Boundary", "b"),
+        ]);
+        let footers = format!(r#"{{"X-Object-Sysmeta-Ec-Frag-Index": "1", "Etag": "{}"}}"#, self.etag);
+        let digest = hex(&md5(footers.as_bytes()));
+        conn.hold_request_head(&Method::Put, "/sd0/3/a/c/o", &headers, BodyFraming::Chunked).unwrap();
+        conn.hold_body(&[
+            b"--b\r\nX-Document: object body\r\n\r\n",
+            DATA.as_bytes(),
+            format!("\r\n--b\r\nX-Document: object metadata\r\nContent-MD5: {digest}\r\n\r\n").as_bytes(),
+            footers.as_bytes(),
+            b"\r\n--b\r\n",
+        ]);
+        conn.finish_body().await.unwrap();
+        let mut statuses = Vec::new();
+        loop {
+            let head = conn.read_response_head(true).await.unwrap();
+            statuses.push((head.status.0, head.headers.get_bool("X-Obj-Multiphase-Commit")));
+            if !head.status.is_informational() {
+                break;
+            }
+            if statuses.len() == 2 {
+                if !self.commits {
+                    return statuses;
+                }
+                conn.start_next_chunked_body();
+                conn.hold_body(&[b"X-Document: put commit\r\n\r\nput_commit_confirmation\r\n--b--"]);
+                conn.finish_body().await.unwrap();
+            }
+        }
+        while conn.next_body().await.transpose().unwrap().is_some() {}
+        assert_eq!(conn.reusable(), statuses.len() == 3);
+        statuses
+    }
+}
+
+fn names(cluster: &Cluster) -> Vec<String> {
+    let (mut found, mut dirs) = (Vec::new(), vec![cluster.partition(0, 3)]);
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.path() {
+                path if path.is_dir() => dirs.push(path),
+                path if path.extension().is_some_and(|ext| ext == "data") => {
+                    found.push(entry.file_name().into_string().unwrap());
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_fragment_that_comes_with_its_head_is_stored_or_refused() {
+    let cluster = Cluster::of_fragments(3, (2, 1), "");
+    let stored = [(100, true), (100, true), (201, false)];
+    assert_eq!(Put::right(10).statuses(&cluster).await, stored);
+    assert_eq!(names(&cluster), ["0000000010.00000#1#d.data"]);
+    assert_eq!(Put::right(9).statuses(&cluster).await, [(409, false)]);
+    let wrong = Put { etag: hex(&md5(b"others")), ..Put::right(11) };
+    assert_eq!(wrong.statuses(&cluster).await, [(422, false)]);
+    let short = Put { length: DATA.len() + 1, ..Put::right(11) };
+    assert_eq!(short.statuses(&cluster).await, [(499, false)]);
+    assert_eq!(names(&cluster), ["0000000010.00000#1#d.data"]);
+    assert_eq!(Put::right(12).statuses(&cluster).await, stored);
+    assert_eq!(names(&cluster), ["0000000012.00000#1#d.data"]);
+}
+
+#[tokio::test]
+async fn it_is_nobodys_object_before_its_commit() {
+    let cluster = Cluster::of_fragments(3, (2, 1), "");
+    let uncommitted = Put { commits: false, ..Put::right(10) };
+    assert_eq!(uncommitted.statuses(&cluster).await, [(100, true), (100, true)]);
+    assert_eq!(names(&cluster), ["0000000010.00000#1.data"]);
+}
