@@ -29,10 +29,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, FallocateFlags, OFlags};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 pub use filesystem_sync::Since;
@@ -166,7 +166,7 @@ pub fn rename_present(old: &Path, new: &Path) -> io::Result<()> {
 /// Renames a file or directory, but not over one that exists: that is an error of kind `AlreadyExists`.
 pub fn rename_noreplace(old: &Path, new: &Path) -> io::Result<()> {
     fail::hit("fs.rename")?;
-    let cwd = rustix::fs::CWD;
+    let cwd = CWD;
     Ok(rustix::fs::renameat_with(cwd, old, cwd, new, rustix::fs::RenameFlags::NOREPLACE)?)
 }
 
@@ -378,13 +378,29 @@ fn open_tmpfile(dir: &Path) -> Result<File, Errno> {
     rustix::fs::open(dir, flags, rustix::fs::Mode::from_raw_mode(0o644)).map(File::from)
 }
 
+/// Links a file without a name to one that nothing has. Kernels before 6.10 let only root name it by its descriptor; the detour
+/// over `/proc` is everybody's.
+fn link_fd_at(file: &File, path: &Path) -> rustix::io::Result<()> {
+    static DETOUR: AtomicBool = AtomicBool::new(false);
+    if !DETOUR.load(Ordering::Relaxed) {
+        match rustix::fs::linkat(file, "", CWD, path, AtFlags::EMPTY_PATH) {
+            // Also if the directory is gone.
+            Err(Errno::NOENT) => {}
+            other => return other,
+        }
+    }
+    let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let linked = rustix::fs::linkat(CWD, &source, CWD, path, AtFlags::SYMLINK_FOLLOW);
+    if linked.is_ok() {
+        DETOUR.store(true, Ordering::Relaxed);
+    }
+    linked
+}
+
 /// Links a file without a name. A link can't replace, so that over a file of the same name it is linked under another
 /// and renamed. Swift removes the file first: a crash in between loses a version that was acknowledged.
 fn link_fd(file: &File, target: &Path) -> io::Result<()> {
-    let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let link_at = |path: &Path| {
-        rustix::fs::linkat(rustix::fs::CWD, &source, rustix::fs::CWD, path, AtFlags::SYMLINK_FOLLOW)
-    };
+    let link_at = |path: &Path| link_fd_at(file, path);
     match link_at(target) {
         Err(Errno::EXIST) => {}
         other => return Ok(other?),
