@@ -1,9 +1,9 @@
 //! GET and HEAD.
 //!
-//! A small object is opened, read and checked in one job of its device's pool, and sent from memory. A larger one is read
-//! in batches, one job each, while it is sent; its last bytes go out only when the MD5 of all has been checked. One that is a
-//! single batch, such as most fragments, is opened and read in one job and checked in another, with those that others have
-//! read meanwhile.
+//! What of a small object that is known is in memory is sent at once (`diskfile/in_memory.rs`). Another is opened, read and
+//! checked in one job of its device's pool, and sent from memory. A larger one is read in batches, one job each, while it is
+//! sent; its last bytes go out only when the MD5 of all has been checked. One that is a single batch, such as most fragments,
+//! is opened and read in one job and checked in another, with those that others have read meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -100,7 +100,10 @@ impl ObjectServer {
         let device = target.device.clone();
         let logger = target.logger.clone();
         let reading = (!head).then(|| self.reading(&req.headers));
-        let opened = self.ctx.disk_pools.run(&device, move || open(&target, wants, now, reading)).await;
+        let opened = match open_in_memory(&target, &wants, head) {
+            Some(opened) => Ok(opened),
+            None => self.ctx.disk_pools.run(&device, move || open(&target, wants, now, reading)).await,
+        };
         let (info, content) = match opened {
             Ok(opened) => opened,
             Err(e) => return Ok(self.not_opened(e, &device, &method, &logger, &req, labeled)),
@@ -199,6 +202,13 @@ impl ObjectServer {
             whole: !headers.contains(RANGE),
         }
     }
+}
+
+/// What `open` would do, if that needs no disk.
+fn open_in_memory(target: &Target, wants: &Wants, head: bool) -> Option<(Info, Content)> {
+    let opened = target.open_in_memory(wants)?;
+    let content = if head { Content::None } else { Content::Small(opened.read_in_memory()?.into()) };
+    Some((Info::of(&opened).with_metadata(opened.into_metadata()), content))
 }
 
 /// The job that opens an object, and unless that is all, reads it if it is small.

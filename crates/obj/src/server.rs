@@ -35,7 +35,7 @@ use service::http::{App, BoxFuture, Headers, Method, Request, Response, SharedAp
 use service::logs::Logger;
 use service::statsd::LabeledStatsd;
 
-use crate::diskfile::{DiskFile, DiskFileConf, DiskFileError, DiskFileManager, DiskFileRouter};
+use crate::diskfile::{DiskFile, DiskFileConf, DiskFileError, DiskFileManager, DiskFileRouter, OpenDiskFile};
 use crate::ssync::SsyncReceiver;
 
 /// Metadata headers that a client may set besides those with a prefix, unless `allowed_headers` says otherwise.
@@ -355,6 +355,13 @@ impl Target {
         let Target { device, partition, account, container, obj, .. } = self;
         let diskfile = self.manager.diskfile_to_open(device, *partition, account, container, obj)?;
         self.wanted(diskfile, wants)
+    }
+
+    /// The object, if it can be opened without waiting for the disk.
+    pub fn open_in_memory(&self, wants: &Wants) -> Option<OpenDiskFile> {
+        let Target { device, partition, account, container, obj, .. } = self;
+        let diskfile = self.manager.diskfile_in_memory(device, *partition, account, container, obj)?;
+        self.wanted(diskfile, wants).ok()?.open_in_memory()
     }
 
     fn wanted(&self, diskfile: DiskFile, wants: &Wants) -> Result<DiskFile, DiskFileError> {

@@ -73,9 +73,14 @@ impl KnownObjects {
         self.objects.is_enabled()
     }
 
+    /// What is known of a hash dir, which may have changed since.
+    pub fn look_up(&self, datadir: &Path) -> Option<Arc<KnownObject>> {
+        self.objects.get(datadir)
+    }
+
     /// What is known of a hash dir that is what it was.
     pub fn get(&self, datadir: &Path) -> Option<Arc<KnownObject>> {
-        let known = self.objects.get(datadir)?;
+        let known = self.look_up(datadir)?;
         if Stamp::at(datadir).is_ok_and(|stamp| stamp == known.dir) {
             return Some(known);
         }
@@ -154,6 +159,23 @@ mod tests {
         disk.manager.known.get(disk.object("o").datadir()).is_some()
     }
 
+    /// Without the disk.
+    fn in_memory(disk: &Disk) -> Option<Vec<u8>> {
+        disk.object("o").open_in_memory()?.read_in_memory()
+    }
+
+    /// Whether the kernel and the file system can tell what they have in memory.
+    fn has_memory(disk: &Disk) -> bool {
+        use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+        use rustix::io::{ReadWriteFlags, preadv2};
+        let path = disk.device().join("tested");
+        fs::write(&path, "tested").unwrap();
+        let opened = openat2(CWD, path, OFlags::RDONLY, Mode::empty(), ResolveFlags::CACHED);
+        let mut byte = [0];
+        let mut read = [std::io::IoSliceMut::new(&mut byte)];
+        opened.is_ok_and(|file| preadv2(file, &mut read, 0, ReadWriteFlags::NOWAIT) == Ok(1))
+    }
+
     #[test]
     fn an_object_is_known_once_it_has_been_opened_and_has_settled() {
         let disk = disk(8);
@@ -172,6 +194,20 @@ mod tests {
         put(&disk, 1, b"one");
         disk.object("o").open_known(None).unwrap();
         assert!(!is_known(&disk));
+    }
+
+    #[test]
+    fn what_may_expire_or_is_large_is_left_to_the_disk() {
+        for (name, value, size) in [("X-Delete-At", "9", 3), ("X-Object-Meta-Colour", "red", 16 * 1024 + 1)] {
+            let (disk, body) = (disk(8), vec![b'o'; size]);
+            let mut metadata = metadata(1, &body);
+            metadata.insert(name, value);
+            disk.object("o").put_small(&body, metadata).unwrap();
+            settle(&disk);
+            disk.object("o").open_known(Some(at(2))).unwrap();
+            assert!(is_known(&disk), "{name}");
+            assert_eq!(in_memory(&disk), None, "{name}");
+        }
     }
 
     #[test]
@@ -216,11 +252,13 @@ mod tests {
                 settle(&disk);
                 disk.object("o").open_known(None).unwrap();
                 assert!(is_known(&disk), "{name}");
+                assert_eq!(in_memory(&disk), (!posted && has_memory(&disk)).then(|| b"one".to_vec()));
                 for disk in [&disk, &twin] {
                     let datadir = disk.object("o").datadir().to_owned();
                     let data = datadir.join(format!("{}.data", at(1).internal()));
                     change(disk, &datadir, &data);
                 }
+                assert_eq!(in_memory(&disk), None, "{name}, posted: {posted}");
                 let paths = |seen: String, disk: &Disk| seen.replace(disk.device().to_str().unwrap(), "");
                 let anew = paths(seen(twin.object("o").open(None)), &twin);
                 assert_eq!(

@@ -270,6 +270,19 @@ impl DiskFileManager {
         Ok(self.named(device_path, partition, account, container, obj))
     }
 
+    /// The same without a look at the device, for [`DiskFile::open_in_memory`].
+    pub fn diskfile_in_memory(
+        self: &Arc<Self>,
+        device: &str,
+        partition: u32,
+        account: &str,
+        container: &str,
+        obj: &str,
+    ) -> Option<DiskFile> {
+        let device_path = fs::drive_path(&self.conf.devices, device)?;
+        self.known.is_enabled().then(|| self.named(device_path, partition, account, container, obj))
+    }
+
     fn named(
         self: &Arc<Self>,
         device_path: PathBuf,

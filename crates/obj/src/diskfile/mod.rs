@@ -34,6 +34,7 @@ mod ec;
 mod files;
 mod fragment;
 mod hashes;
+mod in_memory;
 mod known;
 mod listing;
 mod locks;

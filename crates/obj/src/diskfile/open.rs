@@ -321,11 +321,35 @@ fn is_fixed_by_put(name: &[u8]) -> bool {
 }
 
 /// Python's `int()` of a header value.
-fn parse_int(value: &[u8]) -> Option<i64> {
+pub(super) fn parse_int(value: &[u8]) -> Option<i64> {
     std::str::from_utf8(value).ok()?.trim().parse().ok()
 }
 
 impl OpenDiskFile {
+    /// An object without a POST, of which all has been checked.
+    pub(super) fn plain(
+        diskfile: &DiskFile,
+        file: OwnedFd,
+        data_file: PathBuf,
+        metadata: Metadata,
+        content_length: u64,
+        files: &OnDiskFiles,
+    ) -> Self {
+        let mut opened = OpenDiskFile {
+            diskfile: diskfile.clone(),
+            file,
+            data_file,
+            datafile: metadata,
+            metafile: None,
+            merged: None,
+            content_length,
+            durable_timestamp: None,
+            fragments: Vec::new(),
+        };
+        opened.tell_fragments(files);
+        opened
+    }
+
     /// Moves the hash dir away.
     pub fn quarantine(&self, reason: String) -> DiskFileError {
         self.diskfile.quarantine(&self.data_file, reason)
@@ -506,15 +530,7 @@ impl OpenDiskFile {
             }
         }
         data.truncate(length);
-        let bad_fragment = self.diskfile.manager().fragment_len().and_then(|fragment_len| {
-            let mut headers = HeaderCheck::new(fragment_len);
-            headers.update(&data).and_then(|()| headers.finish()).err()
-        });
-        let verdict = match bad_fragment {
-            Some(bad) => Some(bad.reason()),
-            None => self.verdict(length as u64, Some(common::digest::hex(&common::digest::md5(&data)))),
-        };
-        let quarantined = match verdict {
+        let quarantined = match self.what_is_wrong(&data) {
             None => None,
             Some(reason) => match self.quarantine(reason) {
                 DiskFileError::Quarantined(reason) => Some(reason),
@@ -522,6 +538,18 @@ impl OpenDiskFile {
             },
         };
         Ok(SmallRead { data, quarantined })
+    }
+
+    /// What is wrong with these data, which should be all of the object's.
+    pub(super) fn what_is_wrong(&self, data: &[u8]) -> Option<String> {
+        let bad_fragment = self.diskfile.manager().fragment_len().and_then(|fragment_len| {
+            let mut headers = HeaderCheck::new(fragment_len);
+            headers.update(data).and_then(|()| headers.finish()).err()
+        });
+        match bad_fragment {
+            Some(bad) => Some(bad.reason()),
+            None => self.verdict(data.len() as u64, Some(common::digest::hex(&common::digest::md5(data)))),
+        }
     }
 
     /// What is wrong with data that has been read from start to end.
