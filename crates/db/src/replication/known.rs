@@ -125,3 +125,26 @@ fn is_alone(db_file: &Path) -> std::io::Result<bool> {
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_changed_a_moment_ago_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let db_file = dir.path().join("hash.db");
+        std::fs::write(&db_file, "").unwrap();
+        assert!(KnownDatabases::<()>::new(1, Duration::from_secs(3600)).look(&db_file).is_none());
+        let known = KnownDatabases::new(1, Duration::ZERO);
+        let look = loop {
+            match known.look(&db_file) {
+                Some(look) => break look,
+                None => std::thread::yield_now(),
+            }
+        };
+        known.learn(look, ());
+        assert!(known.get(&db_file).is_some());
+        assert!(KnownDatabases::<()>::new(0, Duration::ZERO).look(&db_file).is_none());
+    }
+}

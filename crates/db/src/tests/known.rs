@@ -192,8 +192,8 @@ async fn what_a_replica_tells_is_merged_into_a_known_database() {
         &[(4, json!("1600000000.00000"))],
         &[(7, json!(metadata))],
         &[(1, json!(7)), (2, json!(hash))],
-        // Created before ours, so it is right.
-        &[(5, json!("1600000000.00000")), (8, json!("1600000000.00000")), (10, json!(1))],
+        // It had its policy before ours, so it is right.
+        &[(8, json!("1600000000.00000")), (10, json!(1))],
     ];
     for told in news {
         let pair = Pair::new(false);
