@@ -124,9 +124,10 @@ class Tree:
 
 
 def is_empty(path):
-    """Whether a database has none of the tables that it should."""
+    """Whether a database has none of the tables that it should, or no row of statistics."""
     with contextlib.closing(sqlite3.connect(path)) as conn:
-        return conn.execute("SELECT count(*) FROM sqlite_master WHERE name LIKE '%_stat'").fetchone()[0] == 0
+        stat = conn.execute("SELECT name FROM sqlite_master WHERE name IN ('account_stat', 'container_stat')").fetchone()
+        return stat is None or conn.execute('SELECT count(*) FROM ' + stat[0]).fetchone()[0] == 0
 
 
 class Side(ObjectSide):
