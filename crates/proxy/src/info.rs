@@ -403,7 +403,7 @@ pub async fn account_info(
     source: &'static str,
 ) -> Arc<AccountInfo> {
     let key = cache_key(account, None);
-    let (info, found) = cached_account_info(req, &key).await;
+    let (info, found) = cached(req, &key, InfoCache::account, AccountInfo::from_json, Info::Account).await;
     if let Some(info) = info {
         found.record(req, "account", None);
         return info;
@@ -452,7 +452,8 @@ async fn container_info_alone(
     source: &'static str,
 ) -> Arc<ContainerInfo> {
     let key = cache_key(account, Some(container));
-    let (info, found) = cached_container_info(req, &key).await;
+    let (info, found) =
+        cached(req, &key, InfoCache::container, ContainerInfo::from_json, Info::Container).await;
     if let Some(info) = info {
         found.record(req, "container", None);
         return info;
@@ -509,29 +510,21 @@ impl Found {
     }
 }
 
-async fn cached_account_info(req: &mut Request, key: &str) -> (Option<Arc<AccountInfo>>, Found) {
+/// What this request knows already, or memcached.
+async fn cached<T>(
+    req: &mut Request,
+    key: &str,
+    known: fn(&InfoCache, &str) -> Option<Arc<T>>,
+    from_json: fn(&Value) -> Option<T>,
+    info_of: fn(Arc<T>) -> Info,
+) -> (Option<Arc<T>>, Found) {
     let infocache = InfoCache::of(req);
-    if let Some(info) = infocache.account(key) {
+    if let Some(info) = known(&infocache, key) {
         return (Some(info), Found::InfoCache);
     }
-    match from_memcache(req, key).await.map(|json| AccountInfo::from_json(&json).map(Arc::new)) {
+    match from_memcache(req, key).await.map(|json| from_json(&json).map(Arc::new)) {
         Ok(Some(info)) => {
-            infocache.insert(key.to_owned(), Info::Account(info.clone()));
-            (Some(info), Found::Hit)
-        }
-        Ok(None) => (None, Found::Miss),
-        Err(found) => (None, found),
-    }
-}
-
-async fn cached_container_info(req: &mut Request, key: &str) -> (Option<Arc<ContainerInfo>>, Found) {
-    let infocache = InfoCache::of(req);
-    if let Some(info) = infocache.container(key) {
-        return (Some(info), Found::InfoCache);
-    }
-    match from_memcache(req, key).await.map(|json| ContainerInfo::from_json(&json).map(Arc::new)) {
-        Ok(Some(info)) => {
-            infocache.insert(key.to_owned(), Info::Container(info.clone()));
+            infocache.insert(key.to_owned(), info_of(info.clone()));
             (Some(info), Found::Hit)
         }
         Ok(None) => (None, Found::Miss),
