@@ -20,6 +20,7 @@
 //! hashes.invalid; a crash in between leaves the names to be consolidated again. Hashing works without the lock and
 //! writes its result only if hashes.pkl is still what it started from; otherwise it starts over.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use std::time::Instant;
 use common::digest::Md5;
 use common::fs::{self, Since, fail};
 use common::pickle::{self, Value};
-use common::{Suffix, Timestamp};
+use common::{ObjHash, Suffix, Timestamp};
 use indexmap::IndexMap;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -37,7 +38,7 @@ use rustix::io::Errno;
 use super::files::{OnDiskFiles, Scheme};
 use super::listing::{Names, list_dir, open_dir};
 use super::locks::{LOCK_TIMEOUT, Lock};
-use super::manager::DiskFileManager;
+use super::manager::{DiskFileManager, TimestampSet};
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
 use super::{DiskFileError, Want, quarantine};
 
@@ -122,6 +123,11 @@ impl SuffixHashes {
         self.0.is_empty()
     }
 
+    /// Whether the others say something else of a suffix that has a hash here.
+    fn is_corrected_by(&self, others: &Self) -> bool {
+        self.iter().any(|(suffix, hash)| hash.is_some() && hash != others.get(suffix))
+    }
+
     /// The dict that a REPLICATE request is answered with.
     pub fn to_value(&self) -> Value {
         Value::Dict(self.items().collect())
@@ -142,6 +148,24 @@ impl SuffixHashes {
     fn items(&self) -> impl Iterator<Item = (Value, Value)> {
         let value = |hash: &Option<SuffixHash>| hash.as_ref().map_or(Value::None, SuffixHash::to_value);
         self.0.iter().map(move |(suffix, hash)| (Value::Str(suffix.to_string()), value(hash)))
+    }
+}
+
+/// The objects that a rehash has seen, by the suffix dirs that they are in.
+#[derive(Default)]
+pub struct SeenObjects {
+    suffixes: HashSet<Suffix>,
+    objects: Vec<(Suffix, ObjHash, TimestampSet)>,
+}
+
+impl SeenObjects {
+    /// Those in some suffixes; and the suffixes that have not been seen.
+    pub fn of(&self, suffixes: &[Suffix]) -> (Vec<(ObjHash, TimestampSet)>, Vec<Suffix>) {
+        let unseen = suffixes.iter().copied().filter(|suffix| !self.suffixes.contains(suffix)).collect();
+        let suffixes: HashSet<&Suffix> = suffixes.iter().collect();
+        let seen = |suffix: &Suffix| suffixes.contains(suffix) && self.suffixes.contains(suffix);
+        let wanted = self.objects.iter().filter(|(suffix, ..)| seen(suffix));
+        (wanted.map(|&(_, hash, timestamps)| (hash, timestamps)).collect(), unseen)
     }
 }
 
@@ -210,12 +234,18 @@ fn read_hashes(partition_dir: &Path) -> HashesFile {
     pickled.ok().and_then(|pickled| HashesFile::from_pickle(&pickled)).unwrap_or_else(HashesFile::invalid)
 }
 
-fn write_hashes(partition_dir: &Path, file: &mut HashesFile, now: f64) -> Result<(), DiskFileError> {
+fn write_hashes(
+    partition_dir: &Path,
+    file: &mut HashesFile,
+    now: f64,
+    durable: bool,
+) -> Result<(), DiskFileError> {
     // Always later than before, whatever the clock says: by this a rehash sees that another one has changed the file under it.
     file.updated = now.max(file.updated.next_up());
-    // A crash leaves the old hashes.pkl or the new one, both right: hashes.invalid is truncated only after this.
+    // A crash leaves the old hashes.pkl or the new one, both right, or if it is not durable perhaps one that is cut short, which
+    // is as good as none.
     let path = partition_dir.join(HASH_FILE);
-    fs::write_file_via(&path, partition_dir, &file.to_pickle(), true)
+    fs::write_file_via(&path, partition_dir, &file.to_pickle(), durable)
         .map_err(|err| DiskFileError::write("cannot write", path, err))
 }
 
@@ -252,7 +282,8 @@ fn consolidate_hashes(
         }
     }
     if stale {
-        write_hashes(partition_dir, &mut file, now)?;
+        // On disk before hashes.invalid is truncated.
+        write_hashes(partition_dir, &mut file, now, true)?;
     }
     // Not synced: a crash brings the names back, which costs rehashing what is right already.
     let truncated = fail::hit("hashes.truncate_invalid")
@@ -401,9 +432,35 @@ impl DiskFileManager {
         recalculate: &[Suffix],
         do_listdir: bool,
     ) -> Result<(usize, SuffixHashes), DiskFileError> {
+        self.rehash_noting(device_path, partition, recalculate, do_listdir, &mut None)
+    }
+
+    /// Hashes `suffixes` anew, and lists what is in them as [`DiskFileManager::yield_hashes`] would right after.
+    pub fn rehash_and_list(
+        &self,
+        device_path: &Path,
+        partition: u32,
+        suffixes: &[Suffix],
+    ) -> Result<(usize, (SuffixHashes, SeenObjects)), DiskFileError> {
+        let mut seen = Some(SeenObjects::default());
+        let (hashed, hashes) = self.rehash_noting(device_path, partition, suffixes, false, &mut seen)?;
+        Ok((hashed, (hashes, seen.unwrap_or_default())))
+    }
+
+    fn rehash_noting(
+        &self,
+        device_path: &Path,
+        partition: u32,
+        recalculate: &[Suffix],
+        do_listdir: bool,
+        seen: &mut Option<SeenObjects>,
+    ) -> Result<(usize, SuffixHashes), DiskFileError> {
         let partition_dir = self.partition_dir(device_path, partition);
         let mut hashed = 0;
         for _ in 0..MAX_ATTEMPTS {
+            if let Some(seen) = seen {
+                *seen = SeenObjects::default();
+            }
             let original = match consolidate_hashes(&partition_dir, device_path, self.clock().unix_secs()) {
                 Ok(file) => file,
                 Err(err) => {
@@ -421,8 +478,8 @@ impl DiskFileManager {
                 true => original.clone(),
                 false => HashesFile { valid: true, ..HashesFile::invalid() },
             };
-            hashed +=
-                self.hash_stale(&partition_dir, &mut file, recalculate, do_listdir || !original.valid)?;
+            let do_listdir = do_listdir || !original.valid;
+            hashed += self.hash_stale(&partition_dir, &mut file, recalculate, do_listdir, seen)?;
             // Swift writes the same again after each rehash or listing.
             if original.valid && file.hashes == original.hashes {
                 return Ok((hashed, file.hashes));
@@ -430,7 +487,9 @@ impl DiskFileManager {
             let lock = Lock::open(&partition_dir, ".lock", device_path)?;
             lock.lock(LOCK_TIMEOUT)?;
             if read_hashes(&partition_dir) == original {
-                write_hashes(&partition_dir, &mut file, self.clock().unix_secs())?;
+                // Where hashes have only been added a crash costs the hashing, and no more. Swift syncs that too.
+                let durable = original.valid && original.hashes.is_corrected_by(&file.hashes);
+                write_hashes(&partition_dir, &mut file, self.clock().unix_secs(), durable)?;
                 return Ok((hashed, file.hashes));
             }
         }
@@ -443,6 +502,7 @@ impl DiskFileManager {
         file: &mut HashesFile,
         recalculate: &[Suffix],
         do_listdir: bool,
+        seen: &mut Option<SeenObjects>,
     ) -> Result<usize, DiskFileError> {
         let mut hashed = 0;
         let hashes = &mut file.hashes.0;
@@ -467,7 +527,7 @@ impl DiskFileManager {
             Err(errno) => return Err(DiskFileError::io("cannot open", partition_dir, errno)),
         };
         for (&suffix, hash) in hashes.iter_mut().filter(|(_, hash)| hash.is_none()) {
-            match self.hash_suffix(partition_fd.as_ref(), partition_dir, suffix) {
+            match self.hash_suffix(partition_fd.as_ref(), partition_dir, suffix, seen.as_mut()) {
                 Ok(Some(new)) => {
                     *hash = Some(new);
                     hashed += 1;
@@ -489,6 +549,7 @@ impl DiskFileManager {
         partition_fd: Option<&OwnedFd>,
         partition_dir: &Path,
         suffix: Suffix,
+        mut seen: Option<&mut SeenObjects>,
     ) -> Result<Option<SuffixHash>, DiskFileError> {
         let suffix_dir = &partition_dir.join(suffix.to_string());
         let Some(partition_fd) = partition_fd else { return Ok(None) };
@@ -513,6 +574,12 @@ impl DiskFileManager {
                 Ok(cleaned) => {
                     any_files |= cleaned.removed.len() < files.len();
                     hasher.update(&cleaned.info);
+                    if let Some(seen) = &mut seen
+                        && let Some(timestamps) = TimestampSet::of(&cleaned.info)
+                        && let Some(hash) = ObjHash::parse(&hash_dirs.lossy(index))
+                    {
+                        seen.objects.push((suffix, hash, timestamps));
+                    }
                 }
                 Err(errno) => {
                     let path = suffix_dir.join(OsStr::new(&hash_dirs.lossy(index)));
@@ -523,6 +590,9 @@ impl DiskFileManager {
         // Swift: tries to remove the suffix dir in any case; it goes only if it is empty.
         if !any_files && fs::remove_empty_dir(suffix_dir).is_ok_and(|removed| removed) {
             return Ok(None);
+        }
+        if let Some(seen) = seen {
+            seen.suffixes.insert(suffix);
         }
         Ok(Some(hasher.finish()))
     }

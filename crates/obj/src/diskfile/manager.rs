@@ -99,7 +99,7 @@ pub struct TimestampSet {
 
 impl TimestampSet {
     /// None if there is neither an object nor a tombstone.
-    fn of(info: &OnDiskFiles) -> Option<Self> {
+    pub(super) fn of(info: &OnDiskFiles) -> Option<Self> {
         let data = info.data.or(info.tombstone)?;
         Some(TimestampSet {
             data: data.timestamp,

@@ -51,7 +51,7 @@ pub use files::{
     Ext, FileInfo, FragPref, OnDiskFiles, Scheme, Want, get_ondisk_files, make_on_disk_filename,
 };
 pub use fragment::{Placed, make_fragment_filename};
-pub use hashes::{SuffixHash, SuffixHashes, parse_hashes};
+pub use hashes::{SeenObjects, SuffixHash, SuffixHashes, parse_hashes};
 pub use locks::LockGuard;
 pub use manager::{DiskFileConf, DiskFileManager, DiskFileRouter, HashesIter, Listed, TimestampSet};
 pub use metadata::{Metadata, MetadataError, read_metadata, write_metadata};

@@ -417,6 +417,29 @@ fn hashes_that_are_up_to_date_are_not_written_again() {
     assert!(!disk.device().join("objects/8").exists());
 }
 
+#[test]
+fn what_a_rehash_has_seen_is_what_a_listing_tells() {
+    let disk = disk();
+    for n in 0..8 {
+        disk.put(&format!("o{n}"), 10 + n, b"body");
+    }
+    disk.object("o3").delete(disk.manager.clock().now()).unwrap();
+    let all = disk.manager.yield_suffixes("sda", 7).unwrap();
+    let (anew, left_out) = all.split_at(all.len() - 2);
+    disk.hashes();
+    let (hashed, (hashes, seen)) = disk.manager.rehash_and_list(&disk.device(), 7, anew).unwrap();
+    assert_eq!((hashed, &hashes), (anew.len(), &disk.hashes()));
+    let listed = |suffixes: &[Suffix]| {
+        let list = disk.manager.yield_hashes("sda", 7, Some(suffixes), Want::default()).unwrap();
+        list.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (objects, unseen) = seen.of(&all);
+    assert_eq!(objects.into_iter().collect::<std::collections::BTreeMap<_, _>>(), listed(anew));
+    assert_eq!(unseen, left_out);
+    let (objects, unseen) = seen.of(&all[..1]);
+    assert_eq!((objects.len(), unseen.len()), (listed(&all[..1]).len(), 0));
+}
+
 /// Swift loses the new file here until its suffix changes again.
 #[test]
 fn a_rehash_between_invalidation_and_link_does_not_hide_the_new_file() {

@@ -302,6 +302,7 @@ impl Reconstructor {
             partition: part.partition,
             node,
             suffixes,
+            seen: None,
             remote_check_objs: None,
             // Nobody else knows the ETag of a fragment before it is rebuilt from.
             unchecked: None,

@@ -31,7 +31,7 @@ use service::logs::Logger;
 use service::recon;
 use tokio::task::JoinSet;
 
-use crate::diskfile::{DiskFileConf, DiskFileError, DiskFileRouter};
+use crate::diskfile::{DiskFileConf, DiskFileError, DiskFileRouter, SeenObjects};
 use crate::ssync::Unchecked;
 use crate::ssync::sender::{InSync, Sender, SenderConf};
 
@@ -76,6 +76,15 @@ struct ReplicatorConf {
 enum SyncMethod {
     Ssync,
     Rsync(RsyncConf),
+}
+
+/// What a session need not find out.
+#[derive(Clone, Copy, Default)]
+struct Known<'a> {
+    /// What has just been seen of the suffixes.
+    seen: Option<&'a SeenObjects>,
+    /// Objects that another node of the region has got: only whether this one has them is asked.
+    in_region: Option<&'a HashSet<ObjHash>>,
 }
 
 /// Why a transfer could not be made, other than that the method itself says so.
@@ -438,14 +447,13 @@ impl Replicator {
         }
     }
 
-    /// Sends suffixes to a node; with `check`, SSYNC only asks which of those objects it has. What is in sync then, of which
-    /// rsync tells nothing; `None` if it failed, which has been logged.
+    /// Sends suffixes to a node. What is in sync then, of which rsync tells nothing; `None` if it failed, which has been logged.
     async fn sync(
         &self,
         node: &Device,
         job: &Job,
         suffixes: &[Suffix],
-        check: Option<&HashSet<ObjHash>>,
+        known: Known<'_>,
     ) -> Result<Option<InSync>, SyncError> {
         if let SyncMethod::Rsync(conf) = &self.conf.method {
             return Ok(self.rsync(conf, node, job, suffixes).await?.then(InSync::new));
@@ -459,7 +467,8 @@ impl Replicator {
             partition: job.partition,
             node,
             suffixes,
-            remote_check_objs: check,
+            seen: known.seen,
+            remote_check_objs: known.in_region,
             unchecked: Some(&self.unchecked),
             fragments: None,
         };

@@ -22,7 +22,7 @@ use service::logs::Logger;
 
 use super::job::{Job, node_key};
 use super::stats::NodeKey;
-use super::{Pass, Replicator, SyncMethod};
+use super::{Known, Pass, Replicator, SyncMethod};
 use crate::diskfile::{DiskFileError, DiskFileManager, LockGuard, TimestampSet, Want};
 use crate::ssync::sender::{InSync, node_to_string};
 
@@ -86,8 +86,8 @@ impl Replicator {
             for node in &job.nodes {
                 pass.stats(&job.device, |stats| stats.rsync += 1);
                 // A region gets the data once; its other nodes are only asked whether they have it by now.
-                let check = synced_remote_regions.get(&node.region);
-                let in_sync = self.sync(node, job, &suffixes, check).await.unwrap_or_else(|err| {
+                let known = Known { in_region: synced_remote_regions.get(&node.region), seen: None };
+                let in_sync = self.sync(node, job, &suffixes, known).await.unwrap_or_else(|err| {
                     let (path, node) = (job.path.display(), node_to_string(node));
                     self.logger.error(format_args!(
                         "Error syncing handoff partition {path} with node {node}: {err}"

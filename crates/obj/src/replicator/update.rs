@@ -5,6 +5,7 @@
 //! next handoff. A remote region gets the partition once per pass; its own replicators spread it there.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -19,8 +20,8 @@ use service::http::{Body, Headers, Method, Status};
 
 use super::job::{Job, node_key};
 use super::stats::NodeKey;
-use super::{Pass, Replicator, SyncError};
-use crate::diskfile::{DiskFileError, SuffixHashes};
+use super::{Known, Pass, Replicator, SyncError};
+use crate::diskfile::{DiskFileError, DiskFileManager, SeenObjects, SuffixHashes};
 use crate::ssync::sender::node_to_string;
 
 /// A partition has at most 4096 suffixes; the pickle of one is some 50 bytes, with fragments some hundred times that.
@@ -58,7 +59,11 @@ impl Replicator {
         outcome: &mut Outcome,
     ) -> Result<(), DiskFileError> {
         let do_listdir = (job.partition + pass.cycle).is_multiple_of(10);
-        let (hashed, mut local) = self.rehash(job, Vec::new(), do_listdir).await?;
+        let partition = job.partition;
+        let rehash = move |manager: &DiskFileManager, device: &Path| {
+            manager.rehash(device, partition, &[], do_listdir)
+        };
+        let (hashed, mut local) = self.hash(job, rehash).await?;
         pass.stats(&job.device, |stats| stats.suffix_hash += hashed as u64);
         let mut nodes = job.nodes.clone();
         self.ctx.rng.shuffle(&mut nodes);
@@ -132,9 +137,14 @@ impl Replicator {
         local: &mut SuffixHashes,
     ) -> Result<(bool, usize), SyncError> {
         let mut suffixes = differing(local, remote);
+        let mut seen = SeenObjects::default();
         if !suffixes.is_empty() {
             // What differs may only be stale.
-            (_, *local) = self.rehash(job, suffixes, false).await?;
+            let partition = job.partition;
+            let rehash = move |manager: &DiskFileManager, device: &Path| {
+                manager.rehash_and_list(device, partition, &suffixes)
+            };
+            (_, (*local, seen)) = self.hash(job, rehash).await?;
             suffixes = differing(local, remote);
         }
         if suffixes.is_empty() {
@@ -142,26 +152,27 @@ impl Replicator {
             return Ok((true, 0));
         }
         pass.stats(&job.device, |stats| stats.rsync += 1);
-        let success = self.sync(node, job, &suffixes, None).await?.is_some();
+        let known = Known { seen: Some(&seen), in_region: None };
+        let success = self.sync(node, job, &suffixes, known).await?.is_some();
         pass.stats(&job.device, |stats| stats.suffix_sync += suffixes.len() as u64);
         self.ctx.statsd.update_stats("suffix.syncs", suffixes.len() as i64);
         Ok((success, suffixes.len()))
     }
 
-    async fn rehash(
+    /// Hashes a partition on its device; how many suffixes have been hashed, and what else `rehash` returns.
+    async fn hash<T: Send + 'static>(
         &self,
         job: &Job,
-        recalculate: Vec<Suffix>,
-        do_listdir: bool,
-    ) -> Result<(usize, SuffixHashes), DiskFileError> {
-        let (manager, device, partition) = (job.manager.clone(), job.device.clone(), job.partition);
+        rehash: impl FnOnce(&DiskFileManager, &Path) -> Result<(usize, T), DiskFileError> + Send + 'static,
+    ) -> Result<(usize, T), DiskFileError> {
+        let (manager, device) = (job.manager.clone(), job.device.clone());
         let rehash = move || {
             let device_path = manager.dev_path(&device).ok_or(DiskFileError::DeviceUnavailable)?;
-            manager.rehash(&device_path, partition, &recalculate, do_listdir)
+            rehash(&manager, &device_path)
         };
-        let (hashed, hashes) = self.ctx.disk_pools.run(&job.device, rehash).await?;
+        let (hashed, found) = self.ctx.disk_pools.run(&job.device, rehash).await?;
         self.ctx.statsd.update_stats("suffix.hashes", hashed as i64);
-        Ok((hashed, hashes))
+        Ok((hashed, found))
     }
 
     async fn remote_hashes(&self, node: &Device, job: &Job) -> Result<SuffixHashes, Refusal> {

@@ -33,7 +33,9 @@ use super::protocol::{
     python_repr, python_repr_bytes,
 };
 use super::update::{Batch, Batches, Data, Put, READ_SIZE, Unchecked, Update, put_head};
-use crate::diskfile::{DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, TimestampSet, Want};
+use crate::diskfile::{
+    DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, SeenObjects, TimestampSet, Want,
+};
 
 /// Archives that are rebuilt before they are sent.
 const REBUILT_AHEAD: usize = 4;
@@ -81,6 +83,8 @@ pub struct Sender<'a> {
     pub partition: u32,
     pub node: &'a Device,
     pub suffixes: &'a [Suffix],
+    /// What has just been seen of them, so that it need not be listed again; not of an EC policy.
+    pub seen: Option<&'a SeenObjects>,
     /// Nothing is sent: only those of these objects that the receiver has are asked about.
     pub remote_check_objs: Option<&'a HashSet<ObjHash>>,
     /// Where objects wait for their check; the caller has the last of them checked. `None`: each is checked by itself.
@@ -270,11 +274,16 @@ impl Sender<'_> {
 
     /// Offers what is here, and returns it.
     async fn offer(&self, link: &mut Link, limited: &mut bool) -> Result<InSync, SendError> {
-        let (mut available, mut last) = (InSync::new(), None);
+        let (mut available, mut last, mut sent, mut bytes_sent) = (InSync::new(), None, 0, 0);
         let max_objects = self.fragments.as_ref().map_or(0, |fragments| fragments.max_objects);
         let mut chunk = format!("{MISSING_CHECK_START}\r\n");
-        'suffixes: for suffixes in self.suffixes.chunks(SUFFIXES_LISTED) {
-            for (hash, timestamps) in self.list(suffixes, link.want).await? {
+        let (mut objects, unseen) = match self.seen {
+            Some(seen) => seen.of(self.suffixes),
+            None => (Vec::new(), self.suffixes.to_vec()),
+        };
+        let mut unseen = unseen.chunks(SUFFIXES_LISTED);
+        'suffixes: loop {
+            for (hash, timestamps) in objects {
                 if self.remote_check_objs.is_some_and(|objs| !objs.contains(&hash)) {
                     continue;
                 }
@@ -295,10 +304,15 @@ impl Sender<'_> {
                 available.insert(hash, timestamps);
                 last = Some(hash);
                 if chunk.len() >= OFFERS_CHUNK {
-                    link.write(&chunk, "missing_check send line").await?;
+                    let context = format!("missing_check send line: {sent} lines ({bytes_sent} bytes) sent");
+                    link.write(&chunk, &context).await?;
+                    sent = available.len();
+                    bytes_sent += chunk.len();
                     chunk.clear();
                 }
             }
+            let Some(suffixes) = unseen.next() else { break };
+            objects = self.list(suffixes, link.want).await?;
         }
         chunk.push_str(MISSING_CHECK_END);
         chunk.push_str("\r\n");

@@ -351,6 +351,15 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_goes_meanwhile_ends_the_session() {
+        let dir = tempfile::tempdir().unwrap();
+        let manager = manager(dir.path());
+        let mut batch = batch_of(&manager, "o", BODY, &None);
+        std::fs::remove_dir_all(dir.path().join("sda")).unwrap();
+        assert!(matches!(batch.next(), Err(DiskFileError::DeviceUnavailable)));
+    }
+
+    #[test]
     fn a_corrupt_object_is_not_sent_if_nobody_checks_it_later() {
         let dir = tempfile::tempdir().unwrap();
         let manager = manager(dir.path());
