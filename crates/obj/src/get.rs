@@ -228,7 +228,7 @@ fn open(
         let (reader, ahead) = reading.begin(opened)?;
         return Ok((info, Content::Large(Box::new(reader), ahead)));
     }
-    let read = opened.read_small()?;
+    let read = opened.read_small_with(reading.verify_etag)?;
     match read.quarantined {
         None => Ok((info.with_metadata(opened.into_metadata()), Content::Small(read.data.into()))),
         Some(reason) => Err(DiskFileError::Quarantined(reason)),

@@ -499,6 +499,23 @@ async fn corrupt_objects_are_not_handed_out() {
 }
 
 #[tokio::test]
+async fn nobody_checks_etags_of_which_none_are_to_be_checked() {
+    let server = Server::with_options("etag_validate_pct = 0");
+    for (at, length) in [(NOW, 1000), (NOW + 1.0, 700_000)] {
+        server.put(at, vec![1u8; length], &[]).await;
+        let path = server.files("objects").into_iter().find(|p| p.extension().is_some_and(|e| e == "data"));
+        let file = std::fs::OpenOptions::new().write(true).open(path.unwrap()).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 500).unwrap();
+        for _ in 0..2 {
+            let mut response = server.app.call(request(Method::Get, None)).await;
+            let body = response.body.collect(1 << 20).await.unwrap();
+            assert_eq!((response.status.0, body.len(), body[500]), (200, length, b'x'));
+        }
+        assert!(server.files("quarantined").is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_for_replication_says_so() {
     let server = Server::with_options("replication_server = false");
     let options = server.call(Request::new(Method::Options, "/sda1/5/a/c/o")).await;

@@ -56,7 +56,7 @@ impl OpenDiskFile {
             let read = preadv2(&self.file, &mut [IoSliceMut::new(&mut data)], 0, ReadWriteFlags::NOWAIT);
             read.ok().filter(|read| *read == data.len())?;
         }
-        self.what_is_wrong(&data).is_none().then_some(data)
+        self.what_is_wrong(&data, true).is_none().then_some(data)
     }
 }
 

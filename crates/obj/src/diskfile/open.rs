@@ -514,6 +514,11 @@ impl OpenDiskFile {
     /// The whole data of an object of at most [`SMALL_OBJECT`] bytes, checked against its ETag and length; an object
     /// that fails is quarantined. Metadata can still be asked for afterwards. The page cache keeps the data.
     pub fn read_small(&self) -> Result<SmallRead, DiskFileError> {
+        self.read_small_with(true)
+    }
+
+    /// The same, checked against its ETag only if asked.
+    pub fn read_small_with(&self, verify_etag: bool) -> Result<SmallRead, DiskFileError> {
         let too_large = || DiskFileError::io("too large to be read at once", &self.data_file, Errno::FBIG);
         if self.content_length > SMALL_OBJECT {
             return Err(too_large());
@@ -530,7 +535,7 @@ impl OpenDiskFile {
             }
         }
         data.truncate(length);
-        let quarantined = match self.what_is_wrong(&data) {
+        let quarantined = match self.what_is_wrong(&data, verify_etag) {
             None => None,
             Some(reason) => match self.quarantine(reason) {
                 DiskFileError::Quarantined(reason) => Some(reason),
@@ -541,14 +546,17 @@ impl OpenDiskFile {
     }
 
     /// What is wrong with these data, which should be all of the object's.
-    pub(super) fn what_is_wrong(&self, data: &[u8]) -> Option<String> {
+    pub(super) fn what_is_wrong(&self, data: &[u8], verify_etag: bool) -> Option<String> {
         let bad_fragment = self.diskfile.manager().fragment_len().and_then(|fragment_len| {
             let mut headers = HeaderCheck::new(fragment_len);
             headers.update(data).and_then(|()| headers.finish()).err()
         });
         match bad_fragment {
             Some(bad) => Some(bad.reason()),
-            None => self.verdict(data.len() as u64, Some(common::digest::hex(&common::digest::md5(data)))),
+            None => {
+                let md5 = verify_etag.then(|| common::digest::hex(&common::digest::md5(data)));
+                self.verdict(data.len() as u64, md5)
+            }
         }
     }
 
