@@ -113,12 +113,14 @@ pub struct SuffixLinker {
     suffix: Suffix,
     /// Once there was something to link.
     invalidation: Option<Invalidation>,
+    /// Directories that have been made, and not synced.
+    made: usize,
 }
 
 impl SuffixLinker {
     pub fn new(device_path: &Path, partition_dir: &Path, suffix: Suffix) -> Self {
         let (device_path, partition_dir) = (device_path.to_owned(), partition_dir.to_owned());
-        SuffixLinker { device_path, partition_dir, suffix, invalidation: None }
+        SuffixLinker { device_path, partition_dir, suffix, invalidation: None, made: 0 }
     }
 
     pub fn partition_dir(&self) -> &Path {
@@ -138,7 +140,7 @@ impl SuffixLinker {
             return is_there(ErrorKind::AlreadyExists.into());
         }
         let new_dir = new.parent().unwrap_or(&self.partition_dir);
-        fs::mkdirs_below(&self.device_path, new_dir).map_err(failed)?;
+        self.made += fs::mkdirs_below(&self.device_path, new_dir).map_err(failed)?;
         let invalidation = match &mut self.invalidation {
             Some(invalidation) => invalidation,
             none => none.insert(Invalidation::begin(&self.partition_dir, &self.device_path, &[self.suffix])?),
@@ -155,6 +157,13 @@ impl SuffixLinker {
             self.invalidation = None;
         }
         linked
+    }
+
+    /// Makes the links in a hash dir durable.
+    pub fn sync(&mut self, hash_dir: &Path) -> std::io::Result<()> {
+        fs::fsync_dirs(hash_dir, self.made)?;
+        self.made = 0;
+        Ok(())
     }
 }
 

@@ -37,7 +37,7 @@ impl Location<'_> {
             stats.files += 1;
             if self.step == Step::Cleanup && created_links > 0 {
                 // The new place is in sight: the newer meta file must not be missing where the data is.
-                fs::fsync_dir(&self.new_hash_path).map_err(|err| self.failed("cannot sync", err))?;
+                linker.sync(&self.new_hash_path).map_err(|err| self.failed("cannot sync", err))?;
             }
             match self.relink(linker, name, false) {
                 Some(true) => created_links += 1,
@@ -50,7 +50,7 @@ impl Location<'_> {
         if self.step == Step::Cleanup && missing_links == 0 && !old_files.is_empty() {
             if created_links > 0 {
                 // Before the only other name goes.
-                fs::fsync_dir(&self.new_hash_path).map_err(|err| self.failed("cannot sync", err))?;
+                linker.sync(&self.new_hash_path).map_err(|err| self.failed("cannot sync", err))?;
             }
             self.remove(&old_files, stats);
         }

@@ -184,6 +184,10 @@ impl<'a> Worker<'a> {
         let lock = lock.map_err(at(&lock_path))?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|err| at(&lock_path)(err.into()))?;
         load_state(&mut turn.state, &state_file(path, &turn.datadir))?;
+        if self.step == Step::Cleanup {
+            // Links that another run has made, and not lived to sync: their other names go now.
+            fs::sync_filesystem(path).map_err(at(path))?;
+        }
         let State { part_power, next_part_power, .. } = turn.state;
         let start_time = self.now();
         let begun = Some(Begun { start_time, part_power, next_part_power });
