@@ -121,7 +121,7 @@ fn fragments_that_one_implementation_writes_are_served_and_hashed_alike_by_both(
 
 #[test]
 fn object_servers_deal_alike_with_clients_that_stall_or_leave() -> Result<()> {
-    let options = "client_timeout = 1\nreplication_server = no\nallowed_headers = X-Foo, content-encoding,, ETag, deleted\n\
+    let options = "client_timeout = 1\nmax_upload_time = 3\nreplication_server = no\nallowed_headers = X-Foo, content-encoding,, ETag, deleted\n\
                    delete_requests_per_device_per_second = 0.0001\nkeep_cache_private = yes\nkeep_cache_size = 10\n";
     compare_object_servers(&["--hasty"], options)
 }

@@ -80,10 +80,13 @@ async fn pass(queue: &Queue, options: &[(&'static str, &'static str)]) -> (Vec<S
         log_name: "ic".to_owned(),
     };
     let swift = InternalClient::new(queue.app(), client, ctx.clone());
-    Expirer::with_client(&section, &ctx, swift, true).unwrap().run_once().await;
+    // Of a file of its own, unless it says what only another one must.
+    let said = options.iter().find(|(name, _)| *name == "dequeue_from_legacy");
+    let (is_legacy, works) = (said.is_none(), said.is_none_or(|(_, value)| *value == "yes"));
+    Expirer::with_client(&section, &ctx, swift, is_legacy).unwrap().run_once().await;
     let asked = std::mem::take(&mut *queue.asked.lock());
     let recon = common::recon::load_recon(&dir.path().join(recon::OBJECT_FILE)).unwrap();
-    assert!(recon["object_expiration_pass"].is_number());
+    assert_eq!(recon.get("object_expiration_pass").is_some_and(|secs| secs.is_number()), works);
     (asked, lines)
 }
 
@@ -157,6 +160,15 @@ async fn some_stay_for_a_while_unless_they_are_to_go_anyway() {
     let (asked, _) = pass(&queue(&rows, 204), &[("delay_reaping_a", "200")]).await;
     let names: Vec<&str> = asked.iter().map(|line| line.split(' ').nth(1).unwrap()).collect();
     assert_eq!(names, ["a/c/now", "b/c/o"]);
+}
+
+#[tokio::test]
+async fn the_file_of_an_object_server_says_whether_its_expirer_works() {
+    let rows = [("1699999900-a/c/o", "text/plain")];
+    let (asked, lines) = pass(&queue(&rows, 204), &[("dequeue_from_legacy", "no")]).await;
+    assert!(asked.is_empty() && lines.contains("not configured to dequeue tasks from the legacy queue"));
+    let (asked, _) = pass(&queue(&rows, 204), &[("dequeue_from_legacy", "yes")]).await;
+    assert_eq!(asked.len(), 1);
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import re
+import select
 import socket
 import sys
 import threading
@@ -526,6 +527,7 @@ def hasty():
     yield ('PUT', o + 'large', large, Stalled(b'hello' * 50000))
     yield ('PUT', o + 'chunked', pieces, Stalled(b'5\r\nhello\r\n'))
     yield ('PUT', o + 'chunked', pieces, Stalled(b'5\r\nhel'))
+    yield ('PUT', o + 'slow', dict(plain, **{'Content-Length': '100000000'}), Slow(b'hello' * 50000))
     for kind in Talk, Leave:
         yield ('PUT', o + 'plain', dict(plain, **expect), kind([b'hello']))
         yield ('PUT', o + 'plain', dict(plain, **expect), kind([b'']))
@@ -607,6 +609,10 @@ class Stalled(bytes):
     """A body as it is, after which the client says nothing."""
 
 
+class Slow(Stalled):
+    """A body as it is, again and again, with a pause, until the server has had enough."""
+
+
 def chunked(*pieces):
     return b''.join(b'%x\r\n%s\r\n' % (len(piece), piece) for piece in pieces) + b'0\r\n\r\n'
 
@@ -669,6 +675,8 @@ def ask(address, request):
         s.sendall('\r\n'.join(lines).encode('latin1') + b'\r\n\r\n' + (body or b''))
         if isinstance(body, Raw):
             s.shutdown(socket.SHUT_WR)
+        while isinstance(body, Slow) and not select.select([s], [], [], .3)[0]:
+            s.sendall(body)
         answer = s.makefile('rb')
         seen = b''
         for piece in pieces:
