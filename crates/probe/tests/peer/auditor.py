@@ -13,10 +13,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 
 from swift.common import utils
@@ -24,7 +22,7 @@ from swift.common.storage_policy import POLICIES
 from swift.common.utils import Timestamp, hash_path, md5
 from swift.obj import diskfile
 
-from sides import runner, same, start
+from sides import Receiver, runner, same, start
 
 SCRATCH, PROGRAM = sys.argv[1:3]
 PART_POWER = 4
@@ -172,17 +170,7 @@ class Side:
         os.makedirs(self.home)
         self.conf = os.path.join(self.home, 'object-server.conf')
         self.lines, self.metrics = [], collections.Counter()
-        # Neither waits for a listener: what does not fit into the socket is lost.
-        self.log, self.statsd = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
-        for sock in (self.log, self.statsd):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            sock.bind(('127.0.0.1', 0))
-        for sock, take in ((self.log, self.take_line), (self.statsd, self.take_metric)):
-            threading.Thread(target=self.receive, args=(sock, take), daemon=True).start()
-
-    def receive(self, sock, take):
-        while True:
-            take(sock.recv(65536).decode('utf8', 'replace'))
+        self.log, self.statsd = Receiver(self.take_line), Receiver(self.take_metric)
 
     def take_line(self, line):
         self.lines.append(re.sub(r'^<\d+>[^:]*: ', '', line.rstrip('\0\n')).replace(self.devices, ''))
@@ -198,7 +186,7 @@ class Side:
                      'log_statsd_host = 127.0.0.1\nlog_statsd_port = %d\nrecon_cache_path = %s\n'
                      'files_per_second = 0\nbytes_per_second = 0\nzero_byte_files_per_second = 0\n'
                      '[object-auditor]\n%s\n[object-replicator]\nrsync_timeout = 50\n' % (
-                         ETC, self.devices, self.log.getsockname()[1], self.statsd.getsockname()[1],
+                         ETC, self.devices, self.log.port, self.statsd.port,
                          self.home, options.replace(',', '\n').replace(';', ',')))
 
     def start(self, *args):
@@ -208,10 +196,8 @@ class Side:
     def once(self, *args):
         code = self.start('once', *args).wait(120)
         assert code == 0, '%s ended with %d' % (self.kind, code)
-        # The last datagrams are in the socket already.
-        before = None
-        while before != (before := (len(self.lines), sum(self.metrics.values()))):
-            time.sleep(.05)
+        self.log.catch_up()
+        self.statsd.catch_up()
 
     def recon(self):
         with open(os.path.join(self.home, 'object.recon')) as fp:

@@ -158,9 +158,8 @@ class Side:
         code = subprocess.run(COMMANDS[self.kind] + [os.path.join(self.top, 'container-server.conf'), 'once'], timeout=300,
                               stdout=subprocess.DEVNULL, env=dict(os.environ, PYTHONWARNINGS='ignore')).returncode
         assert code == 0, '%s ended with %d' % (self.kind, code)
-        before = None
-        while before != (before := (self.log.count, self.statsd.count)):
-            time.sleep(.1)
+        self.log.catch_up()
+        self.statsd.catch_up()
         points = {}
         for container, path in self.databases.items():
             info = ContainerBroker(path).get_info()

@@ -100,8 +100,11 @@ class Side(Fragments):
         homes = self.homes(self.name('any', part))
         for place in places:
             self.replicate(homes[place])
+        for receiver in self.receivers:
+            receiver.catch_up()
+        # The servers go on, and may keep their last lines for a moment.
         before = None
-        while before != (before := [receiver.count for receiver in self.receivers]):
+        while before != (before := self.receivers[-1].count):
             time.sleep(.05)
 
     def tree(self):

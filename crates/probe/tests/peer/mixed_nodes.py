@@ -54,10 +54,8 @@ class Cluster(ssync.Cluster):
                 self.primaries[int(policy), part] = {node['id'] for node in ring.get_part_nodes(part)}
 
     def conf_text(self, node, kind):
-        # Where a node does not answer nobody should wait for long.
         return super().conf_text(node, kind).replace('sync_method = ssync', '''sync_method = %s
 rsync_module = rsync://{replication_ip}:%d/object_{replication_port}
-conn_timeout = 2
 handoff_delete = auto''' % (METHOD, self.rsync_port))
 
     def rings(self, nodes):

@@ -21,6 +21,8 @@ import sys
 from collections import Counter
 
 from containers import SILENT, ContainerServers, response
+from ports import free_port
+from sides import Receiver
 
 NOW = 1700000000
 VARYING = {'object_updater_sweep', 'object_updater_last', 'tracker_memory_usage', 'failures_oldest_timestamp_age'}
@@ -144,33 +146,23 @@ def sweep(swift_dir, side, command, options):
     cache = os.path.join(swift_dir, 'recon-' + side)
     os.makedirs(cache, exist_ok=True)
     conf = os.path.join(swift_dir, 'updater-%s.conf' % side)
-    statsd = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    log = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    for s in (statsd, log):
-        s.bind(('127.0.0.1', 0))
-        s.settimeout(2)
+    metrics, lines = [], []
+    statsd, log = Receiver(metrics.append), Receiver(lines.append)
     with open(conf, 'w') as f:
         f.write('[DEFAULT]\nuser = %s\nswift_dir = %s\ndevices = %s\nmount_check = false\nlog_statsd_host = 127.0.0.1\n'
                 'log_statsd_port = %d\nlog_udp_host = 127.0.0.1\nlog_udp_port = %d\nlog_level = DEBUG\nrecon_cache_path = %s\n'
-                '[object-updater]\nnode_timeout = 1\nobjects_per_second = 1000\n%s' %
-                (getpass.getuser(), swift_dir, os.path.join(swift_dir, side), statsd.getsockname()[1], log.getsockname()[1], cache, options))
+                '[object-updater]\nnode_timeout = 2\nobjects_per_second = 1000\n%s' %
+                (getpass.getuser(), swift_dir, os.path.join(swift_dir, side), statsd.port, log.port, cache, options))
     done = subprocess.run(shlex.split(command.format(conf=conf)), timeout=120, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout.decode()
 
-    def drain(s):
-        # All has been sent; a datagram to this host does not take its time.
-        s.setblocking(False)
-        found = []
-        while True:
-            try:
-                found.append(s.recv(65536).decode())
-            except BlockingIOError:
-                return found
-    lines = [re.sub(r'^<[0-9]+>[^:]*: ', '', line).rstrip('\0') for line in drain(log)]
+    statsd.catch_up()
+    log.catch_up()
+    lines = [re.sub(r'^<[0-9]+>[^:]*: ', '', line).rstrip('\0') for line in lines]
     lines = [re.sub(r'(?<= )[0-9.]+s\b|pid: [0-9]+|%s/[a-z]+' % re.escape(swift_dir), '', line) for line in lines]
     lines = [line for line in lines if 'sweep' in line]
-    return counted(drain(statsd)), lines, recon(cache)
+    return counted(metrics), lines, recon(cache)
 
 
 def compare(what, one, two):
@@ -204,8 +196,7 @@ def main():
     from swift.common.ring import RingBuilder
     utils.set_swift_dir(swift_dir)
     storage_policy.reload_storage_policies()
-    with socket.create_server(('127.0.0.1', 0)) as s:
-        dead = '127.0.0.1:%d' % s.getsockname()[1]
+    dead = '127.0.0.1:%d' % free_port()
     for side, address in (('python', python), ('martlet', martlet)):
         prepare(address, dead)
         litter(os.path.join(swift_dir, side))

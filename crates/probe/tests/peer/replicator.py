@@ -201,6 +201,9 @@ bind_ip = 127.0.0.1
 bind_port = %d
 log_udp_host = 127.0.0.1
 recon_cache_path = %s
+# A busy machine is no reason to differ.
+conn_timeout = 20
+node_timeout = 60
 [pipeline:main]
 pipeline = object-server
 [app:object-server]
@@ -247,10 +250,8 @@ log_statsd_metric_prefix = here
         self.settle()
 
     def settle(self):
-        """The last datagrams are in the socket already."""
-        before = None
-        while before != (before := (self.log.count, self.statsd.count, self.servers.count)):
-            time.sleep(.05)
+        for receiver in self.log, self.statsd, self.servers:
+            receiver.catch_up()
 
     def recon(self):
         try:
@@ -607,7 +608,7 @@ def strange_partners():
     ok = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n'
     for name, words, hangs_up in (('silent', b'', False), ('gone', ok[:20], True), ('half', ok + b'half', False),
                                   ('nonsense', ok + b'x' * 100, True)):
-        case = Case('strange-' + name, 'sync_method = ssync\nhttp_timeout = 1\n', up=(2,))
+        case = Case('strange-' + name, 'sync_method = ssync\nhttp_timeout = 3\n', up=(2,))
         populate(case.template, wanted=lambda policy, name: policy == 0 and part_of(name) == 1)
         for side in case.run(before=lambda _side: Strange(PORTS[1], words, hangs_up)):
             assert side.recon()['replication_stats']['failure_nodes'] == {'127.0.0.1': {dev(1): 1}}, side.recon()
@@ -638,6 +639,11 @@ def odd_partitions():
             fp.write('junk')
         _python, ours = case.run()
         assert any('/quarantined/' in path for path in ours.tree())
+        # The device of this node is not there.
+        case = Case('odd-no-device-' + name, options)
+        shutil.rmtree(case.template.device(0))
+        _python, ours = case.run()
+        assert any('is not a directory' in line for _level, line in ours.lines), ours.lines
         # A handoff with an empty partition, and with an empty suffix.
         case = Case('odd-handoff-' + name, options, primaries=(1, 2, 3))
         os.makedirs(case.template.partition(0, 0))

@@ -61,13 +61,23 @@ class Receiver:
         self.port = self.sock.getsockname()[1]
         self.count = 0
         self.take = take
+        self.mark, self.is_there = b'mark ' + os.urandom(16), threading.Event()
         threading.Thread(target=self.receive, daemon=True).start()
 
     def receive(self):
         while True:
-            text = self.sock.recv(65536).decode('utf8', 'replace')
-            self.take(text)
+            packet = self.sock.recv(65536)
+            if packet == self.mark:
+                self.is_there.set()
+                continue
+            self.take(packet.decode('utf8', 'replace'))
             self.count += 1
+
+    def catch_up(self):
+        """Waits until all has been taken that programs which have ended have sent: datagrams come in the order of their sending."""
+        self.is_there.clear()
+        self.sock.sendto(self.mark, ('127.0.0.1', self.port))
+        assert self.is_there.wait(120), 'a datagram is lost'
 
 
 LEVELS = {3: 'ERROR', 4: 'WARNING', 5: 'NOTICE', 6: 'INFO', 7: 'DEBUG'}

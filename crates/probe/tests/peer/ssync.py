@@ -92,12 +92,13 @@ replication_concurrency_per_device = 2
 [object-replicator]
 sync_method = ssync
 concurrency = 4
+conn_timeout = 20
 node_timeout = %(node_timeout)d
 http_timeout = %(http_timeout)d
 ''' % {'root': self.root, 'node': node, 'port': self.ports[node], 'kind': kind,
             'user': os.environ.get('USER') or 'root',
-            # To write back 5 GiB takes a disk its time.
-            'node_timeout': 300 if self.args.large else 10, 'http_timeout': 600 if self.args.large else 20}
+            # To write back 5 GiB takes a disk its time, and a busy machine to do anything.
+            'node_timeout': 300 if self.args.large else 60, 'http_timeout': 600 if self.args.large else 120}
 
     def rings(self, nodes):
         for policy in POLICIES:
@@ -122,7 +123,7 @@ http_timeout = %(http_timeout)d
                                    self.conf(node, 'server'))
             log = open(os.path.join(self.root, 'server%d.log' % node), 'ab')
             self.servers.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
-        deadline = time.time() + 30
+        deadline = time.time() + 120
         for node in nodes:
             while True:
                 try:
@@ -145,7 +146,7 @@ http_timeout = %(http_timeout)d
                                self.conf(node, self.daemon))
         with open(os.path.join(self.root, '%s%d.log' % (self.daemon, node)), 'ab') as log:
             started = time.time()
-            subprocess.run(command, stdout=log, stderr=log, check=True, timeout=1200 if self.args.large else 120)
+            subprocess.run(command, stdout=log, stderr=log, check=True, timeout=1200 if self.args.large else 300)
             return time.time() - started
 
     def router(self, node):

@@ -1,5 +1,5 @@
 """Swift's ssync sender, told what to do line by line: `put LARGE SMALL` makes two objects in partition 0, `send PORT [SHORT]` offers
-them to a receiver at PORT, with 0.4 seconds for the timeout named SHORT (conn, node, http) and much for the others.
+them to a receiver at PORT, with 1.5 seconds for the timeout named SHORT (conn, node, http) and much for the others.
 
     python ssync_sender.py SWIFT_DIR DEVICES        (with swift importable)
 
@@ -34,7 +34,7 @@ def daemon(short):
     logger = utils.get_logger({'log_address': '/nonexistent'}, 'sender')
     logger.logger.handlers = [Kept(level=logging.ERROR)]
     router = diskfile.DiskFileRouter({'devices': devices, 'mount_check': 'no', 'fallocate_reserve': '0'}, logger)
-    timeouts = {name + '_timeout': .4 if name == short else 120 for name in ('conn', 'node', 'http')}
+    timeouts = {name + '_timeout': 1.5 if name == short else 120 for name in ('conn', 'node', 'http')}
     return types.SimpleNamespace(_df_router=router, logger=logger, network_chunk_size=65536, **timeouts)
 
 
