@@ -408,6 +408,50 @@ fn a_receiver_waits_for_a_whole_line_and_for_one_who_listens() -> Result<()> {
     Ok(())
 }
 
+/// Updates of which some are refused: a good one for `+`, one without a time for `-`.
+fn updates(partition: usize, outcomes: &str) -> Vec<Step> {
+    let mut says =
+        format!("SSYNC /sda1/{partition} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .into_bytes();
+    says.extend(chunk(":MISSING_CHECK: START\r\n:MISSING_CHECK: END\r\n:UPDATES: START\r\n"));
+    for (n, outcome) in outcomes.chars().enumerate() {
+        let timestamp = if outcome == '+' { "1700000000.00000" } else { "none" };
+        says.extend(chunk(format!(
+            "PUT /a/c/{n}\r\nContent-Length: 5\r\nContent-Type: x/y\r\nX-Timestamp: {timestamp}\r\n\r\nsmall"
+        )));
+    }
+    says.extend(chunk(":UPDATES: END\r\n"));
+    vec![Step { after: "updates", says, answer: "", between_chunks: true }]
+}
+
+#[test]
+fn a_receiver_gives_up_after_as_many_failures_as_swifts() -> Result<()> {
+    let dir = swift_dir()?;
+    let dir = dir.path();
+    let ports = free_ports(2)?;
+    let options = "replication_failure_threshold = 3\nreplication_failure_ratio = 1.5\n";
+    let _python = object_server(Peer::Python, dir, "python", ports[0], options)?;
+    let _martlet = object_server(Peer::Martlet, dir, "ours", ports[1], options)?;
+    for (partition, (outcomes, told)) in [
+        ("---++", "Too many 3 failures to 0 successes"),
+        ("+---+", "Too many 3 failures to 1 successes"),
+        // Not more than one and a half times as many, and then more.
+        ("++---+", "With :UPDATES: 3 failures to 3 successes"),
+        ("++----+", "Too many 4 failures to 2 successes"),
+        ("-+-", "With :UPDATES: 2 failures to 1 successes"),
+        ("+++", ":UPDATES: END"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let heard = ports.iter().map(|port| talk(*port, &updates(partition, outcomes), Ending::Terminates));
+        let heard: Vec<Heard> = heard.collect();
+        assert!(heard[0].text.contains(told), "{outcomes}: {:?}", heard[0]);
+        assert_eq!(heard[1], heard[0], "{outcomes}");
+    }
+    Ok(())
+}
+
 /// What a receiver does next.
 enum Act {
     /// Reads until the sender has said this.

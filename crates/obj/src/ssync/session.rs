@@ -12,19 +12,20 @@
 //!
 //! Not here: what is on disk (a [`Check`]) and how subrequests are answered (the app), see `receiver.rs`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use service::http::{
     Body, BodyError, BodySender, BodyStream, BoxFuture, Method, Request, Response, SharedApp, Status,
 };
 use service::logs::Logger;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::put::OneOfMany;
 
@@ -139,8 +140,7 @@ impl Session {
         let mut updates = Updates {
             session: self,
             shared: Arc::new(Mutex::new(SubrequestInput { input, left: 0, context: String::new() })),
-            successes: 0,
-            failures: 0,
+            tally: Tally::default(),
             in_flight: JoinSet::new(),
             paths: HashSet::new(),
             held: Held::default(),
@@ -149,8 +149,9 @@ impl Session {
         // Before the locks go, and also when the session has failed: what was begun is finished.
         updates.release();
         while updates.in_flight_done().await {}
+        updates.check_failures()?;
         outcome?;
-        updates.verdict()?;
+        updates.tally.verdict()?;
         reply.send(format!("{UPDATES_START}\r\n{UPDATES_END}\r\n")).await?;
         Ok(())
     }
@@ -358,8 +359,7 @@ impl Held {
 struct Updates<'a> {
     session: &'a Session,
     shared: Arc<Mutex<SubrequestInput>>,
-    successes: u64,
-    failures: u64,
+    tally: Tally,
     in_flight: JoinSet<Outcome>,
     /// Of the subrequests in flight.
     paths: HashSet<Bytes>,
@@ -367,7 +367,47 @@ struct Updates<'a> {
     held: Held,
 }
 
+/// How subrequests ended, in the order in which they came: several are at work at a time, and Swift, which has one, gives up
+/// when so many have failed of those before.
+#[derive(Default)]
+struct Tally {
+    successes: u64,
+    failures: u64,
+    /// Subrequests that have been read.
+    begun: u64,
+    /// Those that ended before one that came before them: whether they succeeded.
+    ahead: BTreeMap<u64, bool>,
+}
+
+impl Tally {
+    /// The number of the next subrequest.
+    fn begin(&mut self) -> u64 {
+        self.begun += 1;
+        self.begun - 1
+    }
+
+    /// Counts one, and those that waited for it; no more once there were too many failures.
+    fn end(&mut self, number: u64, succeeded: bool, limits: &FailureLimits) {
+        self.ahead.insert(number, succeeded);
+        while !limits.exceeded(self.failures, self.successes)
+            && let Some(succeeded) = self.ahead.remove(&(self.successes + self.failures))
+        {
+            *(if succeeded { &mut self.successes } else { &mut self.failures }) += 1;
+        }
+    }
+
+    fn verdict(&self) -> Result<(), Failure> {
+        if self.failures == 0 {
+            return Ok(());
+        }
+        let message =
+            format!("ERROR: With :UPDATES: {} failures to {} successes", self.failures, self.successes);
+        Err(Failure::Http(Status::INTERNAL_SERVER_ERROR, message.into()))
+    }
+}
+
 struct Subrequest {
+    number: u64,
     /// The head's first line, for messages.
     context: String,
     path: Bytes,
@@ -376,6 +416,7 @@ struct Subrequest {
 }
 
 struct Outcome {
+    number: u64,
     context: String,
     path: Bytes,
     status: Status,
@@ -402,7 +443,8 @@ impl Updates<'_> {
             if line.is_empty() || line.trim_ascii() == UPDATES_END.as_bytes() {
                 return Ok(());
             }
-            let subrequest = self.session.read_head(&mut input.input, line.trim_ascii()).await?;
+            let number = self.tally.begin();
+            let subrequest = self.session.read_head(&mut input.input, line.trim_ascii(), number).await?;
             input.left = subrequest.content_length;
             input.context.clone_from(&subrequest.context);
             if self.held.paths.contains(&subrequest.path) {
@@ -421,7 +463,7 @@ impl Updates<'_> {
                     let body = SubrequestBody { input: Some(input), end: None };
                     let body = Body::stream(body).with_length(length);
                     let outcome = call(self.session.app.clone(), subrequest, body).await;
-                    self.record(outcome);
+                    self.record(Ok(outcome));
                 }
             }
         }
@@ -429,13 +471,11 @@ impl Updates<'_> {
 
     fn check_failures(&mut self) -> Result<(), Failure> {
         while let Some(done) = self.in_flight.try_join_next() {
-            self.record(joined(done));
+            self.record(done);
         }
-        match self.session.limits.exceeded(self.failures, self.successes) {
-            true => Err(Failure::Other(format!(
-                "Too many {} failures to {} successes",
-                self.failures, self.successes
-            ))),
+        let Tally { successes, failures, .. } = self.tally;
+        match self.session.limits.exceeded(failures, successes) {
+            true => Err(Failure::Other(format!("Too many {failures} failures to {successes} successes"))),
             false => Ok(()),
         }
     }
@@ -473,40 +513,28 @@ impl Updates<'_> {
         if self.running() == 0 {
             self.release();
         }
-        let Some(done) = self.in_flight.join_next().await else {
-            // A panicked one did not say which it was.
-            self.paths.clear();
-            return false;
-        };
-        self.record(joined(done));
+        let Some(done) = self.in_flight.join_next().await else { return false };
+        self.record(done);
         true
     }
 
-    fn record(&mut self, outcome: Outcome) {
+    fn record(&mut self, done: Result<Outcome, JoinError>) {
+        // One that was given up: the runtime ends.
+        let Ok(outcome) = done else { return };
         self.paths.remove(&outcome.path);
         self.held.paths.remove(&outcome.path);
-        if outcome.status.is_success() || outcome.status == Status::NOT_FOUND {
-            self.successes += 1;
-            return;
-        }
-        self.failures += 1;
         let session = self.session;
-        session.logger.warning(format_args!(
-            "{}subrequest failed with {}: {} ({})",
-            prefix(&session.remote_addr, &session.device, session.partition),
-            outcome.status.0,
-            outcome.context,
-            python_repr_bytes(&outcome.body),
-        ));
-    }
-
-    fn verdict(&self) -> Result<(), Failure> {
-        if self.failures == 0 {
-            return Ok(());
+        let succeeded = outcome.status.is_success() || outcome.status == Status::NOT_FOUND;
+        self.tally.end(outcome.number, succeeded, &session.limits);
+        if !succeeded {
+            session.logger.warning(format_args!(
+                "{}subrequest failed with {}: {} ({})",
+                prefix(&session.remote_addr, &session.device, session.partition),
+                outcome.status.0,
+                outcome.context,
+                python_repr_bytes(&outcome.body),
+            ));
         }
-        let message =
-            format!("ERROR: With :UPDATES: {} failures to {} successes", self.failures, self.successes);
-        Err(Failure::Http(Status::INTERNAL_SERVER_ERROR, message.into()))
     }
 }
 
@@ -524,30 +552,26 @@ async fn read_small(input: &mut SubrequestInput) -> Result<Bytes, InputError> {
 }
 
 async fn call(app: SharedApp, subrequest: Subrequest, body: Body) -> Outcome {
-    let Subrequest { context, path, mut request, .. } = subrequest;
+    let Subrequest { number, context, path, mut request, .. } = subrequest;
     request.body = body;
-    let mut resp = app.call(request).await;
-    let mut body = Bytes::new();
-    if !resp.status.is_success() {
-        // Only for the log: whatever cannot be had is left out.
-        body = resp.body.collect(MAX_LOGGED_BODY).await.unwrap_or_default();
-    }
-    resp.body.abandon().await;
-    Outcome { context, path, status: resp.status, body }
-}
-
-fn joined(done: Result<Outcome, tokio::task::JoinError>) -> Outcome {
-    done.unwrap_or_else(|err| Outcome {
-        context: "subrequest".to_string(),
-        path: Bytes::new(),
-        status: Status::INTERNAL_SERVER_ERROR,
-        body: err.to_string().into(),
-    })
+    let answered = AssertUnwindSafe(async {
+        let mut resp = app.call(request).await;
+        let mut body = Bytes::new();
+        if !resp.status.is_success() {
+            // Only for the log: whatever cannot be had is left out.
+            body = resp.body.collect(MAX_LOGGED_BODY).await.unwrap_or_default();
+        }
+        resp.body.abandon().await;
+        (resp.status, body)
+    });
+    let panicked = |_| (Status::INTERNAL_SERVER_ERROR, Bytes::from_static(b"panicked"));
+    let (status, body) = answered.catch_unwind().await.unwrap_or_else(panicked);
+    Outcome { number, context, path, status, body }
 }
 
 impl Session {
     /// Reads the header lines of a subrequest whose first line is `line`.
-    async fn read_head(&self, input: &mut Input, line: &[u8]) -> Result<Subrequest, Failure> {
+    async fn read_head(&self, input: &mut Input, line: &[u8], number: u64) -> Result<Subrequest, Failure> {
         let context = String::from_utf8_lossy(line).into_owned();
         let (method, path) = parse_subrequest_line(line)?;
         let path = Bytes::copy_from_slice(path);
@@ -603,7 +627,7 @@ impl Session {
         if !replication_headers.is_empty() {
             headers.insert("X-Backend-Replication-Headers", replication_headers);
         }
-        Ok(Subrequest { context, path, request, content_length: content_length.unwrap_or(0) })
+        Ok(Subrequest { number, context, path, request, content_length: content_length.unwrap_or(0) })
     }
 }
 
