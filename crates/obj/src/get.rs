@@ -74,15 +74,19 @@ struct Reading {
 
 impl Reading {
     fn begin(self, opened: OpenDiskFile) -> Result<(Reader, Option<Bytes>), DiskFileError> {
-        let is_manifest = opened.metadata().get_str(X_STATIC_LARGE_OBJECT).is_some_and(is_true_value);
-        let keep_cache =
-            self.keep_cache_private || !self.is_private || (self.keep_cache_slo_manifest && is_manifest);
+        let keep_cache = self.keeps_cache(opened.metadata());
         let patient = opened.content_length() <= READ_BATCH;
         let options = ReaderOptions { keep_cache, verify_etag: self.verify_etag, patient };
         let mut reader = opened.reader(options);
         let length = reader.content_length() as usize;
         let ahead = if patient && self.whole { Some(reader.read(0, length)?) } else { None };
         Ok((reader, ahead))
+    }
+
+    /// Whether an object may stay in the page cache, if it is not too large.
+    fn keeps_cache(&self, metadata: &Metadata) -> bool {
+        let is_manifest = metadata.get_str(X_STATIC_LARGE_OBJECT).is_some_and(is_true_value);
+        self.keep_cache_private || !self.is_private || (self.keep_cache_slo_manifest && is_manifest)
     }
 }
 
@@ -350,5 +354,28 @@ impl BodyStream for DiskStream {
             }
             self.pieces.pop_front().map(Ok)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_objects_leave_the_page_cache_unless_an_option_keeps_them_there() {
+        let reading = |is_private, keep_cache_private, keep_cache_slo_manifest| Reading {
+            is_private,
+            keep_cache_private,
+            keep_cache_slo_manifest,
+            verify_etag: true,
+            whole: true,
+        };
+        let plain = Metadata::new();
+        let manifest = Metadata::from_iter([(X_STATIC_LARGE_OBJECT, "True")]);
+        let keeps = |reading: Reading| (reading.keeps_cache(&plain), reading.keeps_cache(&manifest));
+        assert_eq!(keeps(reading(false, false, false)), (true, true));
+        assert_eq!(keeps(reading(true, false, false)), (false, false));
+        assert_eq!(keeps(reading(true, false, true)), (false, true));
+        assert_eq!(keeps(reading(true, true, false)), (true, true));
     }
 }

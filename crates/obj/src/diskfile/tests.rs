@@ -111,6 +111,16 @@ fn post(secs: u64, ctype: Option<u64>) -> Metadata {
 }
 
 #[test]
+fn what_has_been_written_is_synced_every_so_many_bytes() {
+    use common::fs::fail::{Action, arm_thread};
+    let disk = disk_of(DiskFileConf { bytes_per_sync: 1000, ..DiskFileConf::default() }, "");
+    let _armed = arm_thread("fs.fdatasync", Action::Error(Errno::IO));
+    let mut writer = disk.object("o").writer(None).unwrap();
+    writer.write(Bytes::from(vec![b'o'; 999])).unwrap();
+    assert!(writer.write(Bytes::from_static(b"o")).is_err());
+}
+
+#[test]
 fn streamed_and_small_puts_leave_the_same_file() {
     let disk = disk();
     let body: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
