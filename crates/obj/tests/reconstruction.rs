@@ -256,6 +256,23 @@ async fn a_handoff_keeps_what_its_primary_has_not_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pass_in_which_nothing_ends_any_more_is_given_up() {
+    let cluster = Fragments::new(4);
+    let homes = cluster.store("o", &body(1000), &[0, 1, 2]).await;
+    for node in &homes[1..] {
+        *cluster.0.nodes[*node].trouble.lock() = Trouble::Silent;
+    }
+    let options = "lockup_timeout = 1\nnode_timeout = 600\nhttp_timeout = 600";
+    let lines = cluster.0.reconstruct(homes[0], options).await;
+    assert!(lines.contains("Lockup detected.. killing live coros."), "{:?}", lines.all());
+    for node in &homes[1..] {
+        *cluster.0.nodes[*node].trouble.lock() = Trouble::None;
+    }
+    cluster.pass("").await;
+    assert_eq!(cluster.files(homes[3], "o"), durable(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_tell_recon_of_their_devices_and_the_whole() {
     let cluster = Fragments::new(4);
     cluster.store("o", &body(10), &[0, 1, 2, 3]).await;
