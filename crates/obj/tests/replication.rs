@@ -48,6 +48,18 @@ async fn a_pass_makes_the_primaries_alike_and_the_next_has_nothing_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_connection_serves_all_sessions_with_a_partner() {
+    let cluster = Cluster::new(2, &[0, 1]);
+    for n in 0..30 {
+        cluster.put(0, &format!("o{n}"), 1_700_000_000.0, "data").await;
+    }
+    cluster.replicate_with(0, "concurrency = 1", DaemonArgs::default()).await;
+    assert_eq!(cluster.files(1), cluster.files(0));
+    assert_eq!(cluster.recon()["replication_stats"]["rsync"].as_u64(), Some(4), "sessions");
+    assert_eq!(cluster.nodes[1].clients.lock().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_newer_on_the_other_side_is_not_overwritten() {
     let cluster = Cluster::new(2, &[0, 1]);
     cluster.put(0, "o", 1_700_000_000.0, "old").await;

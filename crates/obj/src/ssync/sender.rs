@@ -7,6 +7,8 @@
 //! The disk is read ahead of the wire within bounds: a batch of objects (`update.rs`), or one chunk of a large one. Small objects and
 //! heads are written together.
 //!
+//! A connection on which a session has come to its proper end serves the next one.
+//!
 //! Of an EC policy it offers the fragments of one index. Those of the receiver's own index, which are not here, come from
 //! a [`Rebuilder`]: small ones as other objects are read ahead, large ones as they are sent.
 
@@ -22,6 +24,7 @@ use indexmap::IndexMap;
 use ring::Device;
 use service::context::Context;
 use service::http::client::{BodyFraming, ClientConn, ClientError, Timeouts};
+use service::http::head::ResponseHead;
 use service::http::{Body, BoxFuture, Headers, Method, Status};
 use service::logs::Logger;
 use tokio::task::JoinHandle;
@@ -187,7 +190,10 @@ impl Sender<'_> {
         let mut link = self.connect().await?;
         let result = self.exchange(&mut link, limited).await;
         // Best effort: the receiver sees the end of the connection too.
-        let _ = link.conn.finish_body().await;
+        let finished = link.conn.finish_body().await;
+        if result.is_ok() && finished.is_ok() && link.is_at_end().await {
+            self.ctx.pool.checkin(link.conn);
+        }
         result
     }
 
@@ -219,13 +225,6 @@ impl Sender<'_> {
         let addr = (self.node.replication_ip.as_str(), self.node.replication_port);
         let conf = self.conf;
         let timeouts = Timeouts { conn: conf.conn_timeout, node: conf.node_timeout };
-        let conn = match ClientConn::connect(addr, timeouts).await {
-            Err(ClientError::ConnTimeout) => {
-                return Err(SendError::Expected(timeout_message(conf.conn_timeout, "connect send")));
-            }
-            conn => conn.map_err(|err| SendError::Unexpected(err.to_string()))?,
-        };
-        let mut link = Link { conn, conf, buffer: BytesMut::new(), ended: false, want: Want::default() };
         let mut headers = Headers::new();
         headers.insert("X-Backend-Storage-Policy-Index", self.manager.policy().0.to_string());
         if let Some(fragments) = &self.fragments {
@@ -234,10 +233,19 @@ impl Sender<'_> {
             headers.insert("X-Backend-Ssync-Node-Index", fragments.backend_index);
         }
         let target = format!("/{}/{}", self.node.device, self.partition);
-        let sent = link.conn.send_request_head(&Method::Ssync, &target, &headers, BodyFraming::Chunked).await;
-        sent.map_err(|err| link.error(err, conf.node_timeout, "connect send"))?;
-        let head = link.conn.read_response_head(false).await;
-        let head = head.map_err(|err| link.error(err, conf.node_timeout, "connect receive"))?;
+        let pool = &self.ctx.pool;
+        let mut begun = Err(Unbegun::Closed);
+        if let Some(kept) = pool.take_kept(addr, timeouts) {
+            begun = self.begin(Ok(kept), &target, &headers).await;
+        }
+        // Also for one that the server closed just now: it has not seen the request.
+        if matches!(begun, Err(Unbegun::Closed)) {
+            begun = self.begin(pool.connect(addr, timeouts).await, &target, &headers).await;
+        }
+        let (mut link, head) = begun.map_err(|unbegun| match unbegun {
+            Unbegun::Closed => SendError::Expected("Early disconnect".to_string()),
+            Unbegun::Failed(err) => err,
+        })?;
         if head.status != Status::OK {
             let mut reason = Vec::new();
             while let Some(Ok(piece)) = link.conn.next_body().await {
@@ -257,6 +265,33 @@ impl Sender<'_> {
         }
         link.want = self.want(head.headers.get_bool("X-Backend-Accept-No-Commit"));
         Ok(link)
+    }
+
+    /// Sends the request's head, and waits for the response's.
+    async fn begin(
+        &self,
+        conn: Result<ClientConn, ClientError>,
+        target: &str,
+        headers: &Headers,
+    ) -> Result<(Link, ResponseHead), Unbegun> {
+        let conf = self.conf;
+        let conn = conn.map_err(|err| match err {
+            ClientError::ConnTimeout => {
+                SendError::Expected(timeout_message(conf.conn_timeout, "connect send"))
+            }
+            err => SendError::Unexpected(err.to_string()),
+        });
+        let mut link =
+            Link { conn: conn?, conf, buffer: BytesMut::new(), ended: false, want: Want::default() };
+        let unbegun = |link: &Link, err, context| match err {
+            ClientError::Closed => Unbegun::Closed,
+            err => Unbegun::Failed(link.error(err, conf.node_timeout, context)),
+        };
+        let sent = link.conn.send_request_head(&Method::Ssync, target, headers, BodyFraming::Chunked).await;
+        sent.map_err(|err| unbegun(&link, err, "connect send"))?;
+        let head = link.conn.read_response_head(false).await;
+        let head = head.map_err(|err| unbegun(&link, err, "connect receive"))?;
+        Ok((link, head))
     }
 
     /// The fragments of the session, as far as the receiver takes such without a commit.
@@ -496,6 +531,19 @@ fn offer_of(hash: ObjHash, timestamps: &TimestampSet) -> Offer {
     }
 }
 
+/// Why no session has begun.
+enum Unbegun {
+    /// The connection was closed before anything was said.
+    Closed,
+    Failed(SendError),
+}
+
+impl From<SendError> for Unbegun {
+    fn from(err: SendError) -> Self {
+        Unbegun::Failed(err)
+    }
+}
+
 /// The connection to the receiver.
 struct Link {
     conn: ClientConn,
@@ -621,6 +669,15 @@ impl Link {
                 Err(err) => return Err(SendError::Expected(err.0)),
             }
         }
+    }
+
+    /// Whether the response ends here, so that the connection can be used again.
+    async fn is_at_end(&mut self) -> bool {
+        self.buffer.is_empty()
+            && (self.ended
+                || tokio::time::timeout(LAST_WORDS, self.conn.next_body())
+                    .await
+                    .is_ok_and(|end| end.is_none()))
     }
 
     async fn read_updates_reply(&mut self) -> Result<(), SendError> {

@@ -2,8 +2,8 @@
 
 #![allow(dead_code)] // not every test needs all of it
 
-use std::collections::BTreeMap;
-use std::net::TcpListener;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub struct Node {
     /// Runs each time this node's server has told a sender that its updates are done.
     pub after_updates: Arc<Mutex<Option<SharedApp>>>,
     pub trouble: Arc<Mutex<Trouble>>,
+    /// The other ends of the connections that requests came over.
+    pub clients: Arc<Mutex<BTreeSet<SocketAddr>>>,
 }
 
 /// What a node's server does to some requests.
@@ -158,8 +160,10 @@ impl Cluster {
         let after_updates = Arc::new(Mutex::new(None::<SharedApp>));
         let trouble = Arc::new(Mutex::new(Trouble::None));
         let served = troubled(hooked(app.clone(), after_updates.clone()), trouble.clone());
+        let clients = Arc::new(Mutex::new(BTreeSet::new()));
+        let served = noted(served, clients.clone());
         let server = Server::start(vec![listener], served, ServeOptions::default());
-        Node { port, app, lines, server: Some(server.unwrap()), after_updates, trouble }
+        Node { port, app, lines, server: Some(server.unwrap()), after_updates, trouble, clients }
     }
 
     /// A ring in which `primaries` have every partition.
@@ -339,6 +343,15 @@ fn hooked(app: SharedApp, hook: Arc<Mutex<Option<SharedApp>>>) -> SharedApp {
             });
             resp
         }
+    })
+}
+
+/// Takes down who makes requests.
+fn noted(app: SharedApp, clients: Arc<Mutex<BTreeSet<SocketAddr>>>) -> SharedApp {
+    app_fn(move |req| {
+        clients.lock().extend(req.env.remote_addr);
+        let app = app.clone();
+        async move { app.call(req).await }
     })
 }
 

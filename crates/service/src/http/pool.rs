@@ -126,7 +126,8 @@ impl Pool {
         conn.go_home();
     }
 
-    fn take_kept(&self, addr: (&str, u16), timeouts: Timeouts) -> Option<ClientConn> {
+    /// A kept connection, if there is one. Its server may close it at any time.
+    pub fn take_kept(&self, addr: (&str, u16), timeouts: Timeouts) -> Option<ClientConn> {
         let mut idle = self.inner.idle.lock();
         let Idle { conns, total, .. } = &mut *idle;
         let kept = conns.get_mut(&(addr.0.to_owned(), addr.1))?;
