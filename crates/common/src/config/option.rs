@@ -309,7 +309,13 @@ pub fn parse_int<T: FromStr>(value: &str) -> Option<T> {
 
 /// `float(value)` of Python, except for NaN.
 pub fn parse_float(value: &str) -> Option<f64> {
-    value.trim().parse().ok().filter(|v: &f64| !v.is_nan())
+    let text = value.trim();
+    let is_digit = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    let separates = |at: usize| at > 0 && is_digit(at - 1) && is_digit(at + 1);
+    if !text.match_indices('_').all(|(at, _)| separates(at)) {
+        return None;
+    }
+    text.replace('_', "").parse().ok().filter(|v: &f64| !v.is_nan())
 }
 
 /// The range of an integer type, for messages.

@@ -16,6 +16,7 @@ use rusqlite::{Connection, params};
 use super::json_row;
 use super::rows::{self, ObjectRecord};
 use super::schema::{self, NewContainer};
+use super::shard_listing::{self, ShardQuery};
 use super::shard_range::{self, ShardRange};
 pub use super::shards::DbState;
 use super::shards::{self, OwnShardRange};
@@ -494,10 +495,19 @@ impl ContainerBroker {
 
     /// Those of other containers that are not deleted.
     pub fn shard_ranges(&mut self) -> Result<Vec<ShardRange>> {
+        self.list_shard_ranges(&ShardQuery::default())
+    }
+
+    pub(super) fn list_shard_ranges(&mut self, query: &ShardQuery) -> Result<Vec<ShardRange>> {
         let path = self.path()?;
-        let mut ranges = self.db.read(shard_range::all)?;
-        ranges.retain(|range| !range.deleted && range.name != path);
-        Ok(ranges)
+        let now = self.shared.clock.now();
+        self.db.read(|sqlite| shard_listing::list(sqlite, &path, query, now))
+    }
+
+    pub(super) fn merge_shard_ranges(&mut self, ranges: Vec<ShardRange>) -> Result<()> {
+        self.find_files()?;
+        self.db.read(shard_range::migrate)?;
+        self.db.write(|sqlite| shard_range::merge(sqlite, ranges))
     }
 
     /// The broker of the older of two database files. What is pending belongs to the newer.

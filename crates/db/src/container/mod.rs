@@ -14,6 +14,8 @@ pub mod replicator;
 pub mod rows;
 mod schema;
 pub mod server;
+mod shard_body;
+mod shard_listing;
 pub mod shard_range;
 mod shards;
 pub mod sync;

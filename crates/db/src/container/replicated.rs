@@ -147,8 +147,7 @@ impl Replicated for ContainerBroker {
         if theirs.is_empty() {
             return Ok(true);
         }
-        self.db.read(shard_range::migrate)?;
-        self.db.write(|sqlite| shard_range::merge(sqlite, theirs))?;
+        self.merge_shard_ranges(theirs)?;
         Ok(true)
     }
 }

@@ -4,9 +4,11 @@
 //! container goes on afterwards, to tell the account servers that the proxy named. An object row's PUT or DELETE appends to the
 //! pending file and opens no database.
 //!
-//! REPLICATE is `replication::rpc`'s. Not here yet: sharding (records of type `shard` are refused with 501; rows are not
-//! redirected to shards). A sharded container made by Swift is served as far as its statistics go; its listing is refused
-//! with 501 when the proxy asks for shards.
+//! A sharded container's rows are in other containers, of which this one has the shard ranges: it takes and lists them for who asks for
+//! records of type `shard`, and sends on who updates a row and says that it can be sent. The sharder, which cuts containers up, is
+//! not here.
+//!
+//! REPLICATE is `replication::rpc`'s.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use common::PolicyIndex;
 use common::config::{ConfigError, Section};
 use common::headers::{self as names, ServerType, is_true_value};
+use common::quote::quote_path;
 use common::timestamp::Timestamp;
 use service::access_log;
 use service::http::{App, BoxFuture, Headers, Method, Request, Response, SharedApp, Status};
@@ -23,21 +26,26 @@ use super::account_update::{self, Report};
 use super::broker::{ContainerBroker, ContainerInfo, DATADIR, DbState};
 use super::listing::{self, ObjectListing};
 use super::rows::ObjectRecord;
+use super::shard_body::{self, Refused};
+use super::shard_listing::{self, ShardQuery};
+use super::shard_range::BadState;
 use super::sync_store;
 use super::sync_to::SyncTo;
 use crate::broker::{BrokerError, Options};
+use crate::json_error;
+use crate::listing::Query;
 use crate::listing_formats::{ListingType, listing_response};
 use crate::metadata::Metadata;
 use crate::replication::rpc;
 use crate::server::{
     Answer, Databases, Devices, Target, broker_failure, db_path, header_is_true, html_answer, internal,
-    listing_query, metadata_limits, metadata_of, normal, options, policy_index, replicate_body, text_answer,
-    time_step, valid_timestamp,
+    listing_query, metadata_limits, metadata_of, normal, options, param, policy_index, replicate_body,
+    text_answer, time_step, valid_timestamp,
 };
 
 const ALLOWED: [&str; 7] = ["DELETE", "GET", "HEAD", "OPTIONS", "POST", "PUT", "UPDATE"];
-/// The body of an UPDATE: rows that the proxy merges.
-const MAX_UPDATE_BYTES: usize = 64 << 20;
+/// The body of an UPDATE, rows that the proxy merges, or of a PUT of shard ranges.
+const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// The app factory of `egg:swift#container`.
 pub fn app(section: &Section, ctx: &Context) -> Result<SharedApp, ConfigError> {
@@ -112,15 +120,19 @@ impl Server {
             Method::Get | Method::Head | Method::Put | Method::Post | Method::Delete | Method::Update => {}
             _ => return Response::error(405),
         }
-        let body = match req.method {
-            Method::Update => match req.body.collect(MAX_UPDATE_BYTES).await {
-                Ok(body) => body,
-                Err(error) => return text_answer(400, error.to_string()),
-            },
-            _ => match replicate_body(&mut req).await {
-                Ok(body) => body,
-                Err(refused) => return refused,
-            },
+        let takes_body = match req.method {
+            Method::Update => true,
+            Method::Put => record_type(&req) == "shard",
+            _ => false,
+        };
+        let body = if takes_body {
+            req.body.collect(MAX_BODY_BYTES).await.map_err(|error| text_answer(400, error.to_string()))
+        } else {
+            replicate_body(&mut req).await
+        };
+        let body = match body {
+            Ok(body) => body,
+            Err(refused) => return refused,
         };
         let drive = req.path.split('/').nth(1).unwrap_or_default().to_owned();
         let server = self.clone();
@@ -150,7 +162,7 @@ impl Server {
         match &req.method {
             Method::Get => request.get(),
             Method::Head => request.head(),
-            Method::Put => request.put(),
+            Method::Put => request.put(body),
             Method::Post => request.post(),
             Method::Update => request.update(body),
             _ => request.delete(),
@@ -207,7 +219,7 @@ impl ContainerRequest<'_> {
         let mut broker = self.broker(Options::reading())?;
         let info = self.info(&mut broker)?;
         if self.asks_for_shards(info.as_ref()) {
-            return Err(Response::error(501));
+            return self.get_shard_ranges(&mut broker, info, &query, listing_type);
         }
         let start = Instant::now();
         let policy = policy_index(self.req, &self.server.ctx.swift_conf.policies)?;
@@ -217,10 +229,7 @@ impl ContainerRequest<'_> {
         let policy = policy.unwrap_or(info.storage_policy_index);
         let mut listing = ObjectListing::new(listing_type.format, self.container());
         self.run(broker.list_objects(&query, policy, |entry| listing.push(&entry)))?;
-        let mut response = listing_response(listing_type, listing.finish());
-        if response.status == Status::NO_CONTENT {
-            response.headers.insert("Content-Length", 0u32);
-        }
+        let mut response = container_listing(listing_type, listing.finish());
         add_info_headers(&mut response.headers, &info);
         response.headers.insert(names::X_BACKEND_RECORD_TYPE, "object");
         response.headers.insert(names::X_BACKEND_RECORD_STORAGE_POLICY_INDEX, policy);
@@ -228,6 +237,72 @@ impl ContainerRequest<'_> {
         add_last_modified(&mut response.headers, &info);
         time_step(&self.server.ctx, "GET_object", start, &response);
         Ok(response.into())
+    }
+
+    fn get_shard_ranges(
+        &self,
+        broker: &mut ContainerBroker,
+        info: Option<ContainerInfo>,
+        query: &Query,
+        listing_type: ListingType,
+    ) -> Answer<Outcome> {
+        let start = Instant::now();
+        let headers = &self.req.headers;
+        let override_deleted = header_is_true(headers, names::X_BACKEND_OVERRIDE_DELETED);
+        let Some(info) = info.filter(|info| override_deleted || !info.is_deleted()) else {
+            return Err(self.not_found_with_timestamps(broker));
+        };
+        let unfiltered = headers
+            .get_str(names::X_BACKEND_OVERRIDE_SHARD_NAME_FILTER)
+            .is_some_and(|state| state.eq_ignore_ascii_case("sharded") && info.db_state == DbState::Sharded);
+        let namespaces = headers
+            .get_str(names::X_BACKEND_RECORD_SHARD_FORMAT)
+            .is_some_and(|format| format.eq_ignore_ascii_case("namespace"));
+        let mut asked = self.shard_query(query)?;
+        if unfiltered {
+            asked = asked.without_names();
+        }
+        if namespaces && asked.include_deleted {
+            return Err(html_answer(400, "No include_deleted for namespace GET"));
+        }
+        if namespaces && asked.include_own {
+            return Err(html_answer(400, "No auditing state for namespace GET"));
+        }
+        let ranges = self.run(broker.list_shard_ranges(&asked))?;
+        let body = match ranges.is_empty() {
+            true => Some(ObjectListing::new(listing_type.format, self.container()).finish()),
+            false => shard_listing::write(&ranges, listing_type.format, namespaces),
+        };
+        let Some(body) = body else {
+            return Err(Response::error(500));
+        };
+        let mut response = container_listing(listing_type, body);
+        add_info_headers(&mut response.headers, &info);
+        response.headers.insert(names::X_BACKEND_RECORD_TYPE, "shard");
+        if unfiltered {
+            response.headers.insert(names::X_BACKEND_OVERRIDE_SHARD_NAME_FILTER, "true");
+        }
+        let format = if namespaces { "namespace" } else { "full" };
+        response.headers.insert(names::X_BACKEND_RECORD_SHARD_FORMAT, format);
+        self.add_metadata_headers(&mut response.headers, &self.run(broker.db.metadata())?);
+        add_last_modified(&mut response.headers, &info);
+        time_step(&self.server.ctx, "GET_shard", start, &response);
+        Ok(response.into())
+    }
+
+    fn shard_query(&self, query: &Query) -> Answer<ShardQuery> {
+        let all = ShardQuery {
+            marker: query.marker.clone(),
+            end_marker: query.end_marker.clone(),
+            includes: param(self.req, "includes")?,
+            reverse: query.reverse,
+            include_deleted: header_is_true(&self.req.headers, names::X_BACKEND_INCLUDE_DELETED),
+            ..ShardQuery::default()
+        };
+        all.in_states(&param(self.req, "states")?.unwrap_or_default()).map_err(|bad| match bad {
+            BadState::Unknown => html_answer(400, "Bad state"),
+            BadState::Infinite => Response::error(500),
+        })
     }
 
     fn head(&self) -> Answer<Outcome> {
@@ -245,15 +320,15 @@ impl ContainerRequest<'_> {
         Ok(response.into())
     }
 
-    fn put(&self) -> Answer<Outcome> {
+    fn put(&self, body: &[u8]) -> Answer<Outcome> {
         let timestamp = valid_timestamp(self.req)?;
         self.server.sync_to.validate(&self.req.headers)?;
         let mut broker = self.broker_with_space()?;
         let start = Instant::now();
         let (step, outcome) = if let Some(object) = &self.target.object {
             ("PUT_object", self.put_object(&mut broker, object, timestamp))
-        } else if self.record_type() == "shard" {
-            return Err(Response::error(501));
+        } else if record_type(self.req) == "shard" {
+            ("PUT_shard", self.put_shard_ranges(&mut broker, body, timestamp))
         } else {
             ("PUT_container", self.put_container(&mut broker, timestamp))
         };
@@ -276,6 +351,7 @@ impl ContainerRequest<'_> {
         timestamp: Timestamp,
     ) -> Answer<Outcome> {
         let policy = self.policy_of_row(broker, timestamp)?;
+        self.redirect_to_shard(broker, object)?;
         let header =
             |name| self.req.headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
         let size = header(names::X_SIZE).and_then(|size| common::config::parse_int(&size));
@@ -300,6 +376,55 @@ impl ContainerRequest<'_> {
         Ok(Response::error(201).into())
     }
 
+    /// Refuse a row that is another container's to keep, if the sender can find it: an object-updater can, and an object server, whose
+    /// requests are more and must be quick, does not ask.
+    fn redirect_to_shard(&self, broker: &mut ContainerBroker, object: &str) -> Answer<()> {
+        let headers = &self.req.headers;
+        if !header_is_true(headers, names::X_BACKEND_ACCEPT_REDIRECT) || !self.run(broker.exists())? {
+            return Ok(());
+        }
+        let found = self.run(broker.list_shard_ranges(&ShardQuery::taking(object)))?;
+        let Some(range) = found.first() else { return Ok(()) };
+        let location = format!("/{}/{object}", range.name);
+        let quoted = quote_path(&location);
+        // Who does not know of quoting leaves the row here, for a sharder to move.
+        if quoted != location && !header_is_true(headers, names::X_BACKEND_ACCEPT_QUOTED_LOCATION) {
+            return Ok(());
+        }
+        Err(Response::error(301)
+            .with_header("Location", quoted)
+            .with_header(names::X_BACKEND_LOCATION_IS_QUOTED, "true")
+            .with_header(names::X_BACKEND_REDIRECT_TIMESTAMP, internal(&range.timestamp)))
+    }
+
+    fn put_shard_ranges(
+        &self,
+        broker: &mut ContainerBroker,
+        body: &[u8],
+        timestamp: Timestamp,
+    ) -> Answer<Outcome> {
+        let policy = policy_index(self.req, &self.server.ctx.swift_conf.policies)?;
+        let ranges = shard_body::read(body).map_err(|refused| match refused {
+            Refused::Invalid(exception) => html_answer(400, format!("Invalid body: {exception}")),
+            Refused::Unforeseen => Response::error(500),
+        })?;
+        let created = self.maybe_autocreate(broker, timestamp, policy)?;
+        if !self.run(broker.exists())? {
+            return Err(Response::error(404));
+        }
+        self.update_metadata(broker, timestamp)?;
+        if !ranges.is_empty() {
+            self.run(broker.merge_shard_ranges(ranges))?;
+        }
+        let policy = self.run(broker.storage_policy_index())?;
+        Ok(Self::stored(created, policy).into())
+    }
+
+    fn stored(created: bool, policy: i64) -> Response {
+        Response::error(if created { 201 } else { 202 })
+            .with_header(names::X_BACKEND_STORAGE_POLICY_INDEX, policy)
+    }
+
     fn put_container(&self, broker: &mut ContainerBroker, timestamp: Timestamp) -> Answer<Outcome> {
         let policies = &self.server.ctx.swift_conf.policies;
         let requested = policy_index(self.req, policies)?;
@@ -311,8 +436,7 @@ impl ContainerRequest<'_> {
             self.update_or_create(broker, timestamp, requested.unwrap_or_else(default), requested)?;
         self.update_metadata(broker, timestamp)?;
         let info = self.run(broker.info())?;
-        let response = Response::error(if created { 201 } else { 202 })
-            .with_header(names::X_BACKEND_STORAGE_POLICY_INDEX, info.storage_policy_index);
+        let response = Self::stored(created, info.storage_policy_index);
         Ok(Outcome::Report(Box::new(info), response))
     }
 
@@ -377,6 +501,7 @@ impl ContainerRequest<'_> {
         timestamp: Timestamp,
     ) -> Answer<Outcome> {
         let policy = self.policy_of_row(broker, timestamp)?;
+        self.redirect_to_shard(broker, object)?;
         // Swift: the timestamp goes into the row as the client wrote it; merging normalises it.
         let as_sent = self.req.headers.get_str(names::X_TIMESTAMP).unwrap_or_default().to_owned();
         self.store_row(broker, ObjectRecord::tombstone(object.to_owned(), as_sent, policy))?;
@@ -408,7 +533,7 @@ impl ContainerRequest<'_> {
         let mut broker = self.broker_with_space()?;
         let policy = policy_index(self.req, &self.server.ctx.swift_conf.policies)?;
         self.maybe_autocreate(&mut broker, timestamp, policy)?;
-        let records = serde_json::from_slice(body).map_err(|error| text_answer(400, error.to_string()))?;
+        let records = json_error::parse(body).map_err(|error| text_answer(400, error.to_string()))?;
         let Some(records) = ObjectRecord::from_json_list(&records) else {
             return Err(Response::error(500));
         };
@@ -421,23 +546,24 @@ impl ContainerRequest<'_> {
 
     // --- steps ---
 
+    /// True if the container did not exist.
     fn maybe_autocreate(
         &self,
         broker: &mut ContainerBroker,
         timestamp: Timestamp,
         policy: Option<i64>,
-    ) -> Answer<()> {
+    ) -> Answer<bool> {
         if !self.server.should_autocreate(&self.target.account, &self.req.headers) {
-            return Ok(()); // storing the row will tell whether there is a database
+            return Ok(false); // storing the row will tell whether there is a database
         }
         if !broker.has_base_file() && !self.run(broker.exists())? {
             let Some(policy) = policy else {
                 return Err(html_answer(400, "X-Backend-Storage-Policy-Index header is required"));
             };
             // A row's timestamp may have an offset, a container's has none.
-            self.create(broker, &timestamp.normal(), policy)?;
+            return self.create(broker, &timestamp.normal(), policy);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// False if another request was faster.
@@ -521,13 +647,9 @@ impl ContainerRequest<'_> {
         result.map_err(|error| broker_failure(&self.server.ctx, self.req, &self.target.drive, &error))
     }
 
-    fn record_type(&self) -> String {
-        self.req.headers.get_str(names::X_BACKEND_RECORD_TYPE).unwrap_or_default().to_ascii_lowercase()
-    }
-
     fn asks_for_shards(&self, info: Option<&ContainerInfo>) -> bool {
         let sharded = info.is_some_and(|info| matches!(info.db_state, DbState::Sharding | DbState::Sharded));
-        match self.record_type().as_str() {
+        match record_type(self.req).as_str() {
             "shard" => true,
             "auto" => sharded,
             _ => false,
@@ -557,6 +679,19 @@ impl ContainerRequest<'_> {
             }
         }
     }
+}
+
+fn record_type(req: &Request) -> String {
+    req.headers.get_str(names::X_BACKEND_RECORD_TYPE).unwrap_or_default().to_ascii_lowercase()
+}
+
+/// A listing without what is known of the container. An empty one has a length here.
+fn container_listing(listing_type: ListingType, body: Vec<u8>) -> Response {
+    let mut response = listing_response(listing_type, body);
+    if response.status == Status::NO_CONTENT {
+        response.headers.insert("Content-Length", 0u32);
+    }
+    response
 }
 
 const TIMESTAMP_HEADERS: [&str; 4] = [

@@ -5,6 +5,7 @@
 //! (`state_timestamp`). The whole of a younger `timestamp` wins; of the same, each part from its latest writer, and of a state of the same
 //! time the one that is further on.
 
+use common::config::parse_float;
 use common::timestamp::Timestamp;
 use indexmap::IndexMap;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -34,12 +35,55 @@ pub struct ShardRange {
 }
 
 impl ShardRange {
+    /// The state of a range that somebody proposes.
+    pub const FOUND: i64 = 10;
+    const ACTIVE: i64 = 40;
+
+    /// The own range of a container that has none yet.
+    pub fn of_all(path: &str, now: Timestamp) -> Self {
+        let now = now.normal();
+        Self {
+            name: path.to_owned(),
+            timestamp: now.clone(),
+            lower: String::new(),
+            upper: String::new(),
+            object_count: 0,
+            bytes_used: 0,
+            meta_timestamp: now.clone(),
+            deleted: false,
+            state: Self::ACTIVE,
+            state_timestamp: now,
+            epoch: None,
+            reported: false,
+            tombstones: -1,
+        }
+    }
+
     /// The name of a state.
     pub fn state_text(state: i64) -> Option<&'static str> {
-        const STATES: [&str; 8] =
-            ["found", "created", "cleaved", "active", "shrinking", "sharding", "sharded", "shrunk"];
-        let at = usize::try_from(state / FOUND - 1).ok().filter(|_| state % FOUND == 0)?;
+        let at = usize::try_from(state / Self::FOUND - 1).ok().filter(|_| state % Self::FOUND == 0)?;
         STATES.get(at).copied()
+    }
+
+    /// The state that a text names or is the number of.
+    pub fn resolve_state(text: &str) -> Result<i64, BadState> {
+        match parse_float(text) {
+            Some(number) => Self::state_of_number(number),
+            None => {
+                let name = text.to_lowercase();
+                let at = STATES.iter().position(|state| *state == name).ok_or(BadState::Unknown)?;
+                Ok(Self::FOUND * (at as i64 + 1))
+            }
+        }
+    }
+
+    pub fn state_of_number(number: f64) -> Result<i64, BadState> {
+        if number.is_infinite() {
+            return Err(BadState::Infinite);
+        }
+        let state = number as i64;
+        let is_one = state as f64 == number && Self::state_text(state).is_some();
+        if is_one { Ok(state) } else { Err(BadState::Unknown) }
     }
 
     /// One of a JSON body. `None` unless it has everything that a row needs.
@@ -93,6 +137,19 @@ impl ShardRange {
         })
     }
 
+    /// As a listing has it.
+    pub fn to_record(&self) -> Value {
+        let mut record = self.to_json();
+        let created = Timestamp::parse(&self.timestamp).unwrap_or_default();
+        record["last_modified"] = created.isoformat().into();
+        record
+    }
+
+    /// As a listing has it for who only wants to know where names are.
+    pub fn to_namespace(&self) -> Value {
+        json!({"name": self.name, "lower": self.lower, "upper": self.upper})
+    }
+
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
         let text = |index| row.get::<_, Option<String>>(index);
         let number =
@@ -106,7 +163,7 @@ impl ShardRange {
             bytes_used: number(5, 0)?,
             meta_timestamp: text(6)?.unwrap_or_else(|| timestamp.clone()),
             deleted: number(7, 0)? != 0,
-            state: number(8, FOUND)?,
+            state: number(8, Self::FOUND)?,
             state_timestamp: text(9)?.unwrap_or_else(|| timestamp.clone()),
             epoch: text(10)?,
             reported: number(11, 0)? != 0,
@@ -167,24 +224,49 @@ impl ShardRange {
     }
 }
 
-const FOUND: i64 = 10;
+/// Why something is no state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadState {
+    Unknown,
+    /// Swift: its check is for numbers which an integer can be made of.
+    Infinite,
+}
+
+/// By their numbers, which go in steps of that of the first.
+const STATES: [&str; 8] =
+    ["found", "created", "cleaved", "active", "shrinking", "sharding", "sharded", "shrunk"];
 
 /// All shard ranges of a container, its own and deleted ones too. None in a database from before there were any.
 pub fn all(sqlite: &Connection) -> rusqlite::Result<Vec<ShardRange>> {
-    let mut found = select_all(sqlite, COLUMNS)?;
+    select(sqlite, "true", &[])
+}
+
+/// Those that a condition with `parameters` holds for, in the order of their upper bounds.
+pub fn select(
+    sqlite: &Connection,
+    condition: &str,
+    parameters: &[&str],
+) -> rusqlite::Result<Vec<ShardRange>> {
+    let mut found = select_columns(sqlite, COLUMNS, condition, parameters)?;
     found.sort_by(|a, b| a.sort_key().cmp(&b.sort_key()));
     Ok(found)
 }
 
-fn select_all(sqlite: &Connection, columns: &str) -> rusqlite::Result<Vec<ShardRange>> {
-    let selected = sqlite.prepare(&format!("SELECT {columns} FROM {TABLE}")).and_then(|mut statement| {
-        let rows = statement.query_map([], ShardRange::from_row)?;
+fn select_columns(
+    sqlite: &Connection,
+    columns: &str,
+    condition: &str,
+    parameters: &[&str],
+) -> rusqlite::Result<Vec<ShardRange>> {
+    let sql = format!("SELECT {columns} FROM {TABLE} WHERE {condition}");
+    let selected = sqlite.prepare_cached(&sql).and_then(|mut statement| {
+        let rows = statement.query_map(rusqlite::params_from_iter(parameters), ShardRange::from_row)?;
         rows.collect()
     });
     match selected {
         Err(error) if is_missing(&error, "no such table: shard_range") => Ok(Vec::new()),
         Err(error) => match without_missing(columns, &error) {
-            Some(columns) => select_all(sqlite, &columns),
+            Some(columns) => select_columns(sqlite, &columns, condition, parameters),
             None => Err(error),
         },
         Ok(found) => Ok(found),
@@ -319,6 +401,28 @@ mod tests {
             .unwrap();
         let found = all(&sqlite).unwrap();
         assert_eq!((found[0].tombstones, found[0].meta_timestamp.as_str()), (-1, "1"));
+    }
+
+    /// From `ShardRange.resolve_state` of 2.38.3.
+    #[test]
+    fn states_have_names_and_numbers() {
+        for (text, state) in [
+            ("found", Ok(10)),
+            ("SHRUNK", Ok(80)),
+            ("40", Ok(40)),
+            (" 4e1 ", Ok(40)),
+            ("60.0", Ok(60)),
+            ("60.5", Err(BadState::Unknown)),
+            ("45", Err(BadState::Unknown)),
+            ("0", Err(BadState::Unknown)),
+            ("-10", Err(BadState::Unknown)),
+            ("90", Err(BadState::Unknown)),
+            ("nan", Err(BadState::Unknown)),
+            ("listing", Err(BadState::Unknown)),
+            ("-inf", Err(BadState::Infinite)),
+        ] {
+            assert_eq!(ShardRange::resolve_state(text), state, "{text}");
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! A container being sharded has two database files, `HASH.db` (retiring) and `HASH_EPOCH.db` (fresh); one that was sharded has
 //! only the latter, and its objects are in other containers, named by rows of `shard_range`. A shard container names its root in
-//! its sysmeta. The records themselves, which replicas exchange, are `shard_range`'s. Not here: listing and redirecting by shard ranges,
-//! and the sharder.
+//! its sysmeta. The records themselves, which replicas exchange, are `shard_range`'s, and `shard_listing` selects among them. Not here:
+//! the sharder.
 
 use common::timestamp::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};

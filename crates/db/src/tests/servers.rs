@@ -93,14 +93,6 @@ async fn what_is_not_served_yet_is_refused() {
     for app in [node.account_server(), node.container_server()] {
         assert_eq!(app.call(request(Method::Ssync, "/sda/1/a/c", 1)).await.status.0, 405);
     }
-    let app = node.container_server();
-    app.call(request(Method::Put, "/sda/1/a/c", 1)).await;
-    for method in [Method::Get, Method::Put] {
-        let shards = request(method, "/sda/1/a/c", 2).with_header("X-Backend-Record-Type", "shard");
-        assert_eq!(app.call(shards).await.status.0, 501);
-    }
-    let auto = request(Method::Get, "/sda/1/a/c", 2).with_header("X-Backend-Record-Type", "auto");
-    assert_eq!(app.call(auto).await.status.0, 204);
 }
 
 #[tokio::test]

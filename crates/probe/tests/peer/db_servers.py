@@ -57,7 +57,7 @@ class Server:
                     % (self.port, root, devices, os.path.join(root, 'nolog'), kind, kind, kind))
         self.process = subprocess.Popen(command(kind, conf), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=open(conf + '.err', 'w'))
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 socket.create_connection(('127.0.0.1', self.port)).close()
                 return
