@@ -66,7 +66,7 @@ fn account_and_container_servers_answer_as_swifts_and_updaters_tell_the_same() -
 
 #[test]
 fn container_servers_take_list_and_redirect_to_shard_ranges_as_swifts() -> Result<()> {
-    println!("{}", success(script("db_shards.py")?.arg(example("db_server")?))?);
+    println!("{}", success(script("db_shards.py")?.arg(example("db_server")?).arg(example("proxy")?))?);
     Ok(())
 }
 

@@ -7,6 +7,7 @@
 //! A request is given away to whoever is called, so what an inner app tells an outer filter goes through a value
 //! that the outer one has put there and both share (`LogInfo`, `NonClientDisconnect`), or the response's `ext`.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -156,6 +157,16 @@ impl NonClientDisconnect {
 #[derive(Clone)]
 pub struct ProxyContext(pub Context);
 
-/// `swift.shard_listing_history`: containers which have returned namespaces for this request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ShardListingHistory(pub Vec<(String, String)>);
+/// `swift.shard_listing_history`: containers which have returned namespaces for this request, or for any of those made for it.
+#[derive(Clone, Debug, Default)]
+pub struct ShardListingHistory(Arc<Mutex<HashSet<(String, String)>>>);
+
+impl ShardListingHistory {
+    pub fn visit(&self, account: &str, container: &str) {
+        self.0.lock().insert((account.to_owned(), container.to_owned()));
+    }
+
+    pub fn has(&self, account: &str, container: &str) -> bool {
+        self.0.lock().contains(&(account.to_owned(), container.to_owned()))
+    }
+}

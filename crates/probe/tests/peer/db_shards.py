@@ -1,14 +1,15 @@
 """Holds what Martlet's container server does with shard ranges against Swift's, answer by answer and row by row.
 
-    python db_shards.py path/to/examples/db_server
+    python db_shards.py path/to/examples/db_server path/to/examples/proxy
 
 Both get the same PUTs of shard ranges, good and bad, and must answer the same bytes and store the same rows. Swift's
 broker then begins to shard the same containers on both sides, and ends it; in each state the servers must list, redirect
-and count alike, also each from the other's databases. Last, Swift's proxy lists a sharded container from either.
+and count alike, also each from the other's databases. The proxies of both list a sharded container from the servers of both.
 """
 import contextlib
 import glob
 import hashlib
+import http.client
 import itertools
 import json
 import os
@@ -16,11 +17,13 @@ import random
 import re
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 from urllib.parse import quote
 
 from db_servers import LAUNCH, Side, compare, stamp
+from ports import free_port
 
 ROOT = 'c é'
 COLUMNS = ('name, timestamp, lower, upper, object_count, bytes_used, meta_timestamp, deleted, state, state_timestamp, epoch, '
@@ -30,13 +33,13 @@ STATES = [10, 20, 30, 40, 50, 60, 70, 80]
 SHARD = ('X-Backend-Record-Type', 'shard')
 
 
-def path_of(container, account='a'):
-    return quote('/sda/9/%s/%s' % (account, container))
+def path_of(container, account='a', part=9):
+    return quote('/sda/%d/%s/%s' % (part, account, container))
 
 
 def files_of(side, container, account='a'):
     hsh = hashlib.md5(('p/%s/%ss' % (account, container)).encode()).hexdigest()
-    return sorted(glob.glob(os.path.join(side.devices, 'sda/containers/9', hsh[-3:], hsh, '*.db')))
+    return sorted(glob.glob(os.path.join(side.devices, 'sda/containers/*', hsh[-3:], hsh, '*.db')))
 
 
 def rows(side, container):
@@ -171,18 +174,18 @@ class Comparison:
             print(what, 'stored\n  ours   %s\n  theirs %s' % (ours, theirs))
         return ours
 
-    def broker(self, container, change):
+    def broker(self, container, change, account='a'):
         """Let Swift's broker change what each side has."""
         from swift.container.backend import ContainerBroker
         for side in self.sides:
-            files = files_of(side, container)
+            files = files_of(side, container, account)
             broker = ContainerBroker(os.path.join(os.path.dirname(files[0]), os.path.basename(files[0])[:32] + '.db'),
-                                     account='a', container=container)
+                                     account=account, container=container)
             assert getattr(broker, change)(), change
 
 
-def put(container, ranges, n=1, *more):
-    return 'PUT', path_of(container), [('X-Timestamp', stamp(n)), SHARD] + list(more), json.dumps(ranges).encode()
+def put(container, ranges, n=1, *more, part=9):
+    return 'PUT', path_of(container, part=part), [('X-Timestamp', stamp(n)), SHARD] + list(more), json.dumps(ranges).encode()
 
 
 def compare_bodies(both):
@@ -253,47 +256,80 @@ def compare_states(both):
     both.stored('gone', ROOT)
 
 
-class OneNode:
-    """A ring of one device behind a server."""
-    replica_count, part_power, next_part_power, md5 = 1, 4, None, '0'
-
-    def __init__(self, server):
-        self.devs = [{'id': 0, 'region': 1, 'zone': 1, 'ip': '127.0.0.1', 'port': server.port, 'device': 'sda', 'index': 0,
-                      'replication_ip': '127.0.0.1', 'replication_port': server.port, 'weight': 1}]
-
-    def get_part(self, *names):
-        return 9
-
-    def get_part_nodes(self, part):
-        return self.devs
-
-    def get_nodes(self, *names):
-        return 9, self.devs
-
-    def get_more_nodes(self, part):
-        return iter(())
+def ring_part(*names):
+    """Where the rings of `swift_dir` have an account or container."""
+    return hashlib.md5(('p/%ss' % '/'.join(names)).encode()).digest()[0] >> 4
 
 
-def proxies(both, root):
-    """Swift's proxy before each side's servers."""
-    import swift.common.utils as utils
-    utils.SWIFT_CONF_FILE = os.path.join(root, 'swift.conf')
-    utils.HASH_PATH_PREFIX = utils.HASH_PATH_SUFFIX = b''
-    utils.validate_hash_conf()
-    from swift.common.middleware import listing_formats
-    from swift.common.storage_policy import POLICIES
-    from swift.proxy.server import Application
-    conf = {'swift_dir': root, 'log_address': os.path.join(root, 'nolog'), 'allow_account_management': 'true'}
-    for policy in POLICIES:
-        policy.object_ring = OneNode(both.sides[0].servers['container'])
-    made = [Application(dict(conf), account_ring=OneNode(side.servers['account']), container_ring=OneNode(side.servers['container']))
-            for side in both.sides]
-    return [listing_formats.ListingFilter(app, {}) for app in made]
+def swift_dir(root, side):
+    """A directory of configuration whose rings have one device, behind a side's servers."""
+    from swift.common.ring import RingBuilder
+    path = os.path.join(root, side.name + '-etc')
+    os.makedirs(path)
+    shutil.copy(os.path.join(root, 'swift.conf'), path)
+    for kind, port in (('account', side.servers['account'].port), ('container', side.servers['container'].port), ('object', 9),
+                       ('object-1', 9)):
+        builder = RingBuilder(4, 1, 0)
+        builder.add_dev({'id': 0, 'region': 1, 'zone': 1, 'weight': 1, 'ip': '127.0.0.1', 'port': port, 'device': 'sda',
+                         'replication_ip': '127.0.0.1', 'replication_port': port})
+        builder.rebalance()
+        builder.get_ring().save(os.path.join(path, kind + '.ring.gz'))
+    return path
 
 
-def compare_proxied(both, root):
-    """A container of 60 objects in four shards, one of which is sharded itself, as a client of Swift's proxy sees it."""
-    from swift.common.swob import Request
+class SwiftsProxy:
+    """Swift's proxy, in this process."""
+
+    def __init__(self, path):
+        import swift.common.utils as utils
+        utils.SWIFT_CONF_FILE = os.path.join(path, 'swift.conf')
+        utils.HASH_PATH_PREFIX = utils.HASH_PATH_SUFFIX = b''
+        utils.validate_hash_conf()
+        from swift.common.middleware import listing_formats
+        from swift.proxy.server import Application
+        conf = {'swift_dir': path, 'log_address': os.path.join(path, 'nolog'), 'allow_account_management': 'true'}
+        self.app = listing_formats.ListingFilter(Application(conf), {})
+
+    def get(self, path):
+        from swift.common.swob import Request
+        request = Request.blank(path, environ={'REQUEST_METHOD': 'GET', 'swift_owner': True})
+        answer = request.get_response(self.app)
+        return answer.status, answer.headers, answer.body
+
+    def stop(self):
+        pass
+
+
+class MartletsProxy:
+    def __init__(self, path, program):
+        self.port = free_port()
+        conf = os.path.join(path, 'proxy.conf')
+        with open(conf, 'w') as f:
+            f.write('[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = %d\nswift_dir = %s\n[pipeline:main]\n'
+                    'pipeline = listing_formats proxy-server\n[filter:listing_formats]\nuse = egg:swift#listing_formats\n'
+                    '[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\n' % (self.port, path))
+        self.process = subprocess.Popen([program, conf], stdout=subprocess.PIPE, stderr=open(conf + '.err', 'w'))
+        assert self.process.stdout.readline().startswith(b'serving'), open(conf + '.err').read()
+
+    def get(self, path):
+        connection = http.client.HTTPConnection('127.0.0.1', self.port)
+        connection.request('GET', path)
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        return '%d %s' % (answer.status, answer.reason), answer.headers, body
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+TOLD = ('X-Container-Object-Count', 'X-Container-Bytes-Used', 'Content-Type', 'Content-Length', 'Last-Modified', 'X-Storage-Policy',
+        'X-Container-Meta-Color')
+
+
+def compare_proxied(both, root, program):
+    """A container of 60 objects in four shards, one of which is sharded itself, as clients of both proxies see it on both servers."""
     rng = random.Random(4)
     names = sorted({rng.choice('abcdefghij') + rng.choice(['', '/', '/x', 'é', 'zz']) + str(n) for n in range(60)})
     row = [('X-Size', '5'), ('X-Content-Type', 't'), ('X-Etag', 'e')]
@@ -301,41 +337,67 @@ def compare_proxied(both, root):
     shards = [shard('.shards_a/big-%d' % n, cuts[n], cuts[n + 1], object_count=15, bytes_used=75) for n in range(4)]
     inner = [shard('.shards_a/big-1-%d' % n, lower, upper, object_count=7, bytes_used=35)
              for n, (lower, upper) in enumerate([('c', 'd'), ('d', 'e/x')])]
-    made = [('PUT', path_of('big'), [('X-Timestamp', stamp(1))]),
-            put('big', shards + [shard('a/big', n=1, state=60, epoch=stamp(5))], 2)]
+    big = lambda more: put('big', more[0], more[1], part=ring_part('a', 'big'))
+    path_of_big = path_of('big', part=ring_part('a', 'big'))
+    made = [('PUT', path_of_big, [('X-Timestamp', stamp(1)), ('X-Container-Meta-Color', 'red')]),
+            big((shards + [shard('a/big', n=1, state=60, epoch=stamp(5))], 2))]
     for one in shards + inner:
-        path = path_of(one['name'].split('/')[1], '.shards_a')
+        container = one['name'].split('/')[1]
+        path = path_of(container, '.shards_a', ring_part('.shards_a', container))
         made.append(('PUT', path, [('X-Timestamp', stamp(1)), SHARD, ('X-Backend-Auto-Create', 'true'),
                                    ('X-Backend-Storage-Policy-Index', '0'), ('X-Container-Sysmeta-Shard-Quoted-Root', 'a/big')],
-                     json.dumps([one]).encode()))
+                     json.dumps([dict(one, epoch=stamp(5), state=60) if one is shards[1] else one]).encode()))
         for name in names:
-            if one['lower'] < name and (not one['upper'] or name <= one['upper']):
+            if one['lower'] < name and (not one['upper'] or name <= one['upper']) and one is not shards[1]:
                 made.append(('PUT', path + '/' + quote(name), [('X-Timestamp', stamp(3))] + row))
-    # What the proxy reads while the container is being sharded.
-    made += [('PUT', path_of('big') + '/' + quote(name), [('X-Timestamp', stamp(3))] + row) for name in names]
-    both.ask('account', [('PUT', '/sda/9/a', [('X-Timestamp', stamp(1))])], 'account')
+        if one is shards[1]:
+            # This shard's objects are in two shards of its own.
+            made.append(('PUT', path, [('X-Timestamp', stamp(2)), SHARD], json.dumps(inner).encode()))
+    # What proxies read while the container is being sharded.
+    made += [('PUT', path_of_big + '/' + quote(name), [('X-Timestamp', stamp(3))] + row) for name in names]
+    both.ask('account', [('PUT', '/sda/%d/a' % ring_part('a'), [('X-Timestamp', stamp(1))])], 'account')
     both.ask('shards', made)
-    for state, change in (('sharding', 'set_sharding_state'), ('sharded', 'set_sharded_state')):
-        both.broker('big', change)
-        if state == 'sharding':
-            # One shard is not cleaved yet: the root lists the rest of the names.
-            both.ask(state, [put('big', [dict(shards[3], state=20, state_timestamp=stamp(6))], 6)])
-        else:
-            both.ask(state, [put('big', [dict(one, state=40, state_timestamp=stamp(7)) for one in shards] +
-                                 [shard('a/big', n=1, state=70, state_timestamp=stamp(7), epoch=stamp(5))], 7)])
-        asked = ['format=json', '', 'format=xml', 'limit=7&format=json', 'reverse=true', 'prefix=d', 'delimiter=/&format=json',
-                 'prefix=e/&delimiter=/', 'marker=c&end_marker=f', 'marker=g&limit=5', 'reverse=on&marker=e&limit=9', 'path=e']
-        for query in asked:
-            answers = []
-            for proxy in proxies(both, root):
-                request = Request.blank('/v1/a/big?' + query, environ={'REQUEST_METHOD': 'GET', 'swift_owner': True})
-                answer = request.get_response(proxy)
-                answers.append((answer.status.encode(), [(key, answer.headers.get(key)) for key in (
-                    'X-Container-Object-Count', 'X-Container-Bytes-Used', 'Content-Type', 'Last-Modified')], answer.body))
-            compare(('proxied', state, query), *answers, both.failures)
-            both.count += 1
-            if not query:
-                assert answers[0][2].decode().splitlines() == names, (state, answers[0])
+    both.broker('big-1', 'set_sharding_state', '.shards_a')
+    both.broker('big-1', 'set_sharded_state', '.shards_a')
+    paths = [swift_dir(root, side) for side in both.sides]
+    proxies = []
+    try:
+        for path in paths:
+            proxies += [SwiftsProxy(path), MartletsProxy(path, program)]
+        for state, change in (('sharding', 'set_sharding_state'), ('sharded', 'set_sharded_state')):
+            both.broker('big', change)
+            if state == 'sharding':
+                # One shard is not cleaved yet: the root lists the rest of the names.
+                both.ask(state, [big(([dict(shards[3], state=20, state_timestamp=stamp(6))], 6))])
+            else:
+                both.ask(state, [big(([dict(one, state=40, state_timestamp=stamp(7)) for one in shards] +
+                                      [shard('a/big', n=1, state=70, state_timestamp=stamp(7), epoch=stamp(5))], 7))])
+            asked = ['', 'format=json', 'format=xml', 'limit=7&format=json', 'reverse=true', 'prefix=d', 'delimiter=/&format=json',
+                     'prefix=e/&delimiter=/', 'marker=c&end_marker=f', 'marker=g&limit=5', 'reverse=on&marker=e&limit=9', 'path=e',
+                     'limit=0', 'prefix=zz&format=json', 'reverse=yes&delimiter=/', 'limit=x', 'states=active&format=json']
+            for _ in range(40):
+                parts = ['format=json'] * rng.randrange(2)
+                for key, values in [('marker', names + ['c', 'h']), ('end_marker', names + ['c', 'h', 'zz']), ('reverse', ['on']),
+                                    ('prefix', ['a', 'c', 'd', 'e', 'e/', 'h', 'hé']), ('delimiter', ['/', 'z', 'é']),
+                                    ('limit', ['1', '3', '10', '40'])]:
+                    if rng.random() < .35:
+                        parts.append('%s=%s' % (key, quote(rng.choice(values), safe='')))
+                asked.append('&'.join(parts))
+            for query in asked:
+                answers = []
+                for proxy in proxies:
+                    status, headers, body = proxy.get('/v1/a/big?' + query)
+                    answers.append((status.encode(), [(key, headers.get(key)) for key in TOLD], body))
+                for which, answer in zip(("Martlet's proxy, Martlet's servers", "Swift's, Swift's", "Martlet's, Swift's"),
+                                         (answers[1], answers[2], answers[3])):
+                    compare(('proxied', state, query, which, "differs from Swift's proxy, Martlet's servers"), answer, answers[0],
+                            both.failures)
+                    both.count += 1
+                if not query:
+                    assert answers[0][2].decode().splitlines() == names, (state, answers[0])
+    finally:
+        for proxy in proxies:
+            proxy.stop()
 
 
 def main():
@@ -354,14 +416,14 @@ def main():
         compare_bodies(both)
         compare_merges(both)
         compare_states(both)
-        compare_proxied(both, root)
+        compare_proxied(both, root, sys.argv[2])
         ours.stop()
         theirs.stop()
         ours.devices, theirs.devices = theirs.devices, ours.devices
         ours.start()
         theirs.start()
         rng = random.Random(5)
-        for container in ['new', ROOT, 'big'] + ['merge%d' % n for n in range(12)]:
+        for container in ['new', ROOT] + ['merge%d' % n for n in range(12)]:
             both.ask('swapped', reads(rng, container, 30))
     finally:
         ours.stop()

@@ -7,6 +7,7 @@ pub mod cors;
 pub mod getter;
 pub mod info;
 pub mod object;
+mod shard_listing;
 #[cfg(test)]
 mod tests;
 
