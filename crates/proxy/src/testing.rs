@@ -327,6 +327,7 @@ fn note(node: usize, state: &Mutex<State>, req: &Request, path: &str, body: Byte
     state.lock().asked.push(Asked { node, method, path: path.to_owned(), headers, body });
 }
 
+/// A container whose metadata names a shard is sharded, into that one.
 fn container(state: &mut State, node: usize, req: &Request, path: String) -> Response {
     let key = (node, path);
     match (&req.method, state.containers.get(&key)) {
@@ -336,12 +337,25 @@ fn container(state: &mut State, node: usize, req: &Request, path: String) -> Res
             Response::new(status)
         }
         (_, None) => Response::error(404),
+        (Method::Get, Some(headers)) if req.headers.get_str("X-Backend-Record-Type") == Some("shard") => {
+            let shard = headers.get_str("X-Container-Meta-Shard").unwrap_or_default();
+            let body = format!("[{{\"name\": \"{shard}\", \"lower\": \"\", \"upper\": \"\"}}]");
+            Response::new(200)
+                .with_header("X-Backend-Storage-Policy-Index", "0")
+                .with_header("X-Backend-Sharding-State", "sharded")
+                .with_header("X-Backend-Record-Type", "shard")
+                .with_header("Content-Length", body.len())
+                .with_body(body)
+        }
         (_, Some(headers)) => {
             let mut resp = Response::new(204).with_header("X-Backend-Storage-Policy-Index", "0");
             for (name, value) in headers.iter() {
                 if name.to_ascii_lowercase().starts_with(b"x-container-") {
                     resp.headers.insert(name, value);
                 }
+            }
+            if headers.contains("X-Container-Meta-Shard") {
+                resp.headers.insert("X-Backend-Sharding-State", "sharded");
             }
             resp
         }

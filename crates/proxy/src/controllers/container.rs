@@ -1,7 +1,7 @@
 //! Requests to a container.
 //!
 //! What a listing is made of is asked for by the record type: `object` and `shard` are for programs of the cluster and come from the
-//! container's server as they are; all others list objects, those of a sharded container by `shard_listing`.
+//! container's server as they are; all others list objects, those of a sharded container by `shards`.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::controllers::base::{
 };
 use crate::controllers::cors::CorsRequest;
 use crate::controllers::getter::get_or_head;
-use crate::controllers::{shard_listing, this_app};
+use crate::controllers::{shards, this_app};
 use crate::environ::{Authorizer, CleanAcl, ResellerRequest, SwiftOwner};
 use crate::info::{
     AUTO_CREATE_ACCOUNT_PREFIX, AccountInfo, account_info, cache_key, clear_info_cache, container_info,
@@ -83,12 +83,12 @@ impl ContainerController {
         let listing = if is_get { json_query(req) } else { req.query.clone() };
         let explicit = req.headers.get_str(X_BACKEND_RECORD_TYPE).unwrap_or("");
         let is_auto = is_get && !matches!(explicit.to_lowercase().as_str(), "object" | "shard");
-        let query = if is_auto { shard_listing::ask_for_namespaces(req, &listing) } else { listing.clone() };
+        let query = if is_auto { shards::ask_for_namespaces(req, &listing) } else { listing.clone() };
         let target = Target::new(req, req.method.clone(), part, entity_path(req)).with_query(query);
         let mut resp = get_or_head(app, req, ServerType::Container, nodes, target, None).await;
         if is_auto {
             let container = (self.account.as_str(), self.container.as_str());
-            resp = shard_listing::listing(app, req, container, &listing, resp).await;
+            resp = shards::listing(app, req, container, &listing, resp).await;
             resp.headers.remove(X_BACKEND_RECORD_TYPE);
             resp.headers.remove(X_BACKEND_RECORD_SHARD_FORMAT);
         }

@@ -7,7 +7,7 @@ pub mod cors;
 pub mod getter;
 pub mod info;
 pub mod object;
-mod shard_listing;
+mod shards;
 #[cfg(test)]
 mod tests;
 

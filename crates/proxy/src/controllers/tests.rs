@@ -313,6 +313,30 @@ async fn container_info_is_asked_once_and_cached_as_swift_caches_it() {
 }
 
 #[tokio::test]
+async fn rows_of_a_sharded_container_go_to_the_shard_that_has_the_name() {
+    let cluster = Cluster::start(3, &[]);
+    let sharded = Request::new(Method::Put, "/v1/a/c").with_header("X-Container-Meta-Shard", ".shards_a/c 1");
+    assert_eq!(cluster.call(sharded).await.0.status.0, 201);
+    assert_eq!(cluster.status(Method::Put, "/v1/a/whole").await, 201);
+    for (path, quoted, state) in
+        [("/v1/a/c/o é", ".shards_a/c%201", "sharded"), ("/v1/a/whole/o", "-", "unsharded")]
+    {
+        assert_eq!(cluster.put(path, "x").await, 201);
+        let asked = cluster.asked();
+        let (puts, others): (Vec<_>, Vec<_>) =
+            asked.into_iter().partition(|asked| asked.method == Method::Put);
+        let puts: Vec<_> = puts.into_iter().filter(|put| put.path.matches('/').count() > 2).collect();
+        assert_eq!(values(&puts, "X-Backend-Quoted-Container-Path"), [quoted; 3]);
+        assert_eq!(values(&puts, "X-Container-Root-Db-State"), [state; 3]);
+        let shard_lists = others.iter().filter(|asked| asked.headers.contains("X-Backend-Record-Type"));
+        assert_eq!(shard_lists.count(), usize::from(state == "sharded"));
+        assert_eq!(cluster.status(Method::Delete, path).await, 204);
+        let deletes = cluster.asked_with(&Method::Delete);
+        assert_eq!(values(&deletes, "X-Backend-Quoted-Container-Path"), [quoted; 3]);
+    }
+}
+
+#[tokio::test]
 async fn object_in_a_container_that_is_not_there_is_404() {
     let cluster = Cluster::start(3, &[]);
     for method in [Method::Get, Method::Put, Method::Post, Method::Delete] {

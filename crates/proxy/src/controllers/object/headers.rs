@@ -1,10 +1,11 @@
 //! Which object server tells which container servers: `X-Container-*` and `X-Delete-At-*` of the backend requests.
 
 use common::headers::{
-    X_BACKEND_CLEAN_EXPIRING_OBJECT_QUEUE, X_CONTAINER_DEVICE, X_CONTAINER_HOST, X_CONTAINER_PARTITION,
-    X_CONTAINER_ROOT_DB_STATE, X_DELETE_AT_CONTAINER, X_DELETE_AT_DEVICE, X_DELETE_AT_HOST,
-    X_DELETE_AT_PARTITION,
+    X_BACKEND_CLEAN_EXPIRING_OBJECT_QUEUE, X_BACKEND_QUOTED_CONTAINER_PATH, X_CONTAINER_DEVICE,
+    X_CONTAINER_HOST, X_CONTAINER_PARTITION, X_CONTAINER_ROOT_DB_STATE, X_DELETE_AT_CONTAINER,
+    X_DELETE_AT_DEVICE, X_DELETE_AT_HOST, X_DELETE_AT_PARTITION,
 };
+use common::quote::quote_path;
 use ring::Node;
 use service::http::Headers;
 
@@ -25,6 +26,8 @@ pub struct Updates<'a> {
     pub use_replication: bool,
     pub container_part: u32,
     pub containers: &'a [Node],
+    /// Account and container of the shard that the containers are replicas of, if they are not the object's container itself.
+    pub container_path: Option<&'a str>,
     pub db_state: &'a str,
     pub delete_at: Option<&'a DeleteAt>,
     pub object_quorum: usize,
@@ -60,6 +63,9 @@ impl Updates<'_> {
         headers.append_joined(X_CONTAINER_HOST, format_args!("{ip}:{port}"));
         headers.append_joined(X_CONTAINER_DEVICE, &node.device);
         headers.insert(X_CONTAINER_ROOT_DB_STATE, self.db_state);
+        if let Some(path) = self.container_path {
+            headers.insert(X_BACKEND_QUOTED_CONTAINER_PATH, quote_path(path));
+        }
     }
 
     fn name_queue_server(&self, headers: &mut Headers, delete_at: &DeleteAt, node: &Node) {
@@ -112,6 +118,7 @@ mod tests {
             use_replication: false,
             container_part: 5,
             containers: &containers,
+            container_path: None,
             db_state: "unsharded",
             delete_at: Some(&delete_at),
             object_quorum: 2,

@@ -2,8 +2,7 @@
 //!
 //! Backend requests which change an object name the container servers (and for an object with a time to be
 //! deleted, the servers of the expirer's queue) that the object servers shall update, so that every one of these
-//! is told by somebody. What it does not do: find the shard of a sharded container; its updates go to the root,
-//! from where they are redirected.
+//! is told by somebody. Of a sharded container that is the shard which has the object's name.
 
 pub mod ec;
 pub mod headers;
@@ -31,6 +30,7 @@ use crate::controllers::base::{Answer, Backends, all_request_headers, best_respo
 use crate::controllers::cors::CorsRequest;
 use crate::controllers::getter::get_or_head;
 use crate::controllers::object::headers::{DeleteAt, Updates};
+use crate::controllers::shards;
 use crate::controllers::{this_app, unknown_policy};
 use crate::environ::{Authorizer, LogInfo, SyncKey};
 use crate::error_limiter::node_to_string;
@@ -109,7 +109,7 @@ impl ObjectController {
         check_metadata(app, req, ServerType::Object)?;
         let delete_at = self.config_expiration(app, req)?;
         let place = self.place_for_change(app, req)?;
-        let headers = self.backend_headers(app, req, place.nodes.len(), delete_at)?;
+        let headers = self.backend_headers(app, req, place.nodes.len(), delete_at).await?;
         self.post_object(app, req, &place, headers).await
     }
 
@@ -121,7 +121,7 @@ impl ObjectController {
         if !options.write_affinity.is_empty() {
             count += options.local_handoff_count(&place.nodes);
         }
-        let headers = self.backend_headers(app, req, count, None)?;
+        let headers = self.backend_headers(app, req, count, None).await?;
         let nodes = NodeIter::local_first(app, &place.ring, place.part, options, true);
         let backends = self.backends(app, req, &place, nodes, headers);
         Ok(backends.best_response(&[(404, 204)]).await)
@@ -257,23 +257,35 @@ impl ObjectController {
     }
 
     /// Headers for `count` backend requests.
-    pub fn backend_headers(
+    pub async fn backend_headers(
         &self,
-        app: &Application,
-        req: &Request,
+        app: &Arc<Application>,
+        req: &mut Request,
         count: usize,
         delete_at: Option<DeleteAt>,
     ) -> Result<Vec<Headers>, Response> {
         let ring = app.container_ring()?;
         let hash = &app.ctx.swift_conf.hash;
-        let (part, nodes) = ring.get_nodes(hash, &self.account, Some(&self.container), None);
         let db_state = crate::info::InfoCache::in_env(&req.env)
             .and_then(|cache| cache.container(&crate::info::cache_key(&self.account, Some(&self.container))))
             .map_or_else(|| "unsharded".to_owned(), |info| info.sharding_state.clone());
+        let shard = match db_state.as_str() {
+            "sharding" | "sharded" => {
+                shards::keeper(app, req, (&self.account, &self.container), &self.object).await
+            }
+            _ => None,
+        };
+        let (account, container) = match &shard {
+            Some((account, container)) => (account, container),
+            None => (&self.account, &self.container),
+        };
+        let (part, nodes) = ring.get_nodes(hash, account, Some(container), None);
+        let container_path = shard.as_ref().map(|_| format!("{account}/{container}"));
         let updates = Updates {
             use_replication: req.headers.get_bool("X-Backend-Use-Replication-Network"),
             container_part: part,
             containers: &nodes,
+            container_path: container_path.as_deref(),
             db_state: &db_state,
             delete_at: delete_at.as_ref(),
             object_quorum: self.storage_policy(app)?.quorum(count),

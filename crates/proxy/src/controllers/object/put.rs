@@ -40,7 +40,7 @@ impl ObjectController {
         update_content_type(app, req);
         self.check_creation(app, req)?;
         let delete_at = self.config_expiration(app, req)?;
-        let headers = self.backend_headers(app, req, place.nodes.len(), delete_at)?;
+        let headers = self.backend_headers(app, req, place.nodes.len(), delete_at).await?;
         if place.nodes.is_empty() {
             return Err(Response::error(404));
         }

@@ -1,9 +1,9 @@
-//! The listing of a sharded container, made of those of its shards.
+//! Sharded containers: the listing of one is made of those of its shards, and an object's row goes to the shard that has its name.
 //!
-//! Its server answers with namespaces: which containers hold which names. They are asked one after the other, each from the last name
-//! listed so far and up to its own end, until there is as much as was asked for. A shard may be sharded itself, and answers the same
-//! way; a container that was asked before for this request is asked for the objects that it has, as a container may fill a gap between
-//! its shards with itself. What it does not do: keep namespaces in the cache.
+//! The container's server answers with namespaces: which containers hold which names. For a listing they are asked one after the
+//! other, each from the last name listed so far and up to its own end, until there is as much as was asked for. A shard may be sharded
+//! itself, and answers the same way; a container that was asked before for this request is asked for the objects that it has, as a
+//! container may fill a gap between its shards with itself. What this does not do: keep namespaces in the cache.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use common::headers::{
 };
 use common::quote::quote;
 use serde_json::Value;
-use service::http::{App, Method, Request, Response};
+use service::http::{App, Headers, Method, Request, Response};
 
 use crate::app::{Application, ProxyApp};
 use crate::environ::ShardListingHistory;
@@ -40,6 +40,10 @@ impl Namespace {
         let (account, container) =
             text("name")?.split_once('/').map(|(a, c)| (a.to_owned(), c.to_owned()))?;
         Some(Self { account, container, lower: text("lower")?, upper: text("upper")? })
+    }
+
+    fn list_from_json(body: &[u8]) -> Option<Vec<Self>> {
+        serde_json::from_slice::<Vec<Value>>(body).ok()?.iter().map(Self::from_json).collect()
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -94,6 +98,32 @@ fn with_params(query: &str, params: &[(&str, &str)]) -> String {
     let kept = query.split('&').filter(is_kept).map(str::to_owned);
     let given = params.iter().map(|(name, value)| format!("{name}={}", quote(value, "")));
     kept.chain(given).collect::<Vec<_>>().join("&")
+}
+
+/// Account and container of the shard that keeps the row of an object. `None` if there is none, or nobody says so: then it is the root's,
+/// from where it is sent on later.
+pub async fn keeper(
+    app: &Arc<Application>,
+    req: &mut Request,
+    (account, container): (&str, &str),
+    object: &str,
+) -> Option<(String, String)> {
+    let headers =
+        Headers::from([(X_BACKEND_RECORD_TYPE, "shard"), (X_BACKEND_RECORD_SHARD_FORMAT, "namespace")]);
+    let query = format!("format=json&states=updating&includes={}", quote(object, ""));
+    let path = format!("/{}/{account}/{container}", api_version(req));
+    let subreq = make_pre_authed_request(req, Method::Get, &path, &query, headers, "Swift", "SH");
+    let mut answer = ProxyApp(app.clone()).call(subreq).await;
+    if !is_success(answer.status.0) {
+        return None;
+    }
+    let body = answer.body.collect(MAX_LISTING).await.ok()?;
+    let namespace = Namespace::list_from_json(&body)?.into_iter().next()?;
+    Some((namespace.account, namespace.container))
+}
+
+fn api_version(req: &Request) -> &str {
+    req.path.split('/').nth(1).unwrap_or("v1")
 }
 
 /// What has been listed so far.
@@ -173,10 +203,7 @@ pub async fn listing(
     }
     let logger = app.logger(req.trans_id());
     let body = resp.body.collect(MAX_LISTING).await.unwrap_or_default();
-    let namespaces = serde_json::from_slice::<Vec<Value>>(&body)
-        .ok()
-        .and_then(|items| items.iter().map(Namespace::from_json).collect::<Option<Vec<_>>>());
-    let Some(namespaces) = namespaces else {
+    let Some(namespaces) = Namespace::list_from_json(&body) else {
         // Swift: it lets the client have what it could not read.
         logger.error(format_args!("Failed to get namespaces from {}: invalid data", req.path_qs()));
         return Response::error(503);
@@ -192,7 +219,7 @@ pub async fn listing(
     }
     let policy = req.headers.get_str(X_BACKEND_STORAGE_POLICY_INDEX).unwrap_or_default().to_owned();
     let asked = Asked::of(app, req);
-    let version = req.path.split('/').nth(1).unwrap_or("v1").to_owned();
+    let version = api_version(req).to_owned();
     let (mut listing, mut statuses) = (Listing::default(), Vec::new());
     for namespace in &namespaces {
         let is_beside = !asked.prefix.is_empty() && namespace.is_beside(&asked.prefix);
