@@ -426,6 +426,15 @@ mod tests {
         assert_eq!(s.one_of("unset", &["rsync", "ssync"]).unwrap(), "rsync");
     }
 
+    /// From `float` of Python 3.11.
+    #[test]
+    fn digits_of_numbers_may_be_separated() {
+        assert_eq!(parse_float(" 4_0.5_0e1_0 "), Some(40.5e10));
+        for bad in ["_4", "4_", "4__0", "4_.5", "4._5", "_", "1e_5", "inf_"] {
+            assert_eq!(parse_float(bad), None, "{bad}");
+        }
+    }
+
     #[test]
     fn bad_values_name_file_section_option_and_expectation() {
         let s = section(&[("workers", "many"), ("port", "70000"), ("mount_check", "ture"), ("slow", "-1")]);

@@ -14,10 +14,9 @@ import re
 import shutil
 import sqlite3
 import sys
-import tempfile
 import time
 
-from db_servers import LAUNCH, Side, compare, stamp
+from db_servers import both_sides, compare, stamp
 from swift.account.backend import AccountBroker
 from swift.common.utils import Timestamp
 from swift.container.backend import ContainerBroker
@@ -303,13 +302,7 @@ def known(kind, ours, theirs):
 
 
 def main():
-    root = tempfile.mkdtemp(prefix='db-replicate-')
-    with open(os.path.join(root, 'swift.conf'), 'w') as f:
-        f.write('[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n'
-                '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n')
-    ours = Side(root, 'ours', lambda kind, conf: [sys.argv[1], kind + '-server', conf])
-    theirs = Side(root, 'theirs', lambda kind, conf: [
-        sys.executable, '-c', LAUNCH, os.path.join(root, 'swift.conf'), kind, conf])
+    root, ours, theirs = both_sides('db-replicate-')
     failures, statuses = [], collections.Counter()
     try:
         ours.start()

@@ -110,6 +110,17 @@ class Side:
             server.stop()
 
 
+def both_sides(prefix):
+    """A new directory with a swift.conf, and the sides of both makers in it. The first argument is the program of ours."""
+    root = tempfile.mkdtemp(prefix=prefix)
+    conf = os.path.join(root, 'swift.conf')
+    with open(conf, 'w') as f:
+        f.write('[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n'
+                '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver-Two\n')
+    return (root, Side(root, 'ours', lambda kind, path: [sys.argv[1], kind + '-server', path]),
+            Side(root, 'theirs', lambda kind, path: [sys.executable, '-c', LAUNCH, conf, kind, path]))
+
+
 def stamp(n, offset=''):
     return '%010d.%05d%s' % (1700000000 + n, n % 7, offset)
 
@@ -491,14 +502,7 @@ def compare_updaters(ours, theirs, failures):
 
 
 def main():
-    program = sys.argv[1]
-    root = tempfile.mkdtemp(prefix='db-servers-')
-    with open(os.path.join(root, 'swift.conf'), 'w') as f:
-        f.write('[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n'
-                '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver-Two\n')
-    ours = Side(root, 'ours', lambda kind, conf: [program, kind + '-server', conf])
-    theirs = Side(root, 'theirs', lambda kind, conf: [
-        sys.executable, '-c', LAUNCH, os.path.join(root, 'swift.conf'), kind, conf])
+    root, ours, theirs = both_sides('db-servers-')
     failures, count, found = [], 0, collections.Counter()
     try:
         for attempt in ('own devices', 'swapped devices'):

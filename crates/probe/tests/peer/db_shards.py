@@ -19,10 +19,9 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from urllib.parse import quote
 
-from db_servers import LAUNCH, Side, compare, stamp
+from db_servers import both_sides, compare, stamp
 from ports import free_port
 
 ROOT = 'c é'
@@ -401,14 +400,7 @@ def compare_proxied(both, root, program):
 
 
 def main():
-    program = sys.argv[1]
-    root = tempfile.mkdtemp(prefix='db-shards-')
-    with open(os.path.join(root, 'swift.conf'), 'w') as f:
-        f.write('[swift-hash]\nswift_hash_path_prefix = p\nswift_hash_path_suffix = s\n'
-                '[storage-policy:0]\nname = gold\ndefault = yes\n[storage-policy:1]\nname = silver\n')
-    ours = Side(root, 'ours', lambda kind, conf: [program, kind + '-server', conf])
-    theirs = Side(root, 'theirs', lambda kind, conf: [
-        sys.executable, '-c', LAUNCH, os.path.join(root, 'swift.conf'), kind, conf])
+    root, ours, theirs = both_sides('db-shards-')
     both = Comparison(ours, theirs)
     try:
         ours.start()
