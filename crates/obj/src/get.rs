@@ -1,6 +1,6 @@
 //! GET and HEAD.
 //!
-//! What of a small object that is known is in memory is sent at once (`diskfile/in_memory.rs`). Another is opened, read and
+//! What of a small object that is known is in memory is sent at once (`diskfile/in_memory.rs`), unless requests come in a rush. Another is opened, read and
 //! checked in one job of its device's pool, and sent from memory. A larger one is read in batches, one job each, while it is
 //! sent; its last bytes go out only when the MD5 of all has been checked. One that is a single batch, such as most fragments,
 //! is opened and read in one job and checked in another, with those that others have read meanwhile.
@@ -104,7 +104,8 @@ impl ObjectServer {
         let device = target.device.clone();
         let logger = target.logger.clone();
         let reading = (!head).then(|| self.reading(&req.headers));
-        let opened = match open_in_memory(&target, &wants, head) {
+        let in_memory = self.rush.is_calm().then(|| open_in_memory(&target, &wants, head)).flatten();
+        let opened = match in_memory {
             Some(opened) => Ok(opened),
             None => self.ctx.disk_pools.run(&device, move || open(&target, wants, now, reading)).await,
         };

@@ -12,6 +12,7 @@ mod rate_limiter;
 pub mod reconstructor;
 pub mod relinker;
 pub mod replicator;
+mod rush;
 pub mod server;
 pub mod ssync;
 #[cfg(test)]

@@ -36,6 +36,7 @@ use service::logs::Logger;
 use service::statsd::LabeledStatsd;
 
 use crate::diskfile::{DiskFile, DiskFileConf, DiskFileError, DiskFileManager, DiskFileRouter, OpenDiskFile};
+use crate::rush::Rush;
 use crate::ssync::SsyncReceiver;
 
 /// Metadata headers that a client may set besides those with a prefix, unless `allowed_headers` says otherwise.
@@ -104,6 +105,8 @@ pub(crate) struct ObjectServer {
     pub ctx: Context,
     pub options: Options,
     pub router: Arc<DiskFileRouter>,
+    /// Of GETs and HEADs.
+    pub rush: Rush,
     labeled: LabeledStatsd,
     ssync: SsyncReceiver,
     /// This server with its log around it: where SSYNC's subrequests go. Weak, because that holds us.
@@ -129,6 +132,7 @@ pub(crate) fn app(section: &Section, ctx: &Context) -> Result<SharedApp, ConfigE
     let server = Arc::new(ObjectServer {
         ctx: ctx.clone(),
         options: Options::from_section(section, ctx)?,
+        rush: Rush::new(),
         labeled: LabeledStatsd::from_section(section, &ctx.rng)?,
         ssync: SsyncReceiver::new(section, ctx, router.clone())?,
         router,
