@@ -364,7 +364,8 @@ impl Target {
     /// The object, if it can be opened without waiting for the disk.
     pub fn open_in_memory(&self, wants: &Wants) -> Option<OpenDiskFile> {
         let Target { device, partition, account, container, obj, .. } = self;
-        let diskfile = self.manager.diskfile_in_memory(device, *partition, account, container, obj)?;
+        let device_path = self.manager.device_path_in_memory(device)?;
+        let diskfile = self.manager.named(device_path, *partition, account, container, obj);
         self.wanted(diskfile, wants).ok()?.open_in_memory()
     }
 

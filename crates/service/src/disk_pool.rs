@@ -138,10 +138,7 @@ impl DiskPools {
         T: Send + 'static,
         F: FnOnce() -> T + Send + 'static,
     {
-        let device = match &*self.0 {
-            Inner::Inline => None,
-            Inner::Threads { .. } => Some(self.device(device)),
-        };
+        let device = self.device(device);
         async move {
             let Some(device) = device else { return job() };
             let slot = device.slot().await;
@@ -155,10 +152,7 @@ impl DiskPools {
         T: Send + 'static,
         F: FnOnce() -> Step<T> + Send + 'static,
     {
-        let device = match &*self.0 {
-            Inner::Inline => None,
-            Inner::Threads { .. } => Some(self.device(device)),
-        };
+        let device = self.device(device);
         async move {
             let Some(device) = device else { return job().finish() };
             let slot = device.slot().await;
@@ -200,12 +194,11 @@ impl DiskPools {
         }
     }
 
-    fn device(&self, name: &str) -> Arc<Device> {
-        let Inner::Threads { threads, idle, long, devices } = &*self.0 else {
-            unreachable!("an inline pool has no devices")
-        };
+    /// `None` if jobs are run inline.
+    fn device(&self, name: &str) -> Option<Arc<Device>> {
+        let Inner::Threads { threads, idle, long, devices } = &*self.0 else { return None };
         if let Some(device) = devices.read().get(name) {
-            return Arc::clone(device);
+            return Some(Arc::clone(device));
         }
         let mut devices = devices.write();
         let device = devices.entry(name.to_owned()).or_insert_with(|| {
@@ -220,7 +213,7 @@ impl DiskPools {
                 lane: Arc::new(Lane::new(name, *idle, *long)),
             })
         });
-        Arc::clone(device)
+        Some(Arc::clone(device))
     }
 }
 
@@ -482,7 +475,7 @@ mod tests {
     #[tokio::test]
     async fn one_thread_does_quick_jobs_until_one_of_them_is_not() {
         let pools = DiskPools::new(2);
-        let device = pools.device("sda1");
+        let device = pools.device("sda1").unwrap();
         device.queue.lock().pace = Pace(Pace::MOST);
         let (release, gate) = mpsc::channel::<()>();
         let (started_tx, started) = oneshot::channel::<()>();
@@ -502,7 +495,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_does_not_wait_for_a_later_job() {
         let pools = DiskPools::new(1);
-        let device = pools.device("sda1");
+        let device = pools.device("sda1").unwrap();
         device.queue.lock().pace = Pace(Pace::MOST);
         let (release, gate) = mpsc::channel::<()>();
         let (quick_tx, quick_gate) = mpsc::channel::<()>();
@@ -619,7 +612,7 @@ mod tests {
         let first = writes.start(false);
         let thread = writes.syncing().await;
         let others = [writes.start(false), writes.start(false)];
-        while writes.pools.device("sda1").lane.waiting() < 2 {
+        while writes.pools.device("sda1").unwrap().lane.waiting() < 2 {
             tokio::task::yield_now().await;
         }
         (0..3).for_each(|_| writes.let_go());
@@ -639,7 +632,7 @@ mod tests {
         let writes = Writes::new(Duration::from_millis(1));
         let stuck = writes.start(false);
         let thread = writes.syncing().await;
-        while writes.pools.device("sda1").lane.is_open() {
+        while writes.pools.device("sda1").unwrap().lane.is_open() {
             tokio::task::yield_now().await;
         }
         let later = writes.start(false);
@@ -654,10 +647,10 @@ mod tests {
         let name = || std::thread::current().id();
         let lane = pools.run_staged("sda1", move || Step::Done(name())).await;
         for _ in 0..8 {
-            pools.device("sda1").lane.note(Duration::from_secs(1));
+            pools.device("sda1").unwrap().lane.note(Duration::from_secs(1));
         }
         assert_ne!(pools.run_staged("sda1", move || Step::Done(name())).await, lane);
-        while !pools.device("sda1").lane.is_open() {
+        while !pools.device("sda1").unwrap().lane.is_open() {
             pools.run_staged("sda1", || Step::Done(())).await;
         }
         assert_eq!(pools.run_staged("sda1", move || Step::Done(name())).await, lane);
@@ -687,7 +680,7 @@ mod tests {
         while writes.pools.threads_alive() > 0 {
             tokio::task::yield_now().await;
         }
-        let device = writes.pools.device("sda1");
+        let device = writes.pools.device("sda1").unwrap();
         assert_eq!(device.slots.available_permits(), QUEUE_LIMIT + device.threads);
     }
 

@@ -270,20 +270,13 @@ impl DiskFileManager {
         Ok(self.named(device_path, partition, account, container, obj))
     }
 
-    /// The same without a look at the device, for [`DiskFile::open_in_memory`].
-    pub fn diskfile_in_memory(
-        self: &Arc<Self>,
-        device: &str,
-        partition: u32,
-        account: &str,
-        container: &str,
-        obj: &str,
-    ) -> Option<DiskFile> {
-        let device_path = fs::drive_path(&self.conf.devices, device)?;
-        self.known.is_enabled().then(|| self.named(device_path, partition, account, container, obj))
+    /// Where a device is, without a look at it; for [`DiskFile::open_in_memory`], and `None` if no object is known.
+    pub fn device_path_in_memory(&self, device: &str) -> Option<PathBuf> {
+        fs::drive_path(&self.conf.devices, device).filter(|_| self.known.is_enabled())
     }
 
-    fn named(
+    /// The diskfile of an object on a device that has been looked at, or need not be.
+    pub fn named(
         self: &Arc<Self>,
         device_path: PathBuf,
         partition: u32,
