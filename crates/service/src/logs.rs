@@ -5,15 +5,16 @@
 //! that stands still for longer than [`PATIENCE`] costs lines, which are counted.
 //!
 //! Lines up to INFO, such as one for each request, wait up to [`LINGER`] and go out together from a thread of their own:
-//! to wake the syslog daemon for each of them costs more than to write them. Anything more urgent goes out at once,
+//! to wake the syslog daemon for each of them costs more than to write them, and one system call takes many. Anything more urgent goes out at once,
 //! after those that wait.
 //!
 //! A [`Logger`] is a cheap clone: `with_txn` and `with_prefix` make one that marks its lines. `log_custom_handlers`
 //! names Python code and is not supported.
 
 use std::fmt::{self, Display, Write as _};
-use std::io::Write as _;
+use std::io::{IoSlice, Write as _};
 use std::net::{ToSocketAddrs, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use common::config::{ConfigError, Section};
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::io::Errno;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 
 const SYSLOG_UDP_PORT: u16 = 514;
 /// A lost syslog socket is opened again at most this often.
@@ -30,7 +33,9 @@ const RECONNECT: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_millis(10);
 /// How long the thread that sends waits for a daemon that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
-const RETRY: Duration = Duration::from_millis(1);
+const RETRY: Duration = Duration::from_micros(200);
+/// Lines that go out in one system call.
+const AT_ONCE: usize = 64;
 /// Lines beyond this many bytes that wait are dropped.
 const OUTBOX_LIMIT: usize = 1 << 20;
 /// The thread that sends ends after this long without a line.
@@ -491,21 +496,23 @@ impl Outbox {
         };
         let Some(mut socket) = socket else { return };
         let datagrams = std::mem::take(&mut self.waiting.lock().datagrams);
+        let each: Vec<&[u8]> = datagrams.iter().collect();
+        let mut n = 0;
         let mut progress = Instant::now();
-        for (n, datagram) in datagrams.iter().enumerate() {
-            let mut sent = socket.send(&self.target, datagram);
-            while sent == Sent::Full && progress.elapsed() < patience {
-                std::thread::sleep(RETRY);
-                sent = socket.send(&self.target, datagram);
-            }
-            match sent {
-                Sent::Yes => progress = Instant::now(),
+        while n < each.len() {
+            match socket.send(&self.target, &each[n..each.len().min(n + AT_ONCE)]) {
+                Sent::Some(sent) => {
+                    n += sent;
+                    progress = Instant::now();
+                }
                 Sent::Full if patience.is_zero() => {
                     let mut waiting = self.waiting.lock();
                     waiting.datagrams = datagrams.rest(n, &waiting.datagrams);
                     return;
                 }
+                Sent::Full if progress.elapsed() < patience => std::thread::sleep(RETRY),
                 Sent::Full | Sent::Lost => {
+                    n += 1;
                     self.dropped.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -513,12 +520,13 @@ impl Outbox {
     }
 }
 
-/// What became of a datagram.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What became of datagrams.
 enum Sent {
-    Yes,
+    /// So many of them went out, at least one.
+    Some(usize),
     /// The daemon has to read first.
     Full,
+    /// The first is.
     Lost,
 }
 
@@ -547,7 +555,8 @@ impl Target {
 }
 
 impl SocketState {
-    fn send(&mut self, target: &Target, datagram: &[u8]) -> Sent {
+    /// Sends what the daemon takes of `datagrams` at once.
+    fn send(&mut self, target: &Target, datagrams: &[&[u8]]) -> Sent {
         if self.socket.is_none() {
             if self.failed_at.is_some_and(|at| at.elapsed() < RECONNECT) {
                 return Sent::Lost;
@@ -560,21 +569,41 @@ impl SocketState {
                 }
             }
         }
-        let sent = match &self.socket {
-            Some(Socket::Local(socket)) => socket.send(datagram),
+        let Some(socket) = &self.socket else { return Sent::Lost };
+        let sent = match socket {
+            Socket::Local(_) => send_together(socket.as_fd(), datagrams),
             // A refused datagram only says that nobody listened to the one before.
-            Some(Socket::Udp(socket)) => socket.send(datagram).or_else(|_| socket.send(datagram)),
-            None => return Sent::Lost,
+            Socket::Udp(_) => {
+                send_together(socket.as_fd(), datagrams).or_else(|_| send_together(socket.as_fd(), datagrams))
+            }
         };
         match sent {
-            Ok(_) => Sent::Yes,
-            Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => Sent::Full,
+            Ok(sent) => Sent::Some(sent),
+            Err(Errno::AGAIN) => Sent::Full,
             Err(_) => {
                 *self = SocketState { socket: None, failed_at: Some(Instant::now()) };
                 Sent::Lost
             }
         }
     }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Local(socket) => socket.as_fd(),
+            Socket::Udp(socket) => socket.as_fd(),
+        }
+    }
+}
+
+/// How many of `datagrams` went out; an error if the first did not.
+fn send_together(socket: BorrowedFd<'_>, datagrams: &[&[u8]]) -> rustix::io::Result<usize> {
+    let parts: Vec<[IoSlice<'_>; 1]> = datagrams.iter().map(|datagram| [IoSlice::new(datagram)]).collect();
+    let mut no_control: Vec<_> = parts.iter().map(|_| SendAncillaryBuffer::default()).collect();
+    let mut messages: Vec<_> =
+        parts.iter().zip(&mut no_control).map(|(part, control)| MMsgHdr::new(part, control)).collect();
+    sendmmsg(socket, &mut messages, SendFlags::empty())
 }
 
 fn is_socket(path: &Path) -> bool {
