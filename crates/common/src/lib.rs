@@ -7,7 +7,6 @@ pub mod container_sync_realms;
 pub mod digest;
 pub mod expirer;
 pub mod fs;
-pub mod generations;
 pub mod hash;
 pub mod headers;
 pub mod pickle;
@@ -16,6 +15,7 @@ pub mod quote;
 pub mod recon;
 pub mod repr;
 pub mod timestamp;
+pub mod used_lately;
 pub mod wsgi;
 
 pub use clock::Clock;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use common::config::{ConfigError, Section};
 use common::fs::{KernelTime, Stamp};
-use common::generations::Generations;
+use common::used_lately::UsedLately;
 
 use crate::broker::pending_file;
 
@@ -69,7 +69,7 @@ impl<T> Clone for Known<T> {
 
 /// What one process knows, by the path of the database.
 pub struct KnownDatabases<T> {
-    databases: Generations<PathBuf, Known<T>>,
+    databases: UsedLately<PathBuf, Known<T>>,
     settled: Duration,
 }
 
@@ -79,7 +79,7 @@ impl<T> KnownDatabases<T> {
     }
 
     fn new(capacity: usize, settled: Duration) -> Self {
-        Self { databases: Generations::new(capacity), settled }
+        Self { databases: UsedLately::new(capacity), settled }
     }
 
     /// What is known of a database that is what it was.

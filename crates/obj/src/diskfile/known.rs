@@ -10,12 +10,13 @@
 //! What is bounded: the number of objects (`known_objects`, an option of the object server that Swift does not have; 0 for
 //! none), and what one of them takes up.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::fs::{KernelTime, SETTLED, Stamp};
-use common::generations::Generations;
+use common::used_lately::UsedLately;
 
 use super::Metadata;
 use super::listing::Names;
@@ -59,13 +60,14 @@ impl KnownObject {
 
 /// The objects of one policy, by hash dir.
 pub(super) struct KnownObjects {
-    objects: Generations<PathBuf, Arc<KnownObject>>,
+    /// By the path's bytes: a `Path` hashes by its components.
+    objects: UsedLately<OsString, Arc<KnownObject>>,
     settled: Duration,
 }
 
 impl KnownObjects {
     pub fn new(capacity: usize) -> Self {
-        KnownObjects { objects: Generations::new(capacity), settled: SETTLED }
+        KnownObjects { objects: UsedLately::new(capacity), settled: SETTLED }
     }
 
     /// Whether there is any room.
@@ -75,7 +77,7 @@ impl KnownObjects {
 
     /// What is known of a hash dir, which may have changed since.
     pub fn look_up(&self, datadir: &Path) -> Option<Arc<KnownObject>> {
-        self.objects.get(datadir)
+        self.objects.get(datadir.as_os_str())
     }
 
     /// What is known of a hash dir that is what it was.
@@ -89,13 +91,13 @@ impl KnownObjects {
     }
 
     pub fn forget(&self, datadir: &Path) {
-        self.objects.remove(datadir);
+        self.objects.remove(datadir.as_os_str());
     }
 
     /// Keeps what has been read, if that is safe and worth it. The reading, and the stamps before it, began at `looked`.
     pub fn learn(&self, datadir: &Path, object: KnownObject, looked: KernelTime) {
         if object.is_small() && object.is_settled(looked, self.settled) {
-            self.objects.insert(datadir.to_owned(), Arc::new(object));
+            self.objects.insert(datadir.as_os_str().to_owned(), Arc::new(object));
         }
     }
 }
@@ -104,6 +106,7 @@ impl KnownObjects {
 mod tests {
     use std::fs;
     use std::os::unix::fs::FileExt;
+    use std::path::PathBuf;
 
     use super::super::tests::{Disk, at, disk_of, metadata};
     use super::super::{DiskFileConf, DiskFileError, OpenDiskFile};
