@@ -1,14 +1,16 @@
 //! GET and HEAD.
 //!
-//! What of a small object that is known is in memory is sent at once (`diskfile/in_memory.rs`), unless requests come in a rush. Another is opened, read and
-//! checked in one job of its device's pool, and sent from memory. A larger one is read in batches, one job each, while it is
-//! sent; its last bytes go out only when the MD5 of all has been checked. One that is a single batch, such as most fragments,
-//! is opened and read in one job and checked in another, with those that others have read meanwhile.
+//! What of a small object that is known is in memory is sent at once (`diskfile/in_memory.rs`), unless requests come in a rush.
+//! Another is opened, read and checked in one job of its device's pool, and sent from memory; in a rush it is checked when the job
+//! is done, with others whose jobs are. A larger one is read in batches, one job each, while it is sent; its last bytes go out
+//! only when the MD5 of all has been checked. One that is a single batch, such as most fragments, is opened and read in one
+//! job and checked in another, with those that others have read meanwhile.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use common::digest::{GroupedMd5, Md5Group, hex};
 use common::headers::*;
 use common::wsgi::from_stored;
 use common::{Timestamp, headers};
@@ -22,6 +24,8 @@ use crate::server::{ObjectServer, Target, Wants};
 
 /// What one job reads of a large object: a little more than a fragment of a fourth of a MiB.
 const READ_BATCH: u64 = 320 * 1024;
+/// What is no larger costs the runtime's thread less to hash than a request does.
+const QUICKLY_HASHED: u64 = 16 * 1024;
 /// A piece of a body.
 const PIECE: usize = 64 * 1024;
 
@@ -48,6 +52,10 @@ impl Info {
         }
     }
 
+    fn has_etag(&self, md5: [u8; 16]) -> bool {
+        self.metadata.get(ETAG) == Some(hex(&md5).as_bytes())
+    }
+
     fn with_metadata(self, metadata: Metadata) -> Self {
         Info { metadata, ..self }
     }
@@ -56,13 +64,14 @@ impl Info {
 enum Content {
     /// A HEAD.
     None,
-    Small(Bytes),
+    /// Unless it has been checked already, it is to be before it is sent.
+    Small(Bytes, Option<GroupedMd5>),
     /// With what has been read of it.
     Large(Box<Reader>, Option<Bytes>),
 }
 
-/// How a large object is to be read.
-#[derive(Clone, Copy)]
+/// How an object is to be read.
+#[derive(Clone)]
 struct Reading {
     is_private: bool,
     keep_cache_private: bool,
@@ -70,6 +79,8 @@ struct Reading {
     verify_etag: bool,
     /// All of it is asked for.
     whole: bool,
+    /// Where what is [`QUICKLY_HASHED`] may wait to be checked with others.
+    company: Option<Md5Group>,
 }
 
 impl Reading {
@@ -104,10 +115,26 @@ impl ObjectServer {
         let device = target.device.clone();
         let logger = target.logger.clone();
         let reading = (!head).then(|| self.reading(&req.headers));
-        let in_memory = self.rush.is_calm().then(|| open_in_memory(&target, &wants, head)).flatten();
-        let opened = match in_memory {
+        let calm = self.rush.is_calm();
+        let opened = match calm.then(|| open_in_memory(&target, &wants, head)).flatten() {
             Some(opened) => Ok(opened),
-            None => self.ctx.disk_pools.run(&device, move || open(&target, wants, now, reading)).await,
+            None => {
+                let company = (!calm).then(|| self.small_gets.clone());
+                let job = {
+                    let reading = reading.clone().map(|reading| Reading { company, ..reading });
+                    move || open(&target, wants, now, reading)
+                };
+                self.ctx.disk_pools.run(&device, job).await
+            }
+        };
+        let opened = match opened {
+            Ok((info, Content::Small(_, Some(md5)))) if !info.has_etag(md5.digest()) => {
+                // Once more, to be quarantined if it is so.
+                let target = self.target(&req)?;
+                let wants = Wants::expired(&req.headers).frag_prefs(&req.headers);
+                self.ctx.disk_pools.run(&device, move || open(&target, wants, now, reading)).await
+            }
+            opened => opened,
         };
         let (info, content) = match opened {
             Ok(opened) => opened,
@@ -121,7 +148,7 @@ impl ObjectServer {
         let mut options = ConditionalOptions { etag: etag.map(str::to_owned), ..Default::default() };
         match content {
             Content::None => response.headers.insert(CONTENT_LENGTH, info.content_length),
-            Content::Small(data) => response.body = data.into(),
+            Content::Small(data, _) => response.body = data.into(),
             Content::Large(reader, ahead) => {
                 let reader = Arc::new(Mutex::new(Some(*reader)));
                 let file = DiskBody { reader, ahead, pools: self.ctx.disk_pools.clone(), device };
@@ -205,6 +232,7 @@ impl ObjectServer {
             keep_cache_slo_manifest: self.options.keep_cache_slo_manifest,
             verify_etag: frac >= 1.0 || self.ctx.rng.next_f64() < frac,
             whole: !headers.contains(RANGE),
+            company: None,
         }
     }
 }
@@ -212,7 +240,7 @@ impl ObjectServer {
 /// What `open` would do, if that needs no disk.
 fn open_in_memory(target: &Target, wants: &Wants, head: bool) -> Option<(Info, Content)> {
     let opened = target.open_in_memory(wants)?;
-    let content = if head { Content::None } else { Content::Small(opened.read_in_memory()?.into()) };
+    let content = if head { Content::None } else { Content::Small(opened.read_in_memory()?.into(), None) };
     Some((Info::of(&opened).with_metadata(opened.into_metadata()), content))
 }
 
@@ -233,11 +261,14 @@ fn open(
         let (reader, ahead) = reading.begin(opened)?;
         return Ok((info, Content::Large(Box::new(reader), ahead)));
     }
-    let read = opened.read_small_with(reading.verify_etag)?;
-    match read.quarantined {
-        None => Ok((info.with_metadata(opened.into_metadata()), Content::Small(read.data.into()))),
-        Some(reason) => Err(DiskFileError::Quarantined(reason)),
+    let company = reading.company.filter(|_| reading.verify_etag && info.content_length <= QUICKLY_HASHED);
+    let read = opened.read_small_with(reading.verify_etag && company.is_none())?;
+    if let Some(reason) = read.quarantined {
+        return Err(DiskFileError::Quarantined(reason));
     }
+    let data = Bytes::from(read.data);
+    let md5 = company.map(|company| company.add(data.clone()));
+    Ok((info.with_metadata(opened.into_metadata()), Content::Small(data, md5)))
 }
 
 /// The JSON of a dict of lists, as Python writes it.
@@ -370,6 +401,7 @@ mod tests {
             keep_cache_slo_manifest,
             verify_etag: true,
             whole: true,
+            company: None,
         };
         let plain = Metadata::new();
         let manifest = Metadata::from_iter([(X_STATIC_LARGE_OBJECT, "True")]);

@@ -5,7 +5,9 @@
 //! through all of the server for each.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use common::Clock;
 
 /// A thread is asleep again after less than this without work, on the whole.
 const CALM: Duration = Duration::from_micros(150);
@@ -15,7 +17,7 @@ const LONGEST: Duration = Duration::from_millis(1);
 const PARTS: u64 = 8;
 
 pub(crate) struct Rush {
-    begun: Instant,
+    clock: Clock,
     /// When the last request came, in nanoseconds.
     last: AtomicU64,
     /// The mean gap between requests, in nanoseconds.
@@ -23,15 +25,15 @@ pub(crate) struct Rush {
 }
 
 impl Rush {
-    pub fn new() -> Self {
-        let longest = nanos(LONGEST);
-        Rush { begun: Instant::now(), last: AtomicU64::new(0), gap: AtomicU64::new(longest) }
+    pub fn new(clock: Clock) -> Self {
+        let last = nanos(clock.since_epoch());
+        Rush { clock, last: AtomicU64::new(last), gap: AtomicU64::new(nanos(LONGEST)) }
     }
 
     /// A request comes: whether there is no rush.
     pub fn is_calm(&self) -> bool {
-        let now = nanos(self.begun.elapsed());
-        // Two at a time may each miss the other's: it is an estimate.
+        let now = nanos(self.clock.since_epoch());
+        // Two at a time may each miss the other's, and a clock may be set: it is an estimate.
         let gap = now.saturating_sub(self.last.swap(now, Ordering::Relaxed));
         let mean = mean_with(self.gap.load(Ordering::Relaxed), gap);
         self.gap.store(mean, Ordering::Relaxed);

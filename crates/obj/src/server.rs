@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use common::config::{ConfigError, Section};
 use common::constraints::{check_utf8, request_timestamp};
+use common::digest::Md5Group;
 use common::expirer::ExpirerConfig;
 use common::headers::{
     CONTENT_LENGTH, CONTENT_TYPE, RESERVED, X_BACKEND_FRAGMENT_PREFERENCES, X_BACKEND_NEXT_PART_POWER,
@@ -107,6 +108,8 @@ pub(crate) struct ObjectServer {
     pub router: Arc<DiskFileRouter>,
     /// Of GETs and HEADs.
     pub rush: Rush,
+    /// What GETs have read in a rush.
+    pub small_gets: Md5Group,
     labeled: LabeledStatsd,
     ssync: SsyncReceiver,
     /// This server with its log around it: where SSYNC's subrequests go. Weak, because that holds us.
@@ -132,7 +135,8 @@ pub(crate) fn app(section: &Section, ctx: &Context) -> Result<SharedApp, ConfigE
     let server = Arc::new(ObjectServer {
         ctx: ctx.clone(),
         options: Options::from_section(section, ctx)?,
-        rush: Rush::new(),
+        rush: Rush::new(ctx.clock.clone()),
+        small_gets: Md5Group::default(),
         labeled: LabeledStatsd::from_section(section, &ctx.rng)?,
         ssync: SsyncReceiver::new(section, ctx, router.clone())?,
         router,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -474,20 +475,19 @@ async fn policies_have_their_own_directories() {
     assert_eq!(server.names(&dir, "data").len(), 1);
 }
 
+/// Changes a byte in the middle of the object's data, in place, so that its metadata stays.
+fn decay(server: &Server) {
+    let path = server.files("objects").into_iter().find(|p| p.extension().is_some_and(|e| e == "data"));
+    let file = std::fs::OpenOptions::new().write(true).open(path.unwrap()).unwrap();
+    file.write_all_at(b"x", 500).unwrap();
+}
+
 #[tokio::test]
 async fn corrupt_objects_are_not_handed_out() {
     let server = Server::new();
     for (at, data) in [(NOW, vec![1u8; 1000]), (NOW + 1.0, vec![2u8; 700_000])] {
         server.put(at, data.clone(), &[]).await;
-        let path = server.files("objects").into_iter().find(|p| p.extension().is_some_and(|e| e == "data"));
-        let mut bytes = std::fs::read(path.as_ref().unwrap()).unwrap();
-        bytes[500] ^= 1;
-        // In place, so that the metadata stays.
-        std::io::Write::write_all(
-            &mut std::fs::OpenOptions::new().write(true).open(path.unwrap()).unwrap(),
-            &bytes,
-        )
-        .unwrap();
+        decay(&server);
         let mut response = server.app.call(request(Method::Get, None)).await;
         match data.len() {
             1000 => assert_eq!(response.status.0, 404),
@@ -499,13 +499,27 @@ async fn corrupt_objects_are_not_handed_out() {
 }
 
 #[tokio::test]
+async fn corrupt_objects_are_not_handed_out_in_a_rush() {
+    let server = Server::new();
+    let other = || Request::new(Method::Get, "/sda1/5/a/c/other").with_header("Host", "h:6200");
+    // The server's clock stands still: there is no rush like that.
+    for _ in 0..50 {
+        assert_eq!(server.call(other()).await.status, 404);
+    }
+    server.put(NOW, vec![1u8; 1000], &[]).await;
+    let good = server.get(&[]).await;
+    assert_eq!((good.status, good.body), (200, vec![1u8; 1000]));
+    decay(&server);
+    assert_eq!(server.get(&[]).await.status, 404);
+    assert!(!server.files("quarantined").is_empty());
+}
+
+#[tokio::test]
 async fn nobody_checks_etags_of_which_none_are_to_be_checked() {
     let server = Server::with_options("etag_validate_pct = 0");
     for (at, length) in [(NOW, 1000), (NOW + 1.0, 700_000)] {
         server.put(at, vec![1u8; length], &[]).await;
-        let path = server.files("objects").into_iter().find(|p| p.extension().is_some_and(|e| e == "data"));
-        let file = std::fs::OpenOptions::new().write(true).open(path.unwrap()).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, b"x", 500).unwrap();
+        decay(&server);
         for _ in 0..2 {
             let mut response = server.app.call(request(Method::Get, None)).await;
             let body = response.body.collect(1 << 20).await.unwrap();

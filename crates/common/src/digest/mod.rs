@@ -2,11 +2,13 @@
 //! an attacker.
 //!
 //! [`md5`] and [`Md5`] hash on the spot. [`Md5Stream`] is for the bodies of large objects: streams that are there at the
-//! same time hash together, which costs a fraction.
+//! same time hash together, which costs a fraction. [`Md5Group`] does the same for small bodies.
 
+mod group;
 mod kernels;
 mod stream;
 
+pub use group::{GroupedMd5, Md5Group};
 use kernels::{Block, INITIAL, State, compress};
 pub use stream::Md5Stream;
 
@@ -58,11 +60,7 @@ impl Md5 {
         let padding = 1 + (119 - self.filled()) % 64;
         self.update(&PADDING[..padding]);
         self.update(&bits);
-        let mut digest = [0; 16];
-        for (bytes, word) in digest.chunks_exact_mut(4).zip(self.state) {
-            bytes.copy_from_slice(&word.to_le_bytes());
-        }
-        digest
+        digest_of(self.state)
     }
 
     /// The digest of everything so far as 32 hexadecimal digits; more data may follow.
@@ -74,6 +72,14 @@ impl Md5 {
     fn filled(&self) -> usize {
         (self.length % 64) as usize
     }
+}
+
+fn digest_of(state: State) -> [u8; 16] {
+    let mut digest = [0; 16];
+    for (bytes, word) in digest.chunks_exact_mut(4).zip(state) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    digest
 }
 
 pub fn md5(data: &[u8]) -> [u8; 16] {
