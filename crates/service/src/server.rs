@@ -4,8 +4,8 @@
 //! listening sockets in the current runtime. Processes and signals are the business of `supervisor`; `up` uses this
 //! level directly.
 //!
-//! Swift's `workers` processes are threads of one runtime here. Not supported: `cert_file` (TLS belongs in front of a
-//! proxy, as Swift's own documentation says).
+//! Swift's `workers` processes are threads of one runtime here. With `cert_file` and `key_file` any server speaks TLS, for tests:
+//! what clients reach should have a TLS terminator in front, as Swift's own documentation says.
 //!
 //! With `servers_per_port` an object server listens on the port of each device that its rings have at `ring_ip`, or else
 //! `bind_ip`, where Swift has so many processes for each. What keeps the devices apart here are their own disk threads and,
@@ -29,11 +29,15 @@ use crate::context::{Context, Process};
 use crate::http::SharedApp;
 use crate::http::head::Limits;
 use crate::http::serve::{self, ServeOptions, ServerHandle};
+use crate::http::tls::{Acceptor, Certificate, CertificateError};
 use crate::pipeline::{Registry, load_app};
 use crate::trans_id::gen_trans_id;
 
 /// A port in use is tried again after this long, until `bind_timeout`.
 const BIND_RETRY: Duration = Duration::from_millis(100);
+/// Swift's line, on stdout too.
+pub const TLS_WARNING: &str = "WARNING: SSL should only be enabled for testing purposes. Use external SSL termination for a \
+                               production deployment.";
 
 /// The options of a server that are about its socket and its processes.
 #[derive(Clone, Debug)]
@@ -52,6 +56,9 @@ pub struct ServerConf {
     pub stale_worker_timeout: Duration,
     /// 0 unless each device has a port of its own.
     pub servers_per_port: usize,
+    /// TLS, if it is there.
+    cert_file: Option<String>,
+    key_file: Option<String>,
     pub ring_check_interval: Duration,
     /// Which devices of the rings are ours.
     ring_ip: String,
@@ -68,11 +75,6 @@ impl ServerConf {
         let bind_port = port.parse().ok().filter(|port| *port > 0).or((servers_per_port > 0).then_some(0));
         let bind_port =
             bind_port.ok_or_else(|| section.error("bind_port", "expected a port number, 1 to 65535"))?;
-        if section.get("cert_file").is_some_and(|file| !file.is_empty()) {
-            return Err(
-                section.error("cert_file", "TLS is not supported; expected a TLS terminator in front")
-            );
-        }
         let client_timeout = section.get("client_timeout").filter(|value| !value.is_empty());
         let keepalive = section.get("keepalive_timeout").filter(|value| !value.is_empty());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -80,6 +82,8 @@ impl ServerConf {
         let bind_ip = section.str("bind_ip", "0.0.0.0");
         Ok(ServerConf {
             servers_per_port,
+            cert_file: section.get("cert_file").map(str::to_owned),
+            key_file: section.get("key_file").map(str::to_owned),
             ring_check_interval: section.secs("ring_check_interval", 15.0)?,
             ring_ip: section.str("ring_ip", &bind_ip),
             bind_ip,
@@ -178,6 +182,29 @@ impl ServerConf {
         self.workers.max(1)
     }
 
+    /// What `cert_file` and `key_file` hold; `None` if connections are plain.
+    pub fn certificate(&self) -> Result<Option<Certificate>, ConfigError> {
+        let Some(cert_file) = &self.cert_file else { return Ok(None) };
+        let Some(key_file) = &self.key_file else {
+            return Err(self.section.error("key_file", "expected the file with the key to cert_file"));
+        };
+        let read = |option, file: &str| {
+            let text = std::fs::read_to_string(file);
+            text.map_err(|err| self.section.error(option, format!("could not be read: {err}")))
+        };
+        let certificate =
+            Certificate { chain: read("cert_file", cert_file)?, key: read("key_file", key_file)? };
+        self.acceptor(&certificate)?;
+        Ok(Some(certificate))
+    }
+
+    fn acceptor(&self, certificate: &Certificate) -> Result<Acceptor, ConfigError> {
+        certificate.acceptor().map_err(|err| match err {
+            CertificateError::Chain(problem) => self.section.error("cert_file", problem),
+            CertificateError::Key(problem) => self.section.error("key_file", problem),
+        })
+    }
+
     fn serve_options(&self, ctx: &Context) -> ServeOptions {
         let constraints = &ctx.swift_conf.constraints;
         let refused = ctx.clone();
@@ -235,25 +262,34 @@ pub fn load_conf(path: &Path) -> Result<(ServerConf, PathBuf), ConfigError> {
 }
 
 impl Loaded {
-    /// Serves on `listeners` in the current runtime.
-    pub fn start(self, listeners: Vec<TcpListener>) -> io::Result<RunningServer> {
+    /// Serves on `listeners` in the current runtime, by TLS if there is a certificate.
+    pub fn start(
+        self,
+        listeners: Vec<TcpListener>,
+        certificate: Option<&Certificate>,
+    ) -> Result<RunningServer, ConfigError> {
+        let tls = certificate.map(|certificate| self.conf.acceptor(certificate)).transpose()?;
+        if tls.is_some() {
+            self.ctx.logger.warning(TLS_WARNING);
+        }
         let start = |listeners| {
-            let options = self.conf.serve_options(&self.ctx);
+            let options = ServeOptions { tls: tls.clone(), ..self.conf.serve_options(&self.ctx) };
             serve::Server::start(listeners, self.app.clone(), options)
         };
         let handles = match self.conf.servers_per_port {
-            0 => vec![start(listeners)?],
+            0 => start(listeners).map(|handle| vec![handle]),
             // Clients of one device do not take the places of another's.
-            _ => listeners.into_iter().map(|listener| start(vec![listener])).collect::<io::Result<_>>()?,
+            _ => listeners.into_iter().map(|listener| start(vec![listener])).collect(),
         };
+        let handles = handles.map_err(|err| self.conf.bind_error(&err, Duration::ZERO))?;
         Ok(RunningServer { handles, ctx: self.ctx })
     }
 
     /// Binds the configured address at once and serves there.
     pub fn bind_and_start(self) -> Result<RunningServer, ConfigError> {
+        let certificate = self.conf.certificate()?;
         let listener = self.conf.bind(Duration::ZERO)?;
-        let conf = self.conf.clone();
-        self.start(vec![listener]).map_err(|err| conf.bind_error(&err, Duration::ZERO))
+        self.start(vec![listener], certificate.as_ref())
     }
 }
 
@@ -308,8 +344,34 @@ mod tests {
         assert!(error(&[]).contains("bind_port"));
         assert!(error(&[("bind_port", "65536")]).contains("expected a port number, 1 to 65535"));
         assert!(error(&[("bind_port", "1"), ("keep_idle", "32767")]).contains("keep_idle"));
-        assert!(error(&[("bind_port", "1"), ("cert_file", "/x")]).contains("cert_file"));
         assert!(error(&[("bind_port", "1"), ("workers", "-1")]).contains("workers"));
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_used_is_told_by_its_option() {
+        let golden = |name| format!("{}/tests/golden/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+        let (chain, key) = (golden("server.pem"), golden("server.key"));
+        let certificate = |options: &[(&str, &str)]| {
+            let options = [&[("bind_port", "1")], options].concat();
+            let conf = ServerConf::from_section(&section(&options)).unwrap();
+            conf.certificate().map(|certificate| certificate.is_some()).map_err(|err| err.to_string())
+        };
+        assert_eq!(certificate(&[("key_file", "/nonexistent")]), Ok(false));
+        assert_eq!(certificate(&[("cert_file", &chain), ("key_file", &key)]), Ok(true));
+        let error = |options: &[(&str, &str)]| certificate(options).unwrap_err();
+        assert!(
+            error(&[("cert_file", &chain)])
+                .ends_with("key_file: expected the file with the key to cert_file")
+        );
+        let missing = error(&[("cert_file", "/nonexistent"), ("key_file", &key)]);
+        assert!(
+            missing.contains("[app:object-server] cert_file = /nonexistent: could not be read: No such"),
+            "{missing}"
+        );
+        let no_pem = error(&[("cert_file", &golden("make.py")), ("key_file", &key)]);
+        assert!(no_pem.contains("make.py: no certificate in PEM"), "{no_pem}");
+        let other = error(&[("cert_file", &golden("root.pem")), ("key_file", &key)]);
+        assert!(other.contains("key_file = ") && other.contains("not the key of"), "{other}");
     }
 
     #[test]
@@ -339,7 +401,7 @@ mod tests {
         let mut registry = Registry::new();
         registry.app("egg:swift#object", |_, _| Ok(app_fn(|_| async { Response::text(200, "app") })));
         let loaded = load(&Process::new(), &registry, "object-server", &path).unwrap();
-        let server = loaded.start(vec![TcpListener::bind("127.0.0.1:0").unwrap()]).unwrap();
+        let server = loaded.start(vec![TcpListener::bind("127.0.0.1:0").unwrap()], None).unwrap();
         let address = server.addrs()[0];
         let get = move || {
             let mut stream = TcpStream::connect(address)?;

@@ -28,7 +28,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -45,9 +45,10 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 
 use crate::context::{Context, Process};
 use crate::handover::{AsyncChannel, Channel, Message};
+use crate::http::tls::Certificate;
 use crate::logs::Logger;
 use crate::pipeline::Registry;
-use crate::server::{self, RunningServer, ServerConf};
+use crate::server::{self, RunningServer, ServerConf, TLS_WARNING};
 use crate::signals;
 
 /// What open requests get after SIGTERM.
@@ -132,7 +133,8 @@ pub fn run_server(launch: &Launch, registry: &Registry) -> ExitCode {
 
 /// Reads the configuration and builds everything but the socket: `--test-config`.
 pub fn test_config(launch: &Launch, registry: &Registry) -> Result<(), ConfigError> {
-    server::load(&launch.process(), registry, &launch.name, &launch.conf_path).map(drop)
+    let loaded = server::load(&launch.process(), registry, &launch.name, &launch.conf_path)?;
+    loaded.conf.certificate().map(drop)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -190,19 +192,34 @@ fn start(launch: &Launch, registry: &Registry, inherited: Inherited) -> Result<(
         signals::Hold::end()?;
         let logger = ctx.logger.clone();
         let ports = (conf.servers_per_port > 0).then(|| DevicePorts::new(&conf, &ctx));
+        // While we may be root, whose key it may be.
+        let certificate = conf.certificate()?;
+        if certificate.is_some() {
+            // Nobody need be there to read it.
+            let _ = writeln!(io::stdout(), "{TLS_WARNING}");
+        }
         let (mut listeners, stale) = bind(&conf, ports.as_ref(), inherited)?;
         signals::clean_up_daemon_hygiene();
         if conf.workers == 0
             && let Some(listener) = listeners.pop()
         {
-            return serve_alone(launch, registry, listener, &mut signals).await;
+            return serve_alone(launch, registry, listener, certificate, &mut signals).await;
         }
         let user = signals::user_to_become(&conf.section)?;
         if user.is_none() {
             signals::warn_of_root(&conf.section, &logger);
         }
-        let supervisor =
-            Supervisor { launch, logger, user, listeners, ports, worker: None, stale, later: None };
+        let supervisor = Supervisor {
+            launch,
+            logger,
+            user,
+            listeners,
+            certificate,
+            ports,
+            worker: None,
+            stale,
+            later: None,
+        };
         supervisor.run(&mut signals).await
     });
     runtime.shutdown_timeout(STOP_GRACE);
@@ -274,6 +291,8 @@ struct Supervisor<'a> {
     logger: Logger,
     user: Option<signals::User>,
     listeners: Vec<TcpListener>,
+    /// Read by us: workers may be a user who is not to read the key.
+    certificate: Option<Certificate>,
     /// Which sockets there should be, if the rings say that.
     ports: Option<DevicePorts>,
     worker: Option<(Pid, AsyncChannel)>,
@@ -434,7 +453,7 @@ impl Supervisor<'_> {
     async fn start_worker(&mut self, signals: &mut Signals) -> Result<bool, StartError> {
         let (ours, theirs) = Channel::pair()?;
         let listeners: Vec<_> = self.listeners.iter().map(AsFd::as_fd).collect();
-        ours.send(&json!({ "listeners": listeners.len() }), &listeners)?;
+        ours.send(&json!({ "listeners": listeners.len(), "certificate": self.certificate }), &listeners)?;
         let mut command = self.launch.command("worker", theirs.into_fd());
         command.env_remove("NOTIFY_SOCKET");
         if let Some(user) = &self.user {
@@ -582,7 +601,7 @@ impl Supervisor<'_> {
     /// first.
     async fn reload(&mut self, signal: &str, signals: &mut Signals) {
         self.logger.notice(format_args!("{signal} received ({})", std::process::id()));
-        if let Err(err) = server::load_conf(&self.launch.conf_path) {
+        if let Err(err) = check_conf(&self.launch.conf_path) {
             self.logger.error(format_args!("Reload refused: {err}"));
             return;
         }
@@ -648,6 +667,8 @@ pub fn raise_file_limit() {
 fn work(launch: &Launch, registry: &Registry) -> Result<(), StartError> {
     let channel = Channel::from_stdin()?;
     let message = channel.receive()?.ok_or(StartError::Told)?;
+    let certificate: Option<Certificate> = serde_json::from_value(message.text["certificate"].clone())
+        .map_err(|err| StartError::Worker(err.to_string()))?;
     let listeners: Vec<TcpListener> = message.fds.into_iter().map(TcpListener::from).collect();
     raise_file_limit();
     let (conf, _) = server::load_conf(&launch.conf_path)?;
@@ -655,7 +676,7 @@ fn work(launch: &Launch, registry: &Registry) -> Result<(), StartError> {
     let done = runtime.block_on(async {
         let started = server::load(&launch.process(), registry, &launch.name, &launch.conf_path)
             .map_err(StartError::from)
-            .and_then(|loaded| Ok((Signals::new()?, loaded.start(listeners)?)));
+            .and_then(|loaded| Ok((Signals::new()?, loaded.start(listeners, certificate.as_ref())?)));
         let (mut signals, server) = match started {
             Ok(started) => started,
             Err(err) => {
@@ -709,11 +730,17 @@ async fn serve_until_told(
     Told::Stop
 }
 
+/// Reads what another run of the program would read before it listens.
+fn check_conf(path: &Path) -> Result<(), ConfigError> {
+    let (conf, _) = server::load_conf(path)?;
+    conf.certificate().map(drop)
+}
+
 /// The next signal to act on. A process without a supervisor refuses to reload a configuration that cannot be read.
 async fn next_to_obey(server: &RunningServer, signals: &mut Signals, alone: bool) -> Told {
     loop {
         let told = signals.next().await;
-        match server::load_conf(&server.ctx.conf_path) {
+        match check_conf(&server.ctx.conf_path) {
             _ if told == Told::ChildExited => {}
             Err(err) if alone && told != Told::Stop => {
                 server.ctx.logger.error(format_args!("Reload refused: {err}"));
@@ -732,13 +759,14 @@ async fn serve_alone(
     launch: &Launch,
     registry: &Registry,
     listener: TcpListener,
+    certificate: Option<Certificate>,
     signals: &mut Signals,
 ) -> Result<(), StartError> {
     raise_file_limit();
     let loaded = server::load(&launch.process(), registry, &launch.name, &launch.conf_path)?;
     let (conf, logger) = (loaded.conf.clone(), loaded.ctx.logger.clone());
     let kept = listener.try_clone()?;
-    let server = loaded.start(vec![listener])?;
+    let server = loaded.start(vec![listener], certificate.as_ref())?;
     // Not being able to close our own streams only costs swift-init some patience.
     let _ = signals::capture_stdio(launch.logs_on_stderr());
     signals::systemd_notify(&logger, "READY=1");

@@ -215,7 +215,28 @@ enum End {
 
 /// Serves the requests of one connection until it ends.
 pub(super) async fn serve(connected: Connected, app: &dyn App, options: &ServeOptions, stats: &ServerStats) {
-    let Connected { stream, remote_addr, local_addr, draining } = connected;
+    let Connected { mut stream, remote_addr, local_addr, mut draining } = connected;
+    if let Some(tls) = &options.tls {
+        // In a box: a plain connection need not have room for it.
+        let handshake = tokio::time::timeout(options.client_timeout, Box::pin(tls.accept(stream)));
+        let last_call = async {
+            // The server has gone away: that is a stop, too.
+            let _ = draining.wait_for(|draining| *draining).await;
+            tokio::time::sleep(LAST_CALL).await;
+        };
+        stream = tokio::select! {
+            biased;
+            shaken = handshake => match shaken {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(_)) => return,
+                Err(_) => {
+                    stats.timeouts.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            },
+            () = last_call => return,
+        };
+    }
     let (reader, writer) = stream.split();
     let shared = Arc::new(Shared { writer, responding: AtomicBool::new(false), returned: Mutex::new(None) });
     let mut conn = Conn {
@@ -227,7 +248,7 @@ pub(super) async fn serve(connected: Connected, app: &dyn App, options: &ServeOp
         out: Vec::with_capacity(1024),
         date: Date::default(),
     };
-    let mut origin = Origin { remote_addr, local_addr, https: options.https };
+    let mut origin = Origin { remote_addr, local_addr, https: options.tls.is_some() };
     let mut reader = Box::new(reader);
     if options.proxy_protocol {
         match conn.read_proxy_line(&mut reader, &mut origin).await {

@@ -22,6 +22,7 @@ pub mod stream;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::AbortHandle;
 
 use super::head::Limits;
+use super::tls::Acceptor;
 use super::{SharedApp, Status, Stream, conn};
 
 /// Called with the status and reason of a head that was refused, to log it; gives the transaction id of the answer.
@@ -32,8 +33,8 @@ pub struct ServeOptions {
     pub limits: Limits,
     /// `require_proxy_protocol`.
     pub proxy_protocol: bool,
-    /// Whether the streams are TLS.
-    pub https: bool,
+    /// Makes what is accepted TLS.
+    pub tls: Option<Acceptor>,
     pub clock: Clock,
     pub on_refused: Option<RefusedHook>,
 }
@@ -46,7 +47,7 @@ impl Default for ServeOptions {
             max_clients: 1024,
             limits: Limits::REQUEST,
             proxy_protocol: false,
-            https: false,
+            tls: None,
             clock: Clock::system(),
             on_refused: None,
         }

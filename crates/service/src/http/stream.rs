@@ -18,6 +18,9 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+/// How long a stream that is not TCP may take to say that it ends.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
 /// What a stream that is not TCP must be able to do.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -227,7 +230,8 @@ impl Writer {
                 let _ = socket2::SockRef::from(tcp).shutdown(std::net::Shutdown::Write);
             }
             Self::Shared(io) => {
-                let _ = std::future::poll_fn(|cx| Pin::new(&mut **io.lock()).poll_shutdown(cx)).await;
+                let shutdown = std::future::poll_fn(|cx| Pin::new(&mut **io.lock()).poll_shutdown(cx));
+                let _ = tokio::time::timeout(SHUTDOWN, shutdown).await;
             }
         }
     }

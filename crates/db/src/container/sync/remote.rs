@@ -3,16 +3,19 @@
 //! Within a realm a request is signed (`X-Container-Sync-Auth: REALM NONCE SIGNATURE`); otherwise it carries the container's key
 //! as it is. Both need an X-Timestamp, which becomes the object's.
 //!
-//! A request may go through one of the HTTP proxies of `sync_proxy`. What Swift does by urllib and is not done here: `https`,
-//! redirects, and proxies from the environment.
+//! A request may go through one of the HTTP proxies of `sync_proxy`: to `https` by CONNECT, whatever scheme the proxy's own URL
+//! has, else as the proxy's own request, by TLS if its URL is of `https`. What Swift does by urllib and is not done
+//! here: redirects, and proxies from the environment.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::config::{ConfigError, Section};
 use common::container_sync_realms::{Target, Url, get_sig};
 use common::headers::{X_CONTAINER_SYNC_KEY, X_TIMESTAMP};
 use common::quote::quote;
-use service::http::{Body, ClientError, Headers, Method, Pool, Timeouts};
+use service::http::tls::Connector;
+use service::http::{Body, ClientError, Headers, Method, Pool, PoolOptions, Timeouts};
 use service::{Context, Rng};
 use thiserror::Error;
 
@@ -109,19 +112,43 @@ impl Backoff {
 }
 
 pub struct Remote {
-    pool: Pool,
+    http: Pool,
+    https: Pool,
     rng: Rng,
     conn_timeout: Duration,
-    proxies: Vec<String>,
+    proxies: Vec<Proxy>,
+}
+
+/// One of `sync_proxy`.
+struct Proxy {
+    url: String,
+    /// Connections to `https` servers behind it.
+    tunnels: Option<Pool>,
+}
+
+impl Proxy {
+    fn new(url: String, tls: &Connector) -> Self {
+        let tunnels = address(&Url { scheme: "https".to_owned(), ..Url::parse(&url) })
+            .map(|(host, port)| pool_of(tls.through(&host, port)))
+            .ok();
+        Proxy { url, tunnels }
+    }
+}
+
+fn pool_of(connector: Connector) -> Pool {
+    Pool::new(PoolOptions { connector: Some(Arc::new(connector)), ..PoolOptions::default() })
 }
 
 impl Remote {
     pub fn from_section(section: &Section, ctx: &Context) -> Result<Self, ConfigError> {
+        let tls = Connector::new();
+        let proxies = section.list("sync_proxy", "");
         Ok(Remote {
-            pool: ctx.pool.clone(),
+            http: ctx.pool.clone(),
+            https: pool_of(tls.clone()),
             rng: ctx.rng.clone(),
             conn_timeout: section.secs("conn_timeout", 5.0)?,
-            proxies: section.list("sync_proxy", ""),
+            proxies: proxies.into_iter().map(|url| Proxy::new(url, &tls)).collect(),
         })
     }
 
@@ -147,6 +174,27 @@ impl Remote {
         self.request(Method::Put, object, headers, body, self.conn_timeout).await.map(drop)
     }
 
+    /// How a request to `path` of the server of `url` goes.
+    fn route<'a>(
+        &'a self,
+        url: &Url<'_>,
+        proxy: Option<&'a Proxy>,
+        path: String,
+    ) -> Result<Route<'a>, RemoteError> {
+        let (host, port) = address(url)?;
+        let pool = |url: &Url<'_>| if url.scheme == "https" { &self.https } else { &self.http };
+        let Some(proxy) = proxy else { return Ok(Route { pool: pool(url), host, port, path }) };
+        if url.scheme == "https" {
+            let no_address = || RemoteError::Url(format!("no address in {}", proxy.url));
+            let pool = proxy.tunnels.as_ref().ok_or_else(no_address)?;
+            return Ok(Route { pool, host, port, path });
+        }
+        let path = format!("http://{}{path}", url.host_and_port());
+        let url = Url::parse(&proxy.url);
+        let (host, port) = address(&url)?;
+        Ok(Route { pool: pool(&url), host, port, path })
+    }
+
     async fn request(
         &self,
         method: Method,
@@ -156,18 +204,17 @@ impl Remote {
         timeout: Duration,
     ) -> Result<Headers, RemoteError> {
         let url = Url::parse(&object.target.url);
-        let (mut host, mut port) = address(&url)?;
-        let mut path = object.path();
-        if !self.proxies.is_empty() {
-            path = format!("http://{}{path}", url.host_and_port());
-            (host, port) = address(&Url::parse(&self.proxies[self.rng.below(self.proxies.len())]))?;
-        }
+        let proxy = match self.proxies.len() {
+            0 => None,
+            count => Some(&self.proxies[self.rng.below(count)]),
+        };
+        let Route { pool, host, port, path } = self.route(&url, proxy, object.path())?;
         headers.insert("Host", url.host_and_port());
         headers.insert("User-Agent", super::USER_AGENT);
         let nonce = format!("{:016x}{:016x}", self.rng.next_u64(), self.rng.next_u64());
         object.authorize(&method, &nonce, &mut headers);
         let timeouts = Timeouts { conn: self.conn_timeout, node: timeout };
-        let sent = self.pool.request((&host, port), method, &path, &headers, body, timeouts).await;
+        let sent = pool.request((&host, port), method, &path, &headers, body, timeouts).await;
         let mut response = sent?;
         // Whether all of it can be read does not matter.
         let _ = response.body.drain(MAX_ANSWER).await;
@@ -178,9 +225,18 @@ impl Remote {
     }
 }
 
+/// How a request goes.
+struct Route<'a> {
+    pool: &'a Pool,
+    host: String,
+    port: u16,
+    /// The request's target.
+    path: String,
+}
+
 /// Whom to connect to.
 fn address(url: &Url<'_>) -> Result<(String, u16), RemoteError> {
-    if url.scheme != "http" {
+    if !matches!(&*url.scheme, "http" | "https") {
         return Err(RemoteError::Url(format!("no requests to {}:// are made", url.scheme)));
     }
     url.host().zip(url.port()).ok_or_else(|| RemoteError::Url(format!("no address in {}", url.authority)))
@@ -211,6 +267,34 @@ mod tests {
         let sig = get_sig("PUT", &object.path(), "1387212345.67890", "nonce", "realm_key", "user_key");
         assert_eq!(headers.get_str("X-Container-Sync-Auth"), Some(&*format!("US nonce {sig}")));
         assert!(!headers.contains("X-Container-Sync-Key"));
+    }
+
+    #[test]
+    fn the_way_is_that_of_urllib() {
+        let ctx = Context::builder("container-sync").build();
+        let remote = |proxies: &str| {
+            let section = Section::from_pairs("container-sync", [("sync_proxy", proxies)]);
+            Remote::from_section(&section, &ctx).unwrap()
+        };
+        let way = |url: &str, proxy: &str| {
+            let remote = remote(proxy);
+            let route = remote.route(&Url::parse(url), remote.proxies.first(), "/v1/a".to_owned());
+            let Route { pool, host, port, path } = route.map_err(|error| error.to_string())?;
+            let pools = [("http", Some(&remote.http)), ("https", Some(&remote.https))];
+            let tunnels = remote.proxies.iter().map(|proxy| ("tunnel", proxy.tunnels.as_ref()));
+            let mut pools = pools.into_iter().chain(tunnels);
+            let kind = pools.find(|(_, one)| one.is_some_and(|one| std::ptr::eq(one, pool))).unwrap().0;
+            Ok::<_, String>(format!("{kind} {host}:{port} {path}"))
+        };
+        let way_of = |url, proxy| way(url, proxy).unwrap();
+        assert_eq!(way_of("http://h/x", ""), "http h:80 /v1/a");
+        assert_eq!(way_of("https://h/x", ""), "https h:443 /v1/a");
+        assert_eq!(way_of("https://h:8443/x", ""), "https h:8443 /v1/a");
+        assert_eq!(way_of("http://h:8080/x", "http://p:3128"), "http p:3128 http://h:8080/v1/a");
+        assert_eq!(way_of("http://h/x", "https://p"), "https p:443 http://h/v1/a");
+        assert_eq!(way_of("https://h/x", "http://p:3128"), "tunnel h:443 /v1/a");
+        assert_eq!(way("ftp://h/x", "").unwrap_err(), "no requests to ftp:// are made");
+        assert_eq!(way("https://h/x", "p").unwrap_err(), "no address in p");
     }
 
     #[test]

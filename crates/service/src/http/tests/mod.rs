@@ -15,11 +15,11 @@ use super::{App, Body, ClientError, Headers, Method, Pool, Request, Response, Sh
 
 const TIMEOUTS: Timeouts = Timeouts { conn: Duration::from_secs(5), node: Duration::from_secs(5) };
 
-fn options() -> ServeOptions {
+pub fn options() -> ServeOptions {
     ServeOptions { client_timeout: Duration::from_secs(5), ..ServeOptions::default() }
 }
 
-fn start_with(options: ServeOptions, app: SharedApp) -> (ServerHandle, SocketAddr) {
+pub fn start_with(options: ServeOptions, app: SharedApp) -> (ServerHandle, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let handle = Server::start(vec![listener], app, options).unwrap();
     let addr = handle.addrs()[0];
@@ -31,7 +31,7 @@ fn start(app: SharedApp) -> (ServerHandle, SocketAddr) {
 }
 
 /// Answers with what it was asked.
-fn echo() -> SharedApp {
+pub fn echo() -> SharedApp {
     app_fn(|mut req: Request| async move {
         match req.body.collect(1 << 24).await {
             Ok(body) => Response::text(200, body)
@@ -53,7 +53,7 @@ async fn raw(addr: SocketAddr, bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// Reads until the text ends with `end`.
-async fn read_until(tcp: &mut TcpStream, end: &str) -> String {
+pub async fn read_until(tcp: &mut TcpStream, end: &str) -> String {
     let mut all = Vec::new();
     while !all.ends_with(end.as_bytes()) {
         let read = tokio::time::timeout(Duration::from_secs(5), tcp.read_buf(&mut all)).await;
