@@ -206,7 +206,7 @@ impl Application {
             return refusal;
         }
         self.skip_caches(&mut req);
-        let controller = match Controller::of(self, &mut req).await {
+        let controller = match Box::pin(Controller::of(self, &mut req)).await {
             Ok(controller) => controller,
             Err(refusal) => return refusal,
         };

@@ -62,5 +62,6 @@ pub async fn send(
 ) -> Result<Response, ClientError> {
     let target_path = target.on(node);
     let (method, address) = (target.method.clone(), target.address(node));
-    app.pool.request(address, method, &target_path, headers, Body::from(body), timeouts).await
+    // Apart, as it would be part of every future above it, which are moved and kept for each request.
+    Box::pin(app.pool.request(address, method, &target_path, headers, Body::from(body), timeouts)).await
 }

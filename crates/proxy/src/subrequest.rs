@@ -78,20 +78,14 @@ pub fn inherited_env(env: &Environ) -> Environ {
     new.start = env.start;
     new.source = env.source;
     new.https = env.https;
-    inherit::<SwiftCache>(env, &mut new);
-    inherit::<InfoCache>(env, &mut new);
-    inherit::<Authorizer>(env, &mut new);
-    inherit::<AuthorizeOverride>(env, &mut new);
-    inherit::<RemoteUser>(env, &mut new);
-    inherit::<ProxyContext>(env, &mut new);
-    inherit::<ShardListingHistory>(env, &mut new);
+    new.share::<SwiftCache>(env);
+    new.share::<InfoCache>(env);
+    new.share::<Authorizer>(env);
+    new.share::<AuthorizeOverride>(env);
+    new.share::<RemoteUser>(env);
+    new.share::<ProxyContext>(env);
+    new.share::<ShardListingHistory>(env);
     new
-}
-
-fn inherit<T: Clone + Send + Sync + 'static>(from: &Environ, to: &mut Environ) {
-    if let Some(value) = from.get::<T>() {
-        to.insert(value.clone());
-    }
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! or without such a socket, by UDP. A newline in a message is written `#012`. Requests never wait for the syslog daemon; one
 //! that stands still for longer than [`PATIENCE`] costs lines, which are counted.
 //!
-//! Lines up to INFO, such as one for each request, wait up to [`LINGER`] and go out together from a thread of their own:
-//! to wake the syslog daemon for each of them costs more than to write them, and one system call takes many. Anything more urgent goes out at once,
-//! after those that wait.
+//! Lines up to INFO, such as one for each request, wait up to [`LINGER`] and go out together from a thread of their own, many in
+//! one system call: to wake the syslog daemon for each of them costs more than to write them. Anything more urgent goes
+//! out at once, after those that wait.
 //!
 //! A [`Logger`] is a cheap clone: `with_txn` and `with_prefix` make one that marks its lines. `log_custom_handlers`
 //! names Python code and is not supported.

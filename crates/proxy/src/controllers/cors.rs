@@ -24,7 +24,7 @@ impl CorsRequest {
         container: &str,
     ) -> Option<Self> {
         let origin = req.headers.get("Origin").filter(|origin| !origin.is_empty())?.to_vec();
-        let info = container_info(req, &this_app(app), account, container, "").await;
+        let info = Box::pin(container_info(req, &this_app(app), account, container, "")).await;
         Some(Self { origin, cors: info.cors.clone() })
     }
 

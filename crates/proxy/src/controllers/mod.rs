@@ -93,8 +93,9 @@ impl Controller {
     pub async fn handle(self, app: &Arc<Application>, req: Request) -> Response {
         let answer = match self {
             Controller::Info(controller) => Ok(controller.handle(app, req)),
-            Controller::Account(controller) => controller.handle(app, req).await,
-            Controller::Container(controller) => controller.handle(app, req).await,
+            // Apart, so that a request for an object does not take up what the others would.
+            Controller::Account(controller) => Box::pin(controller.handle(app, req)).await,
+            Controller::Container(controller) => Box::pin(controller.handle(app, req)).await,
             Controller::Object(controller) => controller.handle(app, req).await,
         };
         answer.unwrap_or_else(|refusal| refusal)

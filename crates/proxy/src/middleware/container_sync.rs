@@ -74,7 +74,7 @@ impl App for ContainerSync {
         }
         let has_object = parts[3].as_ref().is_some_and(|object| !object.is_empty());
         Box::pin(async move {
-            match self.check(req, has_object).await {
+            match Box::pin(self.check(req, has_object)).await {
                 Ok(req) => self.app.call(req).await,
                 Err(refused) => refused,
             }

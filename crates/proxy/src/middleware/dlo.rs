@@ -125,7 +125,7 @@ impl Core {
         }
         let headers = std::mem::take(&mut resp.headers);
         drop(resp);
-        self.respond(client, headers, segments).await
+        Box::pin(self.respond(client, headers, segments)).await
     }
 
     async fn respond(self: Arc<Self>, mut client: Request, headers: Headers, segments: Segments) -> Response {

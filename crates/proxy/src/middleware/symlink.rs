@@ -23,6 +23,7 @@ use service::http::message::split_path;
 use service::http::{App, Body, BoxFuture, Headers, Method, Request, Response, SharedApp};
 
 use super::copy::{check_account, split_path_header};
+use super::large_object::without_body;
 use super::pyjson;
 use super::request_headers::ignore_range_if;
 use crate::controllers::getter::normalize_etag;
@@ -142,23 +143,25 @@ impl Core {
         resp
     }
 
-    async fn get(&self, mut req: Request) -> Result<Response, Response> {
+    fn get(&self, mut req: Request) -> impl Future<Output = Result<Response, Response>> + Send {
         ignore_range_if(&mut req.headers, SYSMETA_TARGET);
-        self.follow(req, None).await
+        self.follow(req, None)
     }
 
     /// What a request finds at the end of the links. Of `given`, path and ETag that a static link is to have, only static links
     /// are followed.
     async fn follow(&self, mut req: Request, given: Option<(String, String)>) -> Result<Response, Response> {
         let follows_soft = given.is_none();
-        let orig = make_subrequest(&req, req.method.clone(), &req.path, &req.query, Headers::new(), "", "");
+        let orig = without_body(&req);
         let (mut at, mut wanted) = given.unzip();
         let mut links = 0;
+        // Where a link has led to, and what was sent there.
+        let mut last: Option<(String, Headers)> = None;
         loop {
-            let (method, path, query) = (req.method.clone(), req.path.clone(), req.query.clone());
-            let mut headers = req.headers.clone();
             let mut resp = self.app.call(req).await;
-            let target = Target::of(&path, &resp.headers);
+            let (path, headers) =
+                last.as_ref().map_or((&orig.path, &orig.headers), |(path, headers)| (path, headers));
+            let target = Target::of(path, &resp.headers);
             let Some(target) = target.filter(|target| target.etag.is_some() || follows_soft) else {
                 return arrive(resp, at, wanted);
             };
@@ -174,13 +177,15 @@ impl Core {
                 return Err(conflict(body, None));
             }
             links += u32::from(!target.extends);
+            let mut headers = headers.clone();
             headers.remove(X_BACKEND_STORAGE_POLICY_INDEX);
             let make = if target.reserved { make_pre_authed_request } else { make_subrequest };
             if target.reserved {
                 headers.insert(X_BACKEND_ALLOW_RESERVED_NAMES, "true");
             }
             let unquoted = String::from_utf8_lossy(&unquote(target.path.as_bytes())).into_owned();
-            req = make(&orig, method, &unquoted, &query, headers, "", "SYM");
+            req = make(&orig, orig.method.clone(), &unquoted, &orig.query, headers, "", "SYM");
+            last = Some((req.path.clone(), req.headers.clone()));
             (at, wanted) = (Some(target.path), target.etag);
         }
     }

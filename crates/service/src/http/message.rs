@@ -254,6 +254,15 @@ impl Extensions {
         }
     }
 
+    /// Takes over a value of another request, if that has one.
+    pub fn share<T: Clone + Send + Sync + 'static>(&mut self, from: &Extensions) {
+        let id = TypeId::of::<T>();
+        if let Some(shared) = from.values.iter().find(|(other, _)| *other == id) {
+            self.values.retain(|(other, _)| *other != id);
+            self.values.push(shared.clone());
+        }
+    }
+
     pub fn remove<T: Clone + Send + Sync + 'static>(&mut self) -> Option<T> {
         let index = self.values.iter().position(|(id, _)| *id == TypeId::of::<T>())?;
         self.values.swap_remove(index).1.downcast_ref().cloned()
@@ -293,6 +302,11 @@ impl Environ {
 
     pub fn remove<T: Clone + Send + Sync + 'static>(&mut self) -> Option<T> {
         self.ext.remove()
+    }
+
+    /// Takes over a value of another request, if that has one.
+    pub fn share<T: Clone + Send + Sync + 'static>(&mut self, from: &Environ) {
+        self.ext.share::<T>(&from.ext);
     }
 }
 

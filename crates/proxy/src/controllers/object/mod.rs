@@ -64,10 +64,10 @@ impl ObjectController {
             });
         }
         let answer = match req.method {
-            Method::Get | Method::Head => self.get_or_head(app, &mut req).await,
-            Method::Post => self.post(app, &mut req).await,
-            Method::Put => self.put(app, &mut req).await,
-            _ => self.delete(app, &mut req).await,
+            Method::Get | Method::Head => Box::pin(self.get_or_head(app, &mut req)).await,
+            Method::Post => Box::pin(self.post(app, &mut req)).await,
+            Method::Put => Box::pin(self.put(app, &mut req)).await,
+            _ => Box::pin(self.delete(app, &mut req)).await,
         };
         let mut resp = answer.unwrap_or_else(|refusal| refusal);
         if let Some(cors) = cors {
@@ -90,7 +90,7 @@ impl ObjectController {
         let query = req.query.clone();
         let target = Target::new(req, req.method.clone(), part, entity_path(req)).with_query(query);
         let mut resp = match app.ec_policy(self.policy) {
-            Ok(policy) => ec::get::get_or_head(app, req, nodes, target, self.policy, policy).await,
+            Ok(policy) => Box::pin(ec::get::get_or_head(app, req, nodes, target, self.policy, policy)).await,
             Err(_) => get_or_head(app, req, ServerType::Object, nodes, target, Some(self.policy)).await,
         };
         clean_content_type(&mut resp.headers);

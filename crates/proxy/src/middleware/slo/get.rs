@@ -103,7 +103,7 @@ async fn get_object(core: Arc<Core>, mut req: Request) -> Result<Response, Respo
     match need {
         Need::Headers => Ok(respond_by_headers(&client, resp, &attributes)),
         Need::Manifest | Need::Refetch => {
-            respond_by_manifest(core, client, resp, attributes, part_number).await
+            Box::pin(respond_by_manifest(core, client, resp, attributes, part_number)).await
         }
     }
 }
