@@ -9,6 +9,7 @@ pub mod expirer;
 pub mod fs;
 pub mod hash;
 pub mod headers;
+pub mod json;
 pub mod pickle;
 pub mod policy;
 pub mod quote;

@@ -2,7 +2,7 @@
 //!
 //! `broker` is what both kinds of database share, `connections` how they are opened; `account` and `container` hold a broker and a
 //! server each, and `container` the container-updater, container-sync and the container-reconciler. `listing` walks names for both,
-//! `listing_formats` and `json` write them, `json_error` tells what is none. `replication` keeps the replicas of a
+//! `listing_formats` writes them, `json_error` tells what is none. `replication` keeps the replicas of a
 //! database alike, `auditor` reads all of them now and then.
 //!
 //! Not here yet: the sharder.
@@ -13,7 +13,6 @@ pub mod broker;
 pub mod connections;
 pub mod container;
 mod content_type;
-mod json;
 mod json_error;
 pub mod listing;
 mod listing_formats;

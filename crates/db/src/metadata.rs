@@ -7,7 +7,7 @@ use common::timestamp::Timestamp;
 use indexmap::IndexMap;
 use serde_json::Value;
 
-use crate::json;
+use common::json;
 
 /// Items of client metadata that an account or container may have, and their bytes (swift.conf can change both).
 #[derive(Clone, Copy, Debug)]

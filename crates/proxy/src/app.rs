@@ -22,6 +22,7 @@ use service::context::Context;
 use service::http::{App, BoxFuture, Pool, Request, Response, SharedApp};
 use service::logs::Logger;
 use service::rng::Rng;
+use service::statsd::LabeledStatsd;
 use service::trans_id::gen_trans_id;
 
 use crate::backend::Target;
@@ -48,6 +49,8 @@ pub struct Application {
     pub expirer: ExpirerConfig,
     pub rng: Rng,
     pub pool: Pool,
+    /// Swift: `app.statsd`.
+    pub labeled: LabeledStatsd,
     pub timings: NodeTimings,
     pub mime_types: MimeTypes,
     pub swift_info: Arc<SwiftInfo>,
@@ -104,6 +107,7 @@ impl Application {
             )?,
             rng: ctx.rng.clone(),
             pool: ctx.pool.clone(),
+            labeled: LabeledStatsd::from_section(section, &ctx.rng)?,
             timings: NodeTimings::new(ctx.clock.clone(), options.timing_expiry),
             mime_types: MimeTypes::load(Path::new(&swift_dir)),
             swift_info: SwiftInfo::of(ctx),

@@ -11,9 +11,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use common::Timestamp;
 use common::headers::{
-    X_BACKEND_ALLOW_RESERVED_NAMES, X_BACKEND_RECHECK_ACCOUNT_EXISTENCE,
-    X_BACKEND_RECHECK_CONTAINER_EXISTENCE,
+    LAST_MODIFIED, X_BACKEND_ALLOW_RESERVED_NAMES, X_BACKEND_DELETE_TIMESTAMP, X_BACKEND_PUT_TIMESTAMP,
+    X_BACKEND_RECHECK_ACCOUNT_EXISTENCE, X_BACKEND_RECHECK_CONTAINER_EXISTENCE, X_BACKEND_SHARDING_STATE,
+    X_BACKEND_STATUS_CHANGED_AT, X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_CONTAINER_BYTES_USED,
+    X_CONTAINER_OBJECT_COUNT, X_CONTAINER_READ, X_CONTAINER_SYNC_KEY, X_CONTAINER_SYNC_TO, X_CONTAINER_WRITE,
+    X_PUT_TIMESTAMP, X_STORAGE_POLICY, X_TIMESTAMP,
 };
 use common::policy::{Policies, PolicyIndex};
 use parking_lot::Mutex;
@@ -23,6 +27,7 @@ use service::http::{Environ, Headers, Method, Request, Response, SharedApp};
 use service::memcached::Cache;
 
 use crate::environ::{ProxyContext, SwiftCache, SwiftOwner};
+use crate::namespaces::Bounds;
 use crate::subrequest::make_pre_authed_request;
 
 pub const DEFAULT_RECHECK_ACCOUNT_EXISTENCE: u64 = 60;
@@ -223,6 +228,44 @@ impl ContainerInfo {
         PolicyIndex(self.storage_policy)
     }
 
+    /// What a container server would answer. `None` if too little of it was cached. Swift: `headers_from_container_info`.
+    pub fn to_headers(&self, policies: &Policies) -> Option<Headers> {
+        let (created_at, put_timestamp) = (self.created_at.as_ref()?, self.put_timestamp.as_ref()?);
+        let policy = policies.get(self.policy_index())?;
+        let normal = |text: &str| Some(Timestamp::parse(text).ok()?.normal());
+        let mut headers = Headers::new();
+        headers.insert(X_BACKEND_TIMESTAMP, created_at);
+        headers.insert(X_BACKEND_PUT_TIMESTAMP, put_timestamp);
+        headers.insert(X_BACKEND_DELETE_TIMESTAMP, self.delete_timestamp.as_ref()?);
+        headers.insert(X_BACKEND_STATUS_CHANGED_AT, self.status_changed_at.as_ref()?);
+        headers.insert(X_BACKEND_STORAGE_POLICY_INDEX, self.storage_policy);
+        headers.insert(X_CONTAINER_OBJECT_COUNT, self.object_count);
+        headers.insert(X_CONTAINER_BYTES_USED, self.bytes);
+        headers.insert(X_BACKEND_SHARDING_STATE, &self.sharding_state);
+        headers.insert(X_TIMESTAMP, normal(created_at)?);
+        headers.insert(X_PUT_TIMESTAMP, normal(put_timestamp)?);
+        headers.insert(X_STORAGE_POLICY, &policy.name);
+        headers.insert(LAST_MODIFIED, Timestamp::parse(put_timestamp).ok()?.http_date());
+        let some = [
+            (X_CONTAINER_READ, &self.read_acl),
+            (X_CONTAINER_WRITE, &self.write_acl),
+            (X_CONTAINER_SYNC_KEY, &self.sync_key),
+            (X_CONTAINER_SYNC_TO, &self.sync_to),
+            ("X-Versions-Location", &self.versions),
+        ];
+        for (name, value) in some {
+            if let Some(value) = value {
+                headers.insert(name, value);
+            }
+        }
+        for (prefix, meta) in [("X-Container-Meta-", &self.meta), ("X-Container-Sysmeta-", &self.sysmeta)] {
+            for (name, value) in meta {
+                headers.insert(format!("{prefix}{name}"), value);
+            }
+        }
+        Some(headers)
+    }
+
     pub fn to_json(&self) -> Value {
         json!({
             "status": self.status,
@@ -306,6 +349,7 @@ enum Info {
     Account(Arc<AccountInfo>),
     Container(Arc<ContainerInfo>),
     Object(Arc<ObjectInfo>),
+    Namespaces(Arc<Bounds>),
 }
 
 impl InfoCache {
@@ -342,6 +386,17 @@ impl InfoCache {
             Some(Info::Object(info)) => Some(info.clone()),
             _ => None,
         }
+    }
+
+    pub fn namespaces(&self, key: &str) -> Option<Arc<Bounds>> {
+        match self.0.lock().get(key) {
+            Some(Info::Namespaces(bounds)) => Some(bounds.clone()),
+            _ => None,
+        }
+    }
+
+    pub fn insert_namespaces(&self, key: &str, bounds: Arc<Bounds>) {
+        self.insert(key.to_owned(), Info::Namespaces(bounds));
     }
 
     pub fn remove(&self, key: &str) {
@@ -405,12 +460,12 @@ pub async fn account_info(
     let key = cache_key(account, None);
     let (info, found) = cached(req, &key, InfoCache::account, AccountInfo::from_json, Info::Account).await;
     if let Some(info) = info {
-        found.record(req, "account", None);
+        found.record(req, "account.info", None);
         return info;
     }
     let source = if source.is_empty() { "GET_ACCOUNT_INFO" } else { source };
     let resp = ask(req, app, info_request(req, &format!("/v1/{account}"), source)).await;
-    found.record(req, "account", Some(resp.status.0));
+    found.record(req, "account.info", Some(resp.status.0));
     // The app has filled the caches, unless a filter answered in its stead.
     if let Some(info) = InfoCache::of(req).account(&key) {
         return info;
@@ -455,19 +510,19 @@ async fn container_info_alone(
     let (info, found) =
         cached(req, &key, InfoCache::container, ContainerInfo::from_json, Info::Container).await;
     if let Some(info) = info {
-        found.record(req, "container", None);
+        found.record(req, "container.info", None);
         return info;
     }
     // An account of Swift's own looks the same whether it exists or not.
     if !account.starts_with(AUTO_CREATE_ACCOUNT_PREFIX)
         && !account_info(req, app, account, source).await.is_success()
     {
-        found.record(req, "container", None);
+        found.record(req, "container.info", None);
         return Arc::new(ContainerInfo::unknown(0));
     }
     let source = if source.is_empty() { "GET_CONTAINER_INFO" } else { source };
     let resp = ask(req, app, info_request(req, &format!("/v1/{account}/{container}"), source)).await;
-    found.record(req, "container", Some(resp.status.0));
+    found.record(req, "container.info", Some(resp.status.0));
     if let Some(info) = InfoCache::of(req).container(&key) {
         return info;
     }
@@ -477,35 +532,65 @@ async fn container_info_alone(
     }
 }
 
-/// Where a lookup found what it wanted, or why not in memcached. Swift: `cache_state`.
+/// Info of a container, if a cache has it.
+pub async fn cached_container_info(
+    req: &mut Request,
+    account: &str,
+    container: &str,
+) -> Option<Arc<ContainerInfo>> {
+    let key = cache_key(account, Some(container));
+    let (info, found) =
+        cached(req, &key, InfoCache::container, ContainerInfo::from_json, Info::Container).await;
+    found.record(req, "container.info", None);
+    info
+}
+
+/// Where a lookup found what it wanted, or why not in memcached; or how it was put there. Swift: `cache_state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+pub enum Found {
     InfoCache,
     Hit,
     Miss,
     /// Not looked for, by chance.
     Skip,
+    /// Not looked for, as the client wants the newest.
+    ForceSkip,
+    /// Not looked for, as too little is known of the container.
+    Bypass,
+    /// No memcached answers.
+    Error,
     /// There is no memcached.
     Disabled,
+    Set,
+    SetError,
 }
 
 impl Found {
-    /// Counts the lookup. `status` is what a server answered, if one was asked. Swift: `record_cache_op_metrics`.
-    fn record(self, req: &Request, server_type: &str, status: Option<u16>) {
+    /// Counts the lookup of `what`. `status` is what a server answered, if one was asked. Swift: `record_cache_op_metrics`.
+    pub fn record(self, req: &Request, what: &str, status: Option<u16>) {
         let Some(ProxyContext(ctx)) = req.env.get() else { return };
         if !ctx.statsd.is_enabled() {
             return;
         }
-        let state = match self {
-            Found::InfoCache => "infocache.hit",
-            Found::Hit => "cache.hit",
-            Found::Miss => "cache.miss",
-            Found::Skip => "cache.skip",
-            Found::Disabled => "cache.disabled",
-        };
+        let cache = if self == Found::InfoCache { "infocache" } else { "cache" };
+        let state = self.name();
         match status {
-            None => ctx.statsd.increment(&format!("{server_type}.info.{state}")),
-            Some(status) => ctx.statsd.increment(&format!("{server_type}.info.{state}.{status}")),
+            None => ctx.statsd.increment(&format!("{what}.{cache}.{state}")),
+            Some(status) => ctx.statsd.increment(&format!("{what}.{cache}.{state}.{status}")),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Found::InfoCache | Found::Hit => "hit",
+            Found::Miss => "miss",
+            Found::Skip => "skip",
+            Found::ForceSkip => "force_skip",
+            Found::Bypass => "bypass",
+            Found::Error => "error",
+            Found::Disabled => "disabled",
+            Found::Set => "set",
+            Found::SetError => "set_error",
         }
     }
 }
@@ -610,7 +695,7 @@ fn cache_time(headers: &Headers, status: u16, header: &str, default: u64) -> Opt
     }
 }
 
-fn memcache(req: &Request) -> Option<Cache> {
+pub fn memcache(req: &Request) -> Option<Cache> {
     req.env.get::<SwiftCache>().map(|cache| cache.0.clone())
 }
 

@@ -14,6 +14,7 @@ pub mod error_limiter;
 pub mod info;
 pub mod middleware;
 pub mod mime_types;
+pub mod namespaces;
 pub mod node_iter;
 pub mod options;
 pub mod quorum;

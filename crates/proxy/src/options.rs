@@ -16,18 +16,8 @@ const DEFAULT_SWIFT_OWNER_HEADERS: &str = "x-container-read, x-container-write, 
     x-container-meta-temp-url-key, x-container-meta-temp-url-key-2, x-account-access-control";
 const DEFAULT_DISALLOWED_SECTIONS: &str = "swift.auto_create_account_prefix, swift.valid_api_versions";
 
-/// Options of Swift's proxy that are taken and change nothing: pieces of bodies are as large as they come, and
-/// nothing of sharded containers is cached yet.
-const WITHOUT_EFFECT: [&str; 8] = [
-    "object_chunk_size",
-    "client_chunk_size",
-    "recheck_updating_shard_ranges",
-    "recheck_listing_shard_ranges",
-    "container_updating_shard_ranges_skip_cache_pct",
-    "container_listing_shard_ranges_skip_cache_pct",
-    "namespace_avg_backend_fetch_time",
-    "namespace_cache_tokens_per_session",
-];
+/// Options of Swift's proxy that are taken and change nothing: pieces of bodies are as large as they come.
+const WITHOUT_EFFECT: [&str; 2] = ["object_chunk_size", "client_chunk_size"];
 
 pub struct Options {
     pub node_timeout: Duration,
@@ -43,6 +33,13 @@ pub struct Options {
     /// How often, of 1, cached info is passed over so that it is fresh.
     pub account_existence_skip_cache: f64,
     pub container_existence_skip_cache: f64,
+    /// Seconds for which the namespaces of sharded containers are cached; 0 if they are not.
+    pub recheck_updating_shard_ranges: u64,
+    pub recheck_listing_shard_ranges: u64,
+    pub container_updating_shard_ranges_skip_cache: f64,
+    pub container_listing_shard_ranges_skip_cache: f64,
+    pub namespace_avg_backend_fetch_time: Duration,
+    pub namespace_cache_tokens_per_session: u64,
     pub allow_account_management: bool,
     pub account_autocreate: bool,
     pub max_containers_per_account: u64,
@@ -110,6 +107,16 @@ impl Options {
                 .int("recheck_container_existence", DEFAULT_RECHECK_CONTAINER_EXISTENCE)?,
             account_existence_skip_cache: section.percent("account_existence_skip_cache_pct", 0.0)?,
             container_existence_skip_cache: section.percent("container_existence_skip_cache_pct", 0.0)?,
+            recheck_updating_shard_ranges: section.int("recheck_updating_shard_ranges", 3600)?,
+            recheck_listing_shard_ranges: section.int("recheck_listing_shard_ranges", 600)?,
+            container_updating_shard_ranges_skip_cache: section
+                .percent("container_updating_shard_ranges_skip_cache_pct", 0.0)?,
+            container_listing_shard_ranges_skip_cache: section
+                .percent("container_listing_shard_ranges_skip_cache_pct", 0.0)?,
+            namespace_avg_backend_fetch_time: Duration::from_secs_f64(
+                section.positive_float("namespace_avg_backend_fetch_time", 0.3)?,
+            ),
+            namespace_cache_tokens_per_session: section.int("namespace_cache_tokens_per_session", 3)?,
             allow_account_management: section.bool("allow_account_management", false)?,
             account_autocreate: section.bool("account_autocreate", false)?,
             max_containers_per_account: section.int("max_containers_per_account", 0)?,

@@ -108,7 +108,7 @@ impl Cache {
 
     pub async fn try_set(&self, key: &str, value: &Value, ttl: u64) -> Result<(), CacheError> {
         match &self.0 {
-            Backend::Ring(ring) => ring.set(key, JSON_FLAG, value.to_string().as_bytes(), ttl).await,
+            Backend::Ring(ring) => ring.set(key, JSON_FLAG, &dumps(value), ttl).await,
             Backend::Local(local) => {
                 local.set(key, value.clone(), ttl);
                 Ok(())
@@ -150,6 +150,13 @@ impl Cache {
             Backend::Local(local) => keys.iter().map(|key| Some((*local.get(key)?).clone())).collect(),
         }
     }
+}
+
+/// As Swift writes a value.
+fn dumps(value: &Value) -> Vec<u8> {
+    let mut text = Vec::new();
+    common::json::write_value(&mut text, value);
+    text
 }
 
 /// Where the items of this process live.
@@ -520,8 +527,7 @@ impl MemcacheRing {
     async fn set_multi(&self, items: &[(String, Value)], server_key: &str, ttl: u64) {
         let mut message = Vec::new();
         for (key, value) in items {
-            let value = value.to_string();
-            message.extend(set_message(&hash_key(key), JSON_FLAG, self.expiry(ttl), value.as_bytes()));
+            message.extend(set_message(&hash_key(key), JSON_FLAG, self.expiry(ttl), &dumps(value)));
         }
         let command = Command { method: "set_multi", key: server_key, sample_rate: RATE_HIGH };
         // Errors are logged where they happen.

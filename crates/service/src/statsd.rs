@@ -194,12 +194,20 @@ impl LabeledStatsd {
     }
 
     pub fn timing(&self, metric: &str, took: Duration, labels: &[(&str, String)]) {
+        self.send(metric, &format_ms(took.as_secs_f64() * 1000.0), "ms", labels);
+    }
+
+    pub fn increment(&self, metric: &str, labels: &[(&str, String)]) {
+        self.send(metric, "1", "c", labels);
+    }
+
+    fn send(&self, metric: &str, value: &str, kind: &str, labels: &[(&str, String)]) {
         let Some(client) = &self.client else { return };
         let Some(rate) = client.sampled(None) else { return };
         let user = self.user_labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let mut all: BTreeMap<&str, &str> = user.collect();
         all.extend(labels.iter().map(|(name, value)| (*name, value.as_str())));
-        let line = self.mode.line(metric, &format_ms(took.as_secs_f64() * 1000.0), "ms", rate, &all);
+        let line = self.mode.line(metric, value, kind, rate, &all);
         client.send(line.as_bytes());
     }
 }

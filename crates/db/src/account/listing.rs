@@ -4,8 +4,8 @@ use common::timestamp::Timestamp;
 use common::{Policies, PolicyIndex};
 
 use super::broker::ContainerEntry;
-use crate::json;
 use crate::listing_formats::{Format, XML_DECLARATION, write_attribute, write_element};
+use common::json;
 
 /// A listing on its way into a body.
 pub struct ContainerListing<'a> {

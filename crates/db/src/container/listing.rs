@@ -4,8 +4,8 @@ use service::http::Request;
 
 use super::broker::ObjectEntry;
 use crate::content_type::extract_swift_bytes;
-use crate::json;
 use crate::listing_formats::{Format, XML_DECLARATION, write_attribute, write_element};
+use common::json;
 
 /// A listing on its way into a body.
 pub struct ObjectListing {

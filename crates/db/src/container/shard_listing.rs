@@ -10,8 +10,8 @@ use common::timestamp::Timestamp;
 use rusqlite::Connection;
 
 use super::shard_range::{self, BadState, ShardRange};
-use crate::json;
 use crate::listing_formats::Format;
+use common::json;
 
 const LISTING: [i64; 4] = [30, 40, 50, 60];
 const UPDATING: [i64; 4] = [20, 30, 40, 60];

@@ -15,8 +15,8 @@ use service::rsync::{Rsync, returncode};
 use super::replicator::Replicator;
 use super::{Items, RemoteInfo, Replicated, ReplicationInfo, SyncPoint, Syncs};
 use crate::broker::{BrokerError, Result};
-use crate::json;
 use crate::metadata::Metadata;
+use common::json;
 
 /// An answer: replication info, or shard ranges of which a container has some thousands.
 const MAX_ANSWER: usize = 64 << 20;

@@ -37,7 +37,7 @@ use serde_json::{Value, json};
 use service::Context;
 
 use crate::broker::{DatabaseBroker, Kind, Options, Result, Shared};
-use crate::json;
+use common::json;
 pub use merge_items::MergeItems;
 pub use sync_points::{DatedSyncPoint, Items, SyncPoint, Syncs, max_row};
 pub use walk::Found;

@@ -28,9 +28,9 @@ use service::{Context, logs::Logger};
 use super::known::{KnownDatabases, MOST_METADATA, MOST_POINTS};
 use super::{Items, MergeItems, RemoteInfo, Replicated, ReplicationInfo, SyncPoint, Syncs};
 use crate::broker::{BrokerError, Kind, Options, Shared, is_missing};
-use crate::json;
 use crate::metadata::Metadata;
 use crate::server::{Answer, Databases, Devices, Target, broker_failure, html_answer, text_answer};
+use common::json;
 
 /// The body of a request: rows, as many as a `per_diff` of 10,000 has of the longest names.
 pub const MAX_BODY: usize = 256 << 20;

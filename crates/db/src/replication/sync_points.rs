@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::Value;
 
 use crate::broker::{DatabaseBroker, Kind, Result, Synced};
-use crate::json;
+use common::json;
 
 /// Rows of a database, as the body of `merge_items` has them.
 #[derive(Debug, Default)]

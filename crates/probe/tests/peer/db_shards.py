@@ -4,8 +4,10 @@
 
 Both get the same PUTs of shard ranges, good and bad, and must answer the same bytes and store the same rows. Swift's
 broker then begins to shard the same containers on both sides, and ends it; in each state the servers must list, redirect
-and count alike, also each from the other's databases. The proxies of both list a sharded container from the servers of both.
+and count alike, also each from the other's databases. The proxies of both list a sharded container from the servers of both; with a
+memcached, they store the same bytes there, count the same metrics, and go by what the other has stored.
 """
+import collections
 import contextlib
 import glob
 import hashlib
@@ -16,9 +18,11 @@ import os
 import random
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from urllib.parse import quote
 
 from db_servers import both_sides, compare, stamp
@@ -279,7 +283,7 @@ def swift_dir(root, side):
 class SwiftsProxy:
     """Swift's proxy, in this process."""
 
-    def __init__(self, path):
+    def __init__(self, path, more=None, cache=None):
         import swift.common.utils as utils
         utils.SWIFT_CONF_FILE = os.path.join(path, 'swift.conf')
         utils.HASH_PATH_PREFIX = utils.HASH_PATH_SUFFIX = b''
@@ -287,11 +291,14 @@ class SwiftsProxy:
         from swift.common.middleware import listing_formats
         from swift.proxy.server import Application
         conf = {'swift_dir': path, 'log_address': os.path.join(path, 'nolog'), 'allow_account_management': 'true'}
-        self.app = listing_formats.ListingFilter(Application(conf), {})
+        self.app = listing_formats.ListingFilter(Application(dict(conf, **more or {})), {})
+        if cache:
+            from swift.common.middleware import memcache
+            self.app = memcache.filter_factory({}, memcache_servers=cache)(self.app)
 
-    def get(self, path):
+    def get(self, path, method='GET', headers=(), body=b''):
         from swift.common.swob import Request
-        request = Request.blank(path, environ={'REQUEST_METHOD': 'GET', 'swift_owner': True})
+        request = Request.blank(path, environ={'REQUEST_METHOD': method, 'swift_owner': True}, headers=dict(headers), body=body)
         answer = request.get_response(self.app)
         return answer.status, answer.headers, answer.body
 
@@ -300,19 +307,22 @@ class SwiftsProxy:
 
 
 class MartletsProxy:
-    def __init__(self, path, program):
+    def __init__(self, path, program, more=None, cache=None):
         self.port = free_port()
         conf = os.path.join(path, 'proxy.conf')
         with open(conf, 'w') as f:
-            f.write('[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = %d\nswift_dir = %s\n[pipeline:main]\n'
-                    'pipeline = listing_formats proxy-server\n[filter:listing_formats]\nuse = egg:swift#listing_formats\n'
-                    '[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\n' % (self.port, path))
+            f.write('[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = %d\nswift_dir = %s\n%s[pipeline:main]\n'
+                    'pipeline = %slisting_formats proxy-server\n[filter:listing_formats]\nuse = egg:swift#listing_formats\n'
+                    '[filter:cache]\nuse = egg:swift#memcache\nmemcache_servers = %s\n'
+                    '[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\n' % (
+                        self.port, path, ''.join('%s = %s\n' % option for option in (more or {}).items()),
+                        'cache ' if cache else '', cache))
         self.process = subprocess.Popen([program, conf], stdout=subprocess.PIPE, stderr=open(conf + '.err', 'w'))
         assert self.process.stdout.readline().startswith(b'serving'), open(conf + '.err').read()
 
-    def get(self, path):
+    def get(self, path, method='GET', headers=(), body=b''):
         connection = http.client.HTTPConnection('127.0.0.1', self.port)
-        connection.request('GET', path)
+        connection.request(method, path, body, dict(headers))
         answer = connection.getresponse()
         body = answer.read()
         connection.close()
@@ -397,6 +407,105 @@ def compare_proxied(both, root, program):
     finally:
         for proxy in proxies:
             proxy.stop()
+    compare_cached(both, paths, program, names)
+
+
+class Memcached:
+    def __init__(self):
+        self.port = free_port()
+        self.process = subprocess.Popen(['memcached', '-u', 'root', '-l', '127.0.0.1', '-U', '0', '-p', str(self.port)])
+        while True:
+            try:
+                self.sock = socket.create_connection(('127.0.0.1', self.port))
+                break
+            except OSError:
+                assert self.process.poll() is None, 'memcached ended'
+                time.sleep(.05)
+
+    def stored(self, key):
+        """What is stored, with its flags, as it came."""
+        self.sock.sendall(b'get %s\r\n' % hashlib.md5(key.encode()).hexdigest().encode())
+        found = b''
+        while not found.endswith(b'END\r\n'):
+            found += self.sock.recv(65536)
+        return found
+
+    def stop(self):
+        self.sock.close()
+        self.process.terminate()
+        self.process.wait()
+
+
+CACHED_KEYS = ['shard-listing-v2/a/big', 'shard-listing-v2/.shards_a/big-1', 'shard-updating-v2/a/big',
+               '_cache_token/shard-updating-v2/a/big']
+
+
+class Cached:
+    """A proxy with a memcached of its own, and what it says and counts."""
+
+    def __init__(self, kind, path, program, memcached):
+        # Now that Swift knows which swift.conf to read.
+        from sides import Receiver
+        self.metrics = collections.Counter()
+        self.statsd = Receiver(self.take)
+        more = {'log_statsd_host': '127.0.0.1', 'log_statsd_port': str(self.statsd.port), 'statsd_label_mode': 'dogstatsd'}
+        cache = '127.0.0.1:%d' % memcached.port
+        self.proxy = SwiftsProxy(path, more, cache) if kind == 'swift' else MartletsProxy(path, program, more, cache)
+
+    def take(self, metric):
+        if 'shard_' in metric:
+            self.metrics[metric.removeprefix('proxy-server.')] += 1
+
+    def answers(self, names):
+        found = []
+        for query in ['format=json', '', 'marker=c&end_marker=f', 'reverse=on&marker=e&limit=9', 'prefix=d', 'marker=zzz', 'includes=d',
+                      'limit=3&format=xml']:
+            for headers in [(), (('X-Newest', 'true'),)]:
+                status, told, body = self.proxy.get('/v1/a/big?' + query, headers=headers)
+                found.append((query, headers, status, [(key, told.get(key)) for key in TOLD], body))
+        # Nobody has objects; but the namespaces are looked for before.
+        for name in ['a', names[-1], names[len(names) // 2]]:
+            found.append((name, self.proxy.get('/v1/a/big/' + quote(name), 'PUT', body=b'x')[0]))
+        return found
+
+    def told(self, names):
+        answers = self.answers(names)
+        self.statsd.catch_up()
+        metrics, self.metrics = dict(self.metrics), collections.Counter()
+        return answers, metrics
+
+
+def compare_cached(both, paths, program, names):
+    """What the proxies of both leave in memcached, and what they make of what is there."""
+    caches, proxies, told = [], [], []
+    try:
+        for path in paths:
+            for kind in ('swift', 'martlet'):
+                caches.append(Memcached())
+                proxies.append(Cached(kind, path, program, caches[-1]))
+                answers, metrics = proxies[-1].told(names)
+                told.append({'answers': answers, 'metrics': metrics, 'stored': [caches[-1].stored(key) for key in CACHED_KEYS]})
+                proxies[-1].proxy.stop()
+        for cache, path, kind in ((caches[0], paths[0], 'martlet'), (caches[1], paths[0], 'swift')):
+            proxies.append(Cached(kind, path, program, cache))
+            answers, metrics = proxies[-1].told(names)
+            told.append({'answers': answers, 'metrics': metrics})
+            proxies[-1].proxy.stop()
+    finally:
+        for proxy in proxies:
+            proxy.proxy.stop()
+        for cache in caches:
+            cache.stop()
+    assert told[0]['stored'][0].count(b'.shards_a/big-') == 4 and b'big-3' in told[0]['stored'][2], told[0]['stored']
+    assert not told[0]['stored'][3].startswith(b'VALUE'), told[0]['stored']
+    for number, right in ((1, 0), (2, 0), (3, 0), (5, 4)):
+        for what, expected in told[right].items():
+            if told[number][what] != expected:
+                print('cached: %s of proxy %d:\n  %r\nnot\n  %r' % (what, number, told[number][what], expected))
+                both.failures.append(('cached', number, what))
+            both.count += 1
+    for name in ('container.shard_listing.cache.hit:1|c', 'object.shard_updating.cache.hit:1|c'):
+        assert name in told[4]['metrics'], told[4]['metrics']
 
 
 def main():

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use common::headers::{
-    ServerType, X_BACKEND_RECHECK_CONTAINER_EXISTENCE, X_BACKEND_RECORD_SHARD_FORMAT, X_BACKEND_RECORD_TYPE,
-    X_BACKEND_STORAGE_POLICY_DEFAULT, X_BACKEND_STORAGE_POLICY_INDEX, X_CONTAINER_READ, X_CONTAINER_SHARDING,
-    X_CONTAINER_WRITE, X_STORAGE_POLICY,
+    ServerType, X_BACKEND_CACHED_RESULTS, X_BACKEND_RECHECK_CONTAINER_EXISTENCE,
+    X_BACKEND_RECORD_SHARD_FORMAT, X_BACKEND_RECORD_TYPE, X_BACKEND_STORAGE_POLICY_DEFAULT,
+    X_BACKEND_STORAGE_POLICY_INDEX, X_CONTAINER_READ, X_CONTAINER_SHARDING, X_CONTAINER_WRITE,
+    X_STORAGE_POLICY,
 };
 use ring::{Node, Ring};
 use service::http::{Headers, Method, Request, Response};
@@ -83,17 +84,23 @@ impl ContainerController {
         let listing = if is_get { json_query(req) } else { req.query.clone() };
         let explicit = req.headers.get_str(X_BACKEND_RECORD_TYPE).unwrap_or("");
         let is_auto = is_get && !matches!(explicit.to_lowercase().as_str(), "object" | "shard");
-        let query = if is_auto { shards::ask_for_namespaces(req, &listing) } else { listing.clone() };
-        let target = Target::new(req, req.method.clone(), part, entity_path(req)).with_query(query);
-        let mut resp = get_or_head(app, req, ServerType::Container, nodes, target, None).await;
+        let ask = |req: &Request, query: String| {
+            let target = Target::new(req, req.method.clone(), part, entity_path(req)).with_query(query);
+            get_or_head(app, req, ServerType::Container, nodes, target, None)
+        };
+        let mut resp = match is_auto {
+            true => shards::listing(app, req, (&self.account, &self.container), &listing, ask).await,
+            false => ask(req, listing).await,
+        };
         if is_auto {
-            let container = (self.account.as_str(), self.container.as_str());
-            resp = shards::listing(app, req, container, &listing, resp).await;
             resp.headers.remove(X_BACKEND_RECORD_TYPE);
             resp.headers.remove(X_BACKEND_RECORD_SHARD_FORMAT);
         }
-        resp.headers.insert(X_BACKEND_RECHECK_CONTAINER_EXISTENCE, app.options.recheck_container_existence);
-        set_container_info_cache(req, &self.account, &self.container, &resp.headers, resp.status.0).await;
+        if !resp.headers.get_bool(X_BACKEND_CACHED_RESULTS) {
+            let secs = app.options.recheck_container_existence;
+            resp.headers.insert(X_BACKEND_RECHECK_CONTAINER_EXISTENCE, secs);
+            set_container_info_cache(req, &self.account, &self.container, &resp.headers, resp.status.0).await;
+        }
         let acl = resp.headers.get(X_CONTAINER_READ).map(|acl| String::from_utf8_lossy(acl).into_owned());
         if let Some(denial) = Authorizer::denial(req, acl.as_deref()).await {
             return Err(denial);

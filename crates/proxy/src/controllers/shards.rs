@@ -3,86 +3,38 @@
 //! The container's server answers with namespaces: which containers hold which names. For a listing they are asked one after the
 //! other, each from the last name listed so far and up to its own end, until there is as much as was asked for. A shard may be sharded
 //! itself, and answers the same way; a container that was asked before for this request is asked for the objects that it has, as a
-//! container may fill a gap between its shards with itself. What this does not do: keep namespaces in the cache.
+//! container may fill a gap between its shards with itself.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use common::headers::{
-    CONTENT_LENGTH, X_BACKEND_INCLUDE_DELETED, X_BACKEND_RECORD_SHARD_FORMAT,
-    X_BACKEND_RECORD_STORAGE_POLICY_INDEX, X_BACKEND_RECORD_TYPE, X_BACKEND_STORAGE_POLICY_INDEX,
-    X_CONTAINER_BYTES_USED, X_CONTAINER_OBJECT_COUNT, is_true_value,
+    CONTENT_LENGTH, CONTENT_TYPE, X_BACKEND_CACHED_RESULTS, X_BACKEND_INCLUDE_DELETED,
+    X_BACKEND_OVERRIDE_SHARD_NAME_FILTER, X_BACKEND_RECORD_SHARD_FORMAT,
+    X_BACKEND_RECORD_STORAGE_POLICY_INDEX, X_BACKEND_RECORD_TYPE, X_BACKEND_SHARDING_STATE,
+    X_BACKEND_STORAGE_POLICY_INDEX, X_CONTAINER_BYTES_USED, X_CONTAINER_OBJECT_COUNT, X_NEWEST,
+    is_true_value,
 };
 use common::quote::quote;
 use serde_json::Value;
 use service::http::{App, Headers, Method, Request, Response};
+use service::memcached::Cache;
 
 use crate::app::{Application, ProxyApp};
 use crate::environ::ShardListingHistory;
-use crate::info::is_success;
+use crate::info::{ContainerInfo, Found, cached_container_info, is_success, memcache, shard_cache_key};
+use crate::namespaces::{self, Bounds, Namespace, Session};
 use crate::subrequest::make_pre_authed_request;
 
 /// Ten thousand of the longest names are less.
 const MAX_LISTING: usize = 128 << 20;
 
-/// Which names a container has: all after `lower` up to `upper`, where an empty one is no bound.
-#[derive(Debug, PartialEq, Eq)]
-struct Namespace {
-    account: String,
-    container: String,
-    lower: String,
-    upper: String,
-}
-
-impl Namespace {
-    fn from_json(item: &Value) -> Option<Self> {
-        let text = |name: &str| item.get(name)?.as_str().map(str::to_owned);
-        let (account, container) =
-            text("name")?.split_once('/').map(|(a, c)| (a.to_owned(), c.to_owned()))?;
-        Some(Self { account, container, lower: text("lower")?, upper: text("upper")? })
+/// Let a container's server answer with namespaces if the container is sharded: with all of them, whatever the query, if they are
+/// to be cached.
+fn ask_for_namespaces(req: &mut Request, query: &str, all: bool) -> String {
+    if all {
+        req.headers.insert(X_BACKEND_OVERRIDE_SHARD_NAME_FILTER, "sharded");
     }
-
-    fn list_from_json(body: &[u8]) -> Option<Vec<Self>> {
-        serde_json::from_slice::<Vec<Value>>(body).ok()?.iter().map(Self::from_json).collect()
-    }
-
-    fn contains(&self, name: &str) -> bool {
-        !name.is_empty()
-            && self.lower.as_str() < name
-            && (self.upper.is_empty() || name <= self.upper.as_str())
-    }
-
-    /// Whether no name with `prefix` is in it.
-    fn is_beside(&self, prefix: &str) -> bool {
-        let ends_before = !self.upper.is_empty() && self.upper.as_str() < prefix;
-        ends_before || just_past(prefix).is_some_and(|past| !self.lower.is_empty() && self.lower >= past)
-    }
-
-    /// Where a listing of it ends.
-    fn end_marker(&self, reverse: bool) -> String {
-        match (reverse, self.upper.as_str()) {
-            (true, _) => self.lower.clone(),
-            (false, "") => String::new(),
-            (false, upper) => format!("{upper}\0"),
-        }
-    }
-
-    /// Whether all that is left of it is in a subdir that is listed already.
-    fn is_within(&self, subdir: &str, reverse: bool) -> bool {
-        let end = if reverse { &self.lower } else { &self.upper };
-        end.starts_with(subdir)
-    }
-}
-
-/// The first text after all that begin with `prefix`.
-fn just_past(prefix: &str) -> Option<String> {
-    let last = prefix.chars().next_back()?;
-    let next = char::from_u32(last as u32 + 1)?;
-    Some(format!("{}{next}", &prefix[..prefix.len() - last.len_utf8()]))
-}
-
-/// Let a container's server answer with namespaces if the container is sharded.
-pub fn ask_for_namespaces(req: &mut Request, query: &str) -> String {
     req.headers.insert(X_BACKEND_RECORD_TYPE, "auto");
     req.headers.insert(X_BACKEND_RECORD_SHARD_FORMAT, "namespace");
     req.headers.insert(X_BACKEND_INCLUDE_DELETED, "false");
@@ -105,21 +57,80 @@ fn with_params(query: &str, params: &[(&str, &str)]) -> String {
 pub async fn keeper(
     app: &Arc<Application>,
     req: &mut Request,
-    (account, container): (&str, &str),
+    root: (&str, &str),
     object: &str,
 ) -> Option<(String, String)> {
+    let owned = |(account, container): (&str, &str)| (account.to_owned(), container.to_owned());
+    let memcache = memcache(req).filter(|_| app.options.recheck_updating_shard_ranges > 0);
+    let Some(memcache) = memcache else {
+        let (namespaces, status) = updating(app, req, root, Some(object)).await;
+        Found::Disabled.record(req, UPDATING, Some(status));
+        return namespaces?.first().map(|namespace| owned(namespace.place()));
+    };
+    let key = shard_cache_key("updating", root.0, root.1);
+    let skip = app.options.container_updating_shard_ranges_skip_cache;
+    let (mut bounds, found) = namespaces::cached(app, req, &key, skip).await;
+    let mut status = None;
+    if bounds.is_none() {
+        (bounds, status) = find_updating(app, req, memcache, root, &key).await;
+    }
+    found.record(req, UPDATING, status);
+    bounds?.place_of(object).map(owned)
+}
+
+/// What metrics call lookups of namespaces that rows go to.
+const UPDATING: &str = "object.shard_updating";
+
+/// The namespaces that rows of a container go to, from its servers or from others who have just asked them; and what they answered.
+async fn find_updating(
+    app: &Arc<Application>,
+    req: &mut Request,
+    memcache: Cache,
+    root: (&str, &str),
+    key: &str,
+) -> (Option<Arc<Bounds>>, Option<u16>) {
+    let mut session = Session::enter(app, memcache, key).await;
+    let (mut bounds, mut status, mut set) = (session.wait().await, None, None);
+    if bounds.is_none() {
+        let (namespaces, answered) = updating(app, req, root, None).await;
+        status = Some(answered);
+        bounds = namespaces.and_then(|namespaces| Bounds::of(&namespaces)).map(Arc::new);
+    }
+    if let (Some(bounds), Some(_)) = (&bounds, status) {
+        let how = namespaces::remember(req, key, bounds, app.options.recheck_updating_shard_ranges).await;
+        how.record(req, UPDATING, None);
+        set = Some(how);
+    }
+    if let (Some(bounds), Some(Found::Set)) = (&bounds, set) {
+        session.finish().await;
+        let token = if session.has_token() { " with a finished token" } else { "" };
+        let line = format_args!("Caching updating shards for {key} ({} shards){token}", bounds.count());
+        app.logger(req.trans_id()).info(line);
+    }
+    session.record(app, root, status, set);
+    (bounds, status)
+}
+
+/// What the servers of a container tell of the namespaces that its rows go to: of all of them, or of that of `object`.
+async fn updating(
+    app: &Arc<Application>,
+    req: &mut Request,
+    (account, container): (&str, &str),
+    object: Option<&str>,
+) -> (Option<Vec<Namespace>>, u16) {
     let headers =
         Headers::from([(X_BACKEND_RECORD_TYPE, "shard"), (X_BACKEND_RECORD_SHARD_FORMAT, "namespace")]);
-    let query = format!("format=json&states=updating&includes={}", quote(object, ""));
+    let includes = object.map(|object| format!("&includes={}", quote(object, ""))).unwrap_or_default();
+    let query = format!("format=json&states=updating{includes}");
     let path = format!("/{}/{account}/{container}", api_version(req));
     let subreq = make_pre_authed_request(req, Method::Get, &path, &query, headers, "Swift", "SH");
     let mut answer = ProxyApp(app.clone()).call(subreq).await;
-    if !is_success(answer.status.0) {
-        return None;
+    let status = answer.status.0;
+    if !is_success(status) {
+        return (None, status);
     }
-    let body = answer.body.collect(MAX_LISTING).await.ok()?;
-    let namespace = Namespace::list_from_json(&body)?.into_iter().next()?;
-    Some((namespace.account, namespace.container))
+    let body = answer.body.collect(MAX_LISTING).await;
+    (body.ok().and_then(|body| Namespace::list_from_json(&body)), status)
 }
 
 fn api_version(req: &Request) -> &str {
@@ -189,25 +200,102 @@ impl Asked {
     }
 }
 
-/// The listing of a container, whose server has answered `resp` to a request that asked for namespaces. `query` is that of a listing.
-pub async fn listing(
+/// The listing of a container that asks its servers with `ask`, which is given `req` and the query. `query` is that of a listing.
+pub async fn listing<F: Future<Output = Response>>(
+    app: &Arc<Application>,
+    req: &mut Request,
+    container: (&str, &str),
+    query: &str,
+    ask: impl FnOnce(&Request, String) -> F,
+) -> Response {
+    let reverse = is_true_value(&req.param("reverse").unwrap_or_default());
+    let info = cached_container_info(req, container.0, container.1).await;
+    let info = info.filter(|info| info.is_success() && info.sharding_state == "sharded");
+    let key = shard_cache_key("listing", container.0, container.1);
+    let (cached, found) = cached_listing(app, req, info.as_deref(), &key).await;
+    if let Some((resp, bounds)) = cached {
+        let namespaces = namespaces::wanted(bounds.namespaces(), req, reverse);
+        if !namespaces.is_empty() {
+            found.record(req, LISTING, None);
+            return from_shards(app, req, container, query, resp, namespaces).await;
+        }
+    }
+    let is_cacheable = found != Found::Disabled;
+    let part = ask_for_namespaces(req, query, is_cacheable);
+    let mut resp = ask(req, part).await;
+    let is_complete = resp.headers.get_bool(X_BACKEND_OVERRIDE_SHARD_NAME_FILTER);
+    resp.headers.remove(X_BACKEND_OVERRIDE_SHARD_NAME_FILTER);
+    let is_listed = is_success(resp.status.0);
+    let record_type = resp.headers.get_str(X_BACKEND_RECORD_TYPE).unwrap_or_default();
+    let is_sharded = is_listed && record_type.eq_ignore_ascii_case("shard");
+    // Of what cannot be read it is not known whether it is sharded, but for what was known before.
+    if is_sharded || !is_listed && info.is_some() {
+        found.record(req, LISTING, Some(resp.status.0));
+    }
+    if !is_sharded {
+        return resp;
+    }
+    let body = resp.body.collect(MAX_LISTING).await.unwrap_or_default();
+    let Some(mut namespaces) = Namespace::list_from_json(&body) else {
+        // Swift: it lets the client have what it could not read.
+        let problem = format_args!("Failed to get namespaces from {}: invalid data", req.path_qs());
+        app.logger(req.trans_id()).error(problem);
+        return Response::error(503);
+    };
+    let state = resp.headers.get_str(X_BACKEND_SHARDING_STATE).unwrap_or_default();
+    if is_complete
+        && state.eq_ignore_ascii_case("sharded")
+        && let Some(bounds) = Bounds::of(&namespaces).map(Arc::new)
+    {
+        let how = namespaces::remember(req, &key, &bounds, app.options.recheck_listing_shard_ranges).await;
+        if how == Found::Set {
+            let count = bounds.count();
+            let line = format_args!("Caching listing namespaces for {key} ({count} namespaces)");
+            app.logger(req.trans_id()).info(line);
+        }
+        namespaces = namespaces::wanted(bounds.namespaces(), req, reverse);
+    }
+    from_shards(app, req, container, query, resp, namespaces).await
+}
+
+/// What metrics call lookups of namespaces that a listing is made of.
+const LISTING: &str = "container.shard_listing";
+
+/// What the servers of a sharded container of this `info` would answer, without its body, and its namespaces; as far as caches know both.
+async fn cached_listing(
+    app: &Arc<Application>,
+    req: &mut Request,
+    info: Option<&ContainerInfo>,
+    key: &str,
+) -> (Option<(Response, Arc<Bounds>)>, Found) {
+    if app.options.recheck_listing_shard_ranges == 0 || memcache(req).is_none() {
+        return (None, Found::Disabled);
+    }
+    if req.headers.get_bool(X_NEWEST) {
+        return (None, Found::ForceSkip);
+    }
+    let headers = info.and_then(|info| info.to_headers(app.policies()));
+    let Some(mut headers) = headers else { return (None, Found::Bypass) };
+    let skip = app.options.container_listing_shard_ranges_skip_cache;
+    let (bounds, found) = namespaces::cached(app, req, key, skip).await;
+    headers.insert(X_BACKEND_CACHED_RESULTS, "true");
+    headers.insert("Accept-Ranges", "bytes");
+    headers.insert(CONTENT_TYPE, "application/json");
+    let mut resp = Response::new(200);
+    resp.headers = headers;
+    (bounds.map(|bounds| (resp, bounds)), found)
+}
+
+/// The listing of a container that is made of `namespaces`, with the headers of `resp`. `query` is that of a listing.
+async fn from_shards(
     app: &Arc<Application>,
     req: &mut Request,
     container: (&str, &str),
     query: &str,
     mut resp: Response,
+    namespaces: Vec<Namespace>,
 ) -> Response {
-    let record_type = resp.headers.get_str(X_BACKEND_RECORD_TYPE).unwrap_or_default();
-    if !is_success(resp.status.0) || !record_type.eq_ignore_ascii_case("shard") {
-        return resp;
-    }
     let logger = app.logger(req.trans_id());
-    let body = resp.body.collect(MAX_LISTING).await.unwrap_or_default();
-    let Some(namespaces) = Namespace::list_from_json(&body) else {
-        // Swift: it lets the client have what it could not read.
-        logger.error(format_args!("Failed to get namespaces from {}: invalid data", req.path_qs()));
-        return Response::error(503);
-    };
     let history = req.env.get::<ShardListingHistory>().cloned().unwrap_or_default();
     history.visit(container.0, container.1);
     req.env.insert(history.clone());
@@ -227,7 +315,8 @@ pub async fn listing(
             continue;
         }
         let mut headers = req.headers.clone();
-        let is_visited = history.has(&namespace.account, &namespace.container);
+        let (account, container) = namespace.place();
+        let is_visited = history.has(account, container);
         headers.insert(X_BACKEND_RECORD_TYPE, if is_visited { "object" } else { "auto" });
         // From what is listed on, so that names which are in the wrong shard are neither listed twice nor hide others.
         let marker = if listing.count > 0 { &listing.last } else { &asked.marker };
@@ -237,7 +326,7 @@ pub async fn listing(
         };
         let limit = asked.limit.saturating_sub(listing.count).to_string();
         let params = [("limit", limit.as_str()), ("marker", marker), ("end_marker", &end_marker)];
-        let path = format!("/{version}/{}/{}", namespace.account, namespace.container);
+        let path = format!("/{version}/{account}/{container}");
         let part = with_params(query, &params);
         let subreq = make_pre_authed_request(req, Method::Get, &path, &part, headers, "Swift", "SH");
         let mut answer = ProxyApp(app.clone()).call(subreq).await;
@@ -278,36 +367,6 @@ pub async fn listing(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn namespace(lower: &str, upper: &str) -> Namespace {
-        Namespace { account: "a".into(), container: "c".into(), lower: lower.into(), upper: upper.into() }
-    }
-
-    /// From comparisons of `Namespace` of 2.38.3.
-    #[test]
-    fn shards_beside_a_prefix_are_not_asked() {
-        let middle = namespace("d", "m");
-        for (prefix, is_beside) in
-            [("d", false), ("c", true), ("m", false), ("l", false), ("ma", true), ("cz", true), ("da", false)]
-        {
-            assert_eq!(middle.is_beside(prefix), is_beside, "{prefix}");
-        }
-        assert!(!namespace("", "").is_beside("x"));
-        assert!(!namespace("", "m").is_beside("a"));
-        assert!(namespace("b", "").is_beside("a"));
-        assert!(namespace("\u{10ffff}", "").is_beside("a"));
-        assert_eq!(just_past("a\u{10ffff}"), None);
-    }
-
-    #[test]
-    fn a_listing_ends_where_the_namespace_does() {
-        assert_eq!(namespace("d", "m").end_marker(false), "m\0");
-        assert_eq!(namespace("d", "").end_marker(false), "");
-        assert_eq!(namespace("d", "m").end_marker(true), "d");
-        assert!(namespace("d", "m").contains("m") && !namespace("d", "m").contains("d"));
-        assert!(!namespace("", "").contains(""));
-        assert!(namespace("d", "m/x").is_within("m/", false) && !namespace("d", "m/x").is_within("m/", true));
-    }
 
     #[test]
     fn parameters_are_replaced() {

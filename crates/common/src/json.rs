@@ -1,6 +1,6 @@
 //! JSON as Python's `json.dumps` writes it by default: `", "` and `": "` between items, everything outside ASCII as `\uXXXX`.
 //!
-//! Listings and the `metadata` column of the databases are compared byte for byte with Swift's, so the format is fixed here
+//! Listings, the `metadata` column of the databases and what is cached are compared byte for byte with Swift's, so the format is fixed here
 //! instead of being left to a library. Reading is serde_json's.
 
 use serde_json::Value;
