@@ -6,6 +6,6 @@ use obj::diskfile::{SuffixHashes, parse_hashes};
 
 fuzz_target!(|data: &[u8]| {
     if let Some(hashes) = parse_hashes(data) {
-        assert_eq!(SuffixHashes::from_value(hashes.to_value()), Some(hashes));
+        assert_eq!(SuffixHashes::from_answer(&hashes.to_answer()), Some(hashes));
     }
 });

@@ -87,6 +87,11 @@ impl Suffix {
         self.0
     }
 
+    /// The three of them.
+    pub fn digits(&self) -> [u8; 3] {
+        [8, 4, 0].map(|shift| b"0123456789abcdef"[usize::from(self.0 >> shift & 15)])
+    }
+
     /// Reads exactly three lower-case hexadecimal digits.
     pub fn parse(s: &str) -> Option<Self> {
         let digit = |b: u8| match b {

@@ -158,7 +158,7 @@ impl Driver {
         let Some(hashes) = hashes else { return Ok(json!(null)) };
         let item = |(suffix, hash): (Suffix, Option<&obj::diskfile::SuffixHash>)| {
             let hash = hash.map(|hash| match hash {
-                obj::diskfile::SuffixHash::Whole(hash) => hash.clone(),
+                obj::diskfile::SuffixHash::Whole(hash) => hash.as_str().to_owned(),
                 other => format!("{other:?}"),
             });
             (suffix.to_string(), json!(hash))

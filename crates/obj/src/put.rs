@@ -45,12 +45,15 @@ struct Put {
     if_none_match: Option<Match>,
     /// What the client says about the body's length.
     size: Option<u64>,
-    is_one_of_many: bool,
+    awaited: Option<Awaited>,
 }
 
-/// Marks a request that has others in its company: its body ends when theirs do, so that their ETags are needed at once.
+/// Marks a request whose end a session waits for, so that the disk begins to write while it is received.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct OneOfMany;
+pub(crate) struct Awaited {
+    /// Its body ends when those of others do, so that their ETags are needed at once.
+    pub has_company: bool,
+}
 
 /// The object that was there before.
 #[derive(Default)]
@@ -107,7 +110,7 @@ impl ObjectServer {
             commits: !req.headers.get_bool(X_BACKEND_NO_COMMIT),
             if_none_match: req.headers.get(IF_NONE_MATCH).map(Match::parse),
             size: body_size(&req.headers)?,
-            is_one_of_many: req.env.get::<OneOfMany>().is_some(),
+            awaited: req.env.get::<Awaited>().copied(),
         };
         let origin = Origin::of(&req, timestamp);
         let is_small = put.size.is_some_and(|size| size <= SMALL_OBJECT);
@@ -268,13 +271,15 @@ impl ObjectServer {
         let (target, wants) = (put.target.clone(), put.wants.clone());
         let (timestamp, size) = (put.timestamp, put.size);
         let if_none_match = put.if_none_match.clone();
-        let patience = size.filter(|size| put.is_one_of_many || *size < WRITE_BATCH as u64);
+        let has_company = put.awaited.is_some_and(|awaited| awaited.has_company);
+        let patience = size.filter(|size| has_company || *size < WRITE_BATCH as u64);
+        let writes_early = put.awaited.is_some() || patience.is_some();
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
             let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
             let writer = diskfile.writer(size)?;
             let writer = if let Some(size) = patience { writer.patient(size) } else { writer };
-            Ok((original, writer))
+            Ok((original, if writes_early { writer.writes_early() } else { writer }))
         };
         self.run(put, job).await
     }

@@ -257,6 +257,9 @@ impl ObjectServer {
         let asked = suffixes.as_deref().unwrap_or_default();
         let skip_rehash = !asked.is_empty();
         let suffixes: Vec<Suffix> = asked.split('-').filter_map(Suffix::parse).collect();
+        if !skip_rehash && let Some(hashes) = manager.hashes_in_memory(device, partition) {
+            return Ok(Response::html(200, hashes.to_answer()));
+        }
         let logger = self.logger(&req.headers);
         let drive = device.clone();
         let hashes = self
@@ -265,8 +268,8 @@ impl ObjectServer {
             .run(device, move || manager.get_hashes(&drive, partition, &suffixes, skip_rehash))
             .await
             .map_err(|e| self.disk_error(e, device, &req.method, &logger))?;
-        let hashes = hashes.map_or(pickle::Value::None, |hashes| hashes.to_value());
-        Ok(Response::html(200, pickle::dumps(&hashes)))
+        let none = || pickle::dumps(&pickle::Value::None);
+        Ok(Response::html(200, hashes.map_or_else(none, |hashes| hashes.to_answer())))
     }
 
     /// The logger that marks lines with the request's transaction.

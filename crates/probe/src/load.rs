@@ -5,6 +5,8 @@
 //! expected one is counted as a failure, and a row with failures is worth nothing.
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -131,11 +133,11 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|w| w == needle)
 }
 
-/// User and system CPU seconds so far of a process and all its descendants (Linux clock ticks, 10 ms each).
+/// User and system CPU seconds so far of a process and all its descendants, as the scheduler counts them: `/proc` has but ticks.
 pub fn cpu_seconds(pids: &[u32]) -> f64 {
-    let all = descendants(pids);
-    let ticks: u64 = all.iter().filter_map(|pid| stat(*pid)).map(|s| s.ticks).sum();
-    ticks as f64 / 100.0
+    let clock = |pid: u32| clock_getcpuclockid(Pid::from_raw(pid as i32))?.now();
+    let used = descendants(pids).into_iter().filter_map(|pid| clock(pid).ok());
+    used.map(|time| Duration::from(time).as_secs_f64()).sum()
 }
 
 /// Resident memory of a process and all its descendants, in bytes.
@@ -154,7 +156,6 @@ pub fn open_files(pids: &[u32], suffix: &str) -> usize {
 
 struct Stat {
     parent: u32,
-    ticks: u64,
     resident_pages: u64,
 }
 
@@ -163,7 +164,7 @@ fn stat(pid: u32) -> Option<Stat> {
     // The command's name may hold anything; fields are counted from the last parenthesis.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok());
-    Some(Stat { parent: number(1)? as u32, ticks: number(11)? + number(12)?, resident_pages: number(21)? })
+    Some(Stat { parent: number(1)? as u32, resident_pages: number(21)? })
 }
 
 fn descendants(pids: &[u32]) -> Vec<u32> {

@@ -1,6 +1,6 @@
 //! The object-expirer: each implementation's drains what the other one's servers have queued.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use probe::cluster::{Cluster, SERVERS};
 use probe::peer::{Peer, script, success};
 
@@ -29,6 +29,36 @@ fn drain(servers: Peer, expirer: Peer) -> Result<()> {
     }
     println!("{}", expirer_py("check", &cluster)?);
     cluster.stop_all()
+}
+
+/// `tasks_per_second` holds for the whole pass of a process, however many tasks it does at a time.
+fn keep_pace(expirer: Peer) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let mut cluster = Cluster::prepare(dir.path())?;
+    let conf = cluster.confs("object-expirer")?.remove(0);
+    let text = std::fs::read_to_string(&conf)?;
+    let section = "[object-expirer]\n";
+    ensure!(text.contains(section), "no {section}");
+    let options = format!("{section}tasks_per_second = 5\nconcurrency = 8\n");
+    std::fs::write(&conf, text.replacen(section, &options, 1))?;
+    let _memcached = cluster.memcached()?;
+    for server in SERVERS {
+        cluster.start(Peer::Martlet, server)?;
+    }
+    expirer_py("crowd", &cluster)?;
+    cluster.once(expirer, "object-expirer")?;
+    println!("{}", expirer_py("paced", &cluster)?);
+    cluster.stop_all()
+}
+
+#[test]
+fn martlets_expirer_keeps_its_pace() -> Result<()> {
+    keep_pace(Peer::Martlet)
+}
+
+#[test]
+fn swifts_expirer_keeps_the_same_pace() -> Result<()> {
+    keep_pace(Peer::Python)
 }
 
 #[test]

@@ -24,7 +24,9 @@ pub type Build = fn(&Conf, &Context) -> Result<Arc<dyn Daemon>, ConfigError>;
 
 /// What disk work gets to finish when the daemon ends.
 const END_GRACE: Duration = Duration::from_secs(2);
-/// A daemon waits for disks and peers more than it computes.
+/// Daemons that compute on threads of the runtime. All others wait for disks and peers, and on one thread nobody has to wake another for
+/// what comes.
+const COMPUTING: [&str; 2] = ["object-reconstructor", "container-sync"];
 const MAX_THREADS: usize = 4;
 
 /// Which daemon to run, and how it was asked for.
@@ -66,8 +68,13 @@ fn run(launch: &Launch, build: Build) -> Result<(), StartError> {
     // What only root may have stays when the program is run again.
     ctx.priority.apply(&ctx.logger);
     drop_privileges(&section)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS);
-    let runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let runtime = match COMPUTING.contains(&launch.name.as_str()) {
+        true => {
+            let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS);
+            Builder::new_multi_thread().worker_threads(threads).enable_all().build()?
+        }
+        false => Builder::new_current_thread().enable_all().build()?,
+    };
     let daemonize = section.bool("daemonize", true)?;
     let once = launch.once || !daemonize;
     runtime.block_on(async {

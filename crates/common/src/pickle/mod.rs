@@ -10,12 +10,15 @@
 //! `HeaderKeyDict`), and a pickle is data from a disk or a peer that may be broken or hostile, so its size, depth
 //! and unpacked size are capped.
 
+mod cursor;
+mod flat;
 mod pairs;
 mod read;
 mod write;
 
 use std::fmt;
 
+pub use flat::{Flat, dump_flat, read_flat};
 pub use pairs::{Pairs, load_metadata};
 pub use read::{MAX_DEPTH, MAX_SIZE, loads};
 pub use write::{dump_metadata, dumps};

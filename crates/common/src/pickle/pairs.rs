@@ -4,6 +4,7 @@
 //! What Python 3 Swift writes is read by a reader of its own in one go; whatever else is a pickle of a dict of text
 //! goes through the general one, with the same result.
 
+use super::cursor::Cursor;
 use super::read::{latin1, loads};
 use super::{PickleError, Value, op};
 
@@ -134,9 +135,7 @@ fn load_any(data: &[u8]) -> Result<Pairs, PickleError> {
 /// Reads the pickle of a dict of 2 to 999 items, protocol 2, each name and value of which is
 /// `_codecs.encode(TEXT, 'latin1')`. Gives up at anything else, such as empty bytes.
 struct Usual<'a> {
-    rest: &'a [u8],
-    /// CPython memoizes everything, and counts.
-    next: u32,
+    cursor: Cursor<'a>,
     /// Where the memo has `_codecs.encode` and `'latin1'`.
     encode: Option<u32>,
     latin1: Option<u32>,
@@ -144,13 +143,13 @@ struct Usual<'a> {
 
 impl<'a> Usual<'a> {
     fn read(data: &'a [u8]) -> Option<Pairs> {
-        let mut reader = Usual { rest: data, next: 0, encode: None, latin1: None };
-        reader.skip(&[op::PROTO, 2, op::EMPTY_DICT])?;
-        reader.memo_put()?;
-        reader.skip(&[op::MARK])?;
+        let mut reader = Usual { cursor: Cursor::new(data), encode: None, latin1: None };
+        reader.cursor.skip(&[op::PROTO, 2, op::EMPTY_DICT])?;
+        reader.cursor.memo_put()?;
+        reader.cursor.skip(&[op::MARK])?;
         let mut pairs =
             Pairs { bytes: Vec::with_capacity(data.len()), items: Vec::with_capacity(data.len() / 64) };
-        while reader.rest.first() != Some(&op::SETITEMS) {
+        while reader.cursor.peek() != Some(op::SETITEMS) {
             let name = reader.bytes()?;
             let value = reader.bytes()?;
             match (name.is_ascii(), value.is_ascii()) {
@@ -158,71 +157,34 @@ impl<'a> Usual<'a> {
                 _ => pairs.push(&latin1(name).ok()?, &latin1(value).ok()?),
             }
         }
-        reader.skip(&[op::SETITEMS, op::STOP])?;
+        reader.cursor.skip(&[op::SETITEMS, op::STOP])?;
         Some(pairs)
     }
 
     /// The text of one `_codecs.encode(TEXT, 'latin1')`.
     fn bytes(&mut self) -> Option<&'a [u8]> {
+        let cursor = &mut self.cursor;
         match self.encode {
             None => {
-                self.skip(b"c_codecs\nencode\n")?;
-                self.encode = Some(self.memo_put()?);
+                cursor.skip(b"c_codecs\nencode\n")?;
+                self.encode = Some(cursor.memo_put()?);
             }
-            Some(index) => self.memo_get(index)?,
+            Some(index) => cursor.memo_get(index)?,
         }
-        let text = self.text()?;
-        self.memo_put()?;
+        let text = cursor.text()?;
+        cursor.memo_put()?;
         match self.latin1 {
             None => {
-                self.text().filter(|encoding| *encoding == b"latin1")?;
-                self.latin1 = Some(self.memo_put()?);
+                cursor.text().filter(|encoding| *encoding == b"latin1")?;
+                self.latin1 = Some(cursor.memo_put()?);
             }
-            Some(index) => self.memo_get(index)?,
+            Some(index) => cursor.memo_get(index)?,
         }
-        self.skip(&[op::TUPLE2])?;
-        self.memo_put()?;
-        self.skip(&[op::REDUCE])?;
-        self.memo_put()?;
+        cursor.skip(&[op::TUPLE2])?;
+        cursor.memo_put()?;
+        cursor.skip(&[op::REDUCE])?;
+        cursor.memo_put()?;
         Some(text)
-    }
-
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.rest.split_at_checked(len)?;
-        self.rest = rest;
-        Some(taken)
-    }
-
-    fn skip(&mut self, expected: &[u8]) -> Option<()> {
-        self.rest = self.rest.strip_prefix(expected)?;
-        Some(())
-    }
-
-    fn text(&mut self) -> Option<&'a [u8]> {
-        self.skip(&[op::BINUNICODE])?;
-        let len = self.take(4)?.try_into().ok().map(u32::from_le_bytes)?;
-        self.take(len as usize)
-    }
-
-    fn memo_put(&mut self) -> Option<u32> {
-        let index = self.next;
-        self.next += 1;
-        self.memo(op::BINPUT, op::LONG_BINPUT, index)?;
-        Some(index)
-    }
-
-    fn memo_get(&mut self, index: u32) -> Option<()> {
-        self.memo(op::BINGET, op::LONG_BINGET, index)
-    }
-
-    fn memo(&mut self, short: u8, long: u8, index: u32) -> Option<()> {
-        match u8::try_from(index) {
-            Ok(index) => self.skip(&[short, index]),
-            Err(_) => {
-                self.skip(&[long])?;
-                self.skip(&index.to_le_bytes())
-            }
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::flat::Flat;
 use super::pairs::Pairs;
 use super::{Value, op};
 
@@ -21,9 +22,7 @@ pub fn dumps(value: &Value) -> Vec<u8> {
 pub fn dump_metadata(pairs: &Pairs) -> Vec<u8> {
     let size: usize = pairs.iter().map(|(name, value)| name.len() + value.len() + 48).sum();
     let mut writer = Writer::new(size + 64);
-    writer.out.push(op::EMPTY_DICT);
-    writer.memoize();
-    writer.batches(pairs.items(), true, |w, item| {
+    writer.save_dict(pairs.items(), |w, item| {
         let (name, value) = pairs.item(*item);
         w.save_bytes(name);
         w.save_bytes(value);
@@ -32,7 +31,7 @@ pub fn dump_metadata(pairs: &Pairs) -> Vec<u8> {
 }
 
 /// What CPython would have in its memo by now.
-struct Writer {
+pub(super) struct Writer {
     out: Vec<u8>,
     next: u32,
     codecs_encode: Option<u32>,
@@ -47,7 +46,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(capacity: usize) -> Self {
+    pub fn new(capacity: usize) -> Self {
         let mut out = Vec::with_capacity(capacity);
         out.extend_from_slice(&[op::PROTO, 2]);
         Self {
@@ -64,7 +63,7 @@ impl Writer {
         }
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.out.push(op::STOP);
         self.out
     }
@@ -103,30 +102,22 @@ impl Writer {
 
     fn save(&mut self, value: &Value) {
         match value {
-            Value::None => self.out.push(op::NONE),
-            Value::Bool(true) => self.out.push(op::NEWTRUE),
-            Value::Bool(false) => self.out.push(op::NEWFALSE),
+            Value::None => self.save_flat(Flat::None),
+            Value::Bool(is) => self.save_flat(Flat::Bool(*is)),
             Value::Int(i) => self.save_int(*i),
-            Value::Float(f) => {
-                self.out.push(op::BINFLOAT);
-                self.out.extend_from_slice(&f.to_be_bytes());
-            }
+            Value::Float(f) => self.save_flat(Flat::Float(*f)),
             Value::Bytes(b) => self.save_bytes(b),
-            Value::Str(s) => self.save_str(s),
+            Value::Str(s) => self.save_flat(Flat::Str(s)),
             Value::List(items) => {
                 self.out.push(op::EMPTY_LIST);
                 self.memoize();
                 self.save_list_items(items);
             }
             Value::Tuple(items) => self.save_tuple(items),
-            Value::Dict(items) => {
-                self.out.push(op::EMPTY_DICT);
-                self.memoize();
-                self.batches(items, true, |w, (k, v)| {
-                    w.save(k);
-                    w.save(v);
-                });
-            }
+            Value::Dict(items) => self.save_dict(items, |w, (k, v)| {
+                w.save(k);
+                w.save(v);
+            }),
             Value::HeaderKeyDict(items) => {
                 self.header_key_dict = self.global(self.header_key_dict, HEADER_KEY_DICT);
                 self.out.extend_from_slice(&[op::EMPTY_TUPLE, op::NEWOBJ]);
@@ -137,6 +128,25 @@ impl Writer {
                 });
             }
         }
+    }
+
+    pub fn save_flat(&mut self, value: Flat<'_>) {
+        match value {
+            Flat::None => self.out.push(op::NONE),
+            Flat::Bool(true) => self.out.push(op::NEWTRUE),
+            Flat::Bool(false) => self.out.push(op::NEWFALSE),
+            Flat::Float(float) => {
+                self.out.push(op::BINFLOAT);
+                self.out.extend_from_slice(&float.to_be_bytes());
+            }
+            Flat::Str(text) => self.save_str(text),
+        }
+    }
+
+    pub fn save_dict<T>(&mut self, items: &[T], save: impl Fn(&mut Self, &T)) {
+        self.out.push(op::EMPTY_DICT);
+        self.memoize();
+        self.batches(items, true, save);
     }
 
     /// Items of a dict in CPython's groups. A plain dict whose size is a multiple of the group's size ends with an
@@ -213,7 +223,7 @@ impl Writer {
         }
     }
 
-    fn save_str(&mut self, s: &str) {
+    pub fn save_str(&mut self, s: &str) {
         let mut chars = s.chars();
         let shared = match (chars.next(), chars.next()) {
             (None, _) => self.empty_str,

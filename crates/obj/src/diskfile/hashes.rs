@@ -28,9 +28,7 @@ use std::time::Instant;
 
 use common::digest::Md5;
 use common::fs::{self, Since, fail};
-use common::pickle::{self, Value};
 use common::{ObjHash, Suffix, Timestamp};
-use indexmap::IndexMap;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
@@ -40,116 +38,13 @@ use super::listing::{Names, list_dir, open_dir};
 use super::locks::{LOCK_TIMEOUT, Lock};
 use super::manager::{DiskFileManager, TimestampSet};
 use super::quarantine::{quarantine_dir_or_suffix, quarantine_dir_renamer};
+use super::suffix_hashes::{HashesFile, SuffixHash, SuffixHashes};
 use super::{DiskFileError, Want, quarantine};
 
-const HASH_FILE: &str = "hashes.pkl";
-const INVALIDATIONS_FILE: &str = "hashes.invalid";
+pub(super) const HASH_FILE: &str = "hashes.pkl";
+pub(super) const INVALIDATIONS_FILE: &str = "hashes.invalid";
 /// How often a rehash starts over because somebody else wrote hashes.pkl. Swift recurses until its stack ends.
 const MAX_ATTEMPTS: usize = 100;
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SuffixHash {
-    /// Replication: one hex MD5.
-    Whole(String),
-    /// EC: a hex MD5 per fragment index, and one under `None` for all else.
-    Fragments(Vec<(Option<u32>, String)>),
-}
-
-impl SuffixHash {
-    pub fn to_value(&self) -> Value {
-        match self {
-            SuffixHash::Whole(hash) => Value::Str(hash.clone()),
-            SuffixHash::Fragments(hashes) => {
-                let key = |index: &Option<u32>| index.map_or(Value::None, |index| Value::Int(index.into()));
-                Value::Dict(hashes.iter().map(|(i, hash)| (key(i), Value::Str(hash.clone()))).collect())
-            }
-        }
-    }
-
-    /// EC: of the fragments of one index, or of all else.
-    pub fn of(&self, key: Option<u32>) -> Option<&str> {
-        let SuffixHash::Fragments(hashes) = self else { return None };
-        hashes.iter().find(|(other, _)| *other == key).map(|(_, hash)| hash.as_str())
-    }
-
-    /// EC: of nothing that counts, such as meta files alone.
-    pub fn is_empty(&self) -> bool {
-        matches!(self, SuffixHash::Fragments(hashes) if hashes.is_empty())
-    }
-
-    /// EC: of which indexes there are fragments.
-    pub fn frag_indexes(&self) -> impl Iterator<Item = u32> {
-        let hashes = match self {
-            SuffixHash::Fragments(hashes) => hashes.as_slice(),
-            SuffixHash::Whole(_) => &[],
-        };
-        hashes.iter().filter_map(|(key, _)| *key)
-    }
-
-    fn from_value(value: Value) -> Option<Self> {
-        match value {
-            Value::Str(hash) if !hash.is_empty() => Some(SuffixHash::Whole(hash)),
-            Value::Dict(items) if !items.is_empty() => {
-                let item = |(key, value): (Value, Value)| match (key, value) {
-                    (Value::None, Value::Str(hash)) => Some((None, hash)),
-                    (Value::Int(index), Value::Str(hash)) => Some((Some(u32::try_from(index).ok()?), hash)),
-                    _ => None,
-                };
-                items.into_iter().map(item).collect::<Option<Vec<_>>>().map(SuffixHash::Fragments)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Suffix to hash; `None` where hashing failed or is still to be done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SuffixHashes(IndexMap<Suffix, Option<SuffixHash>>);
-
-impl SuffixHashes {
-    pub fn get(&self, suffix: Suffix) -> Option<&SuffixHash> {
-        self.0.get(&suffix).and_then(Option::as_ref)
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = (Suffix, Option<&SuffixHash>)> {
-        self.0.iter().map(|(suffix, hash)| (*suffix, hash.as_ref()))
-    }
-
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Whether the others say something else of a suffix that has a hash here.
-    fn is_corrected_by(&self, others: &Self) -> bool {
-        self.iter().any(|(suffix, hash)| hash.is_some() && hash != others.get(suffix))
-    }
-
-    /// The dict that a REPLICATE request is answered with.
-    pub fn to_value(&self) -> Value {
-        Value::Dict(self.items().collect())
-    }
-
-    /// Reads a peer's answer to REPLICATE; entries that are no suffix are left out.
-    pub fn from_value(value: Value) -> Option<Self> {
-        let Value::Dict(items) = value else { return None };
-        let mut hashes = Self(IndexMap::with_capacity(items.len()));
-        for (key, value) in items {
-            if let Some(suffix) = as_str(&key).and_then(Suffix::parse) {
-                hashes.0.insert(suffix, SuffixHash::from_value(value));
-            }
-        }
-        Some(hashes)
-    }
-
-    fn items(&self) -> impl Iterator<Item = (Value, Value)> {
-        let value = |hash: &Option<SuffixHash>| hash.as_ref().map_or(Value::None, SuffixHash::to_value);
-        self.0.iter().map(move |(suffix, hash)| (Value::Str(suffix.to_string()), value(hash)))
-    }
-}
 
 /// The objects that a rehash has seen, by the suffix dirs that they are in.
 #[derive(Default)]
@@ -167,65 +62,6 @@ impl SeenObjects {
         let wanted = self.objects.iter().filter(|(suffix, ..)| seen(suffix));
         (wanted.map(|&(_, hash, timestamps)| (hash, timestamps)).collect(), unseen)
     }
-}
-
-fn as_str(value: &Value) -> Option<&str> {
-    match value {
-        Value::Str(text) => Some(text),
-        Value::Bytes(text) => std::str::from_utf8(text).ok(),
-        _ => None,
-    }
-}
-
-/// The contents of hashes.pkl.
-#[derive(Clone, Debug, PartialEq)]
-struct HashesFile {
-    valid: bool,
-    /// When it was written; before any time for files of old writers, which do not say.
-    updated: f64,
-    hashes: SuffixHashes,
-}
-
-impl HashesFile {
-    fn invalid() -> Self {
-        HashesFile { valid: false, updated: -1.0, hashes: SuffixHashes::default() }
-    }
-
-    fn from_pickle(pickled: &[u8]) -> Option<Self> {
-        let Value::Dict(items) = pickle::loads(pickled).ok()? else { return None };
-        let mut file = HashesFile { valid: true, ..HashesFile::invalid() };
-        file.hashes.0.reserve(items.len());
-        for (key, value) in items {
-            match (as_str(&key)?, value) {
-                ("valid", value) => file.valid = matches!(value, Value::Bool(true) | Value::Int(1)),
-                ("updated", Value::Float(updated)) => file.updated = updated,
-                ("updated", Value::Int(updated)) => file.updated = updated as f64,
-                ("updated", _) => {}
-                (suffix, value) => {
-                    file.hashes.0.insert(Suffix::parse(suffix)?, SuffixHash::from_value(value));
-                }
-            }
-        }
-        Some(file)
-    }
-
-    /// Whether there is nothing to hash, as far as the file knows.
-    fn is_settled(&self) -> bool {
-        self.valid && self.hashes.0.values().all(Option::is_some)
-    }
-
-    fn to_pickle(&self) -> Vec<u8> {
-        let mut items = Vec::with_capacity(self.hashes.len() + 2);
-        items.push((Value::Str("valid".into()), Value::Bool(self.valid)));
-        items.extend(self.hashes.items());
-        items.push((Value::Str("updated".into()), Value::Float(self.updated)));
-        pickle::dumps(&Value::Dict(items))
-    }
-}
-
-/// What a hashes.pkl of these bytes says; `None` if it is not valid.
-pub fn parse_hashes(pickled: &[u8]) -> Option<SuffixHashes> {
-    HashesFile::from_pickle(pickled).filter(|file| file.valid).map(|file| file.hashes)
 }
 
 /// Not valid if there is no hashes.pkl, or none that can be read.
@@ -674,60 +510,10 @@ impl SuffixHasher {
 
     fn finish(self) -> SuffixHash {
         match self {
-            SuffixHasher::Whole(md5) => SuffixHash::Whole(md5.hexdigest()),
+            SuffixHasher::Whole(md5) => SuffixHash::Whole(md5.finalize().into()),
             SuffixHasher::Fragments(hashers) => SuffixHash::Fragments(
                 hashers.into_iter().map(|(index, md5)| (index, md5.hexdigest())).collect(),
             ),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// As Swift writes it: of a replication policy, and of one of erasure coding.
-    fn pickled() -> Vec<u8> {
-        let hash = |c: &str| c.repeat(32);
-        let fragments = vec![(None, hash("a")), (Some(3), hash("b"))];
-        let hashes = [
-            ("07b", Some(SuffixHash::Whole(hash("c")))),
-            ("fff", Some(SuffixHash::Fragments(fragments))),
-            ("000", None),
-        ];
-        let hashes = hashes.map(|(suffix, hash)| (Suffix::parse(suffix).unwrap(), hash));
-        HashesFile { valid: true, updated: 1.5, hashes: SuffixHashes(hashes.into_iter().collect()) }
-            .to_pickle()
-    }
-
-    fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
-        if let Some(hashes) = parse_hashes(bytes) {
-            prop_assert_eq!(SuffixHashes::from_value(hashes.to_value()), Some(hashes));
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_file_is_read_as_it_was_written() {
-        assert_eq!(parse_hashes(&pickled()).unwrap().len(), 3);
-        assert_eq!(HashesFile::from_pickle(&pickled()).unwrap().to_pickle(), pickled());
-        assert_eq!(parse_hashes(b""), None);
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_hashes_or_none(bytes: Vec<u8>) {
-            check(&bytes)?;
-        }
-
-        #[test]
-        fn damaged_files_are_hashes_or_none(at: prop::sample::Index, with: u8, length: prop::sample::Index) {
-            let mut bytes = pickled();
-            let at = at.index(bytes.len());
-            bytes[at] = with;
-            check(&bytes)?;
-            check(&bytes[..length.index(bytes.len())])?;
         }
     }
 }

@@ -108,7 +108,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::path::PathBuf;
 
-    use super::super::tests::{Disk, at, disk_of, metadata};
+    use super::super::tests::{Disk, at, disk_of, has_memory, metadata};
     use super::super::{DiskFileConf, DiskFileError, OpenDiskFile};
     use super::*;
 
@@ -165,18 +165,6 @@ mod tests {
     /// Without the disk.
     fn in_memory(disk: &Disk) -> Option<Vec<u8>> {
         disk.object("o").open_in_memory()?.read_in_memory()
-    }
-
-    /// Whether the kernel and the file system can tell what they have in memory.
-    fn has_memory(disk: &Disk) -> bool {
-        use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-        use rustix::io::{ReadWriteFlags, preadv2};
-        let path = disk.device().join("tested");
-        fs::write(&path, "tested").unwrap();
-        let opened = openat2(CWD, path, OFlags::RDONLY, Mode::empty(), ResolveFlags::CACHED);
-        let mut byte = [0];
-        let mut read = [std::io::IoSliceMut::new(&mut byte)];
-        opened.is_ok_and(|file| preadv2(file, &mut read, 0, ReadWriteFlags::NOWAIT) == Ok(1))
     }
 
     #[test]

@@ -20,11 +20,12 @@ use service::logs::Logger;
 use service::statsd::Statsd;
 
 use super::files::{OnDiskFiles, Scheme, Want};
-use super::hashes::{SuffixHashes, invalidate_suffixes};
+use super::hashes::invalidate_suffixes;
 use super::known::KnownObjects;
 use super::listing::{Names, open_dir};
 use super::locks::{LockGuard, lock_path};
 use super::metadata::{MetadataError, read_metadata};
+use super::suffix_hashes::SuffixHashes;
 use super::{DiskFile, DiskFileError, Place};
 
 /// The options of an object service that concern its disks.
@@ -72,7 +73,7 @@ impl Default for DiskFileConf {
 
 /// Everything about the disks of one policy. Shared; all calls block.
 pub struct DiskFileManager {
-    conf: DiskFileConf,
+    pub(super) conf: DiskFileConf,
     policy: PolicyIndex,
     scheme: Scheme,
     /// Of an EC policy, and how long a fragment of a whole segment is.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DEVICES/DEVICE/objects[-N]/PARTITION/SUFFIX/HASH/TIMESTAMP.data      see files.rs for the names
-//!                                     /hashes.pkl, hashes.invalid      see hashes.rs
+//!                                     /hashes.pkl, hashes.invalid      see hashes.rs, suffix_hashes.rs
 //!                                     /.lock, .lock-replication        see locks.rs
 //!                            /auditor_status_ALL.json, ...             see audit.rs
 //!               /tmp[-N]/                    where O_TMPFILE is not supported; async_pending's temp files
@@ -44,6 +44,7 @@ mod open;
 mod quarantine;
 mod reader;
 mod relink;
+mod suffix_hashes;
 mod writer;
 
 pub use audit::{AuditWalk, Audited, AuditorType, ObjectAudit, SoundObject, parse_auditor_status};
@@ -51,7 +52,7 @@ pub use files::{
     Ext, FileInfo, FragPref, OnDiskFiles, Scheme, Want, get_ondisk_files, make_on_disk_filename,
 };
 pub use fragment::{Placed, make_fragment_filename};
-pub use hashes::{SeenObjects, SuffixHash, SuffixHashes, parse_hashes};
+pub use hashes::SeenObjects;
 pub use locks::LockGuard;
 pub use manager::{DiskFileConf, DiskFileManager, DiskFileRouter, HashesIter, Listed, TimestampSet};
 pub use metadata::{Metadata, MetadataError, read_metadata, write_metadata};
@@ -59,6 +60,7 @@ pub use open::{OpenDiskFile, SmallRead};
 pub use quarantine::quarantine_dir_renamer;
 pub use reader::{Reader, ReaderOptions};
 pub use relink::{LinkError, SuffixLinker};
+pub use suffix_hashes::{HexMd5, SuffixHash, SuffixHashes, parse_hashes};
 pub use writer::Writer;
 
 /// The largest object that [`OpenDiskFile::read_small`] reads and [`DiskFile::put_small`] should be given.

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use bytes::Bytes;
 use common::config::SwiftConf;
 use common::digest::{hex, md5};
+use common::pickle::{self, Value};
 use common::{Clock, Suffix};
 use service::logs::{Level, Lines};
 use service::statsd::Statsd;
@@ -80,6 +81,18 @@ impl Disk {
     fn warnings(&self) -> usize {
         self.lines.at_least(Level::Warning).len()
     }
+}
+
+/// Whether the kernel and the file system can tell what they have in memory.
+pub(super) fn has_memory(disk: &Disk) -> bool {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+    use rustix::io::{ReadWriteFlags, preadv2};
+    let path = disk.device().join("tested");
+    fs::write(&path, "tested").unwrap();
+    let opened = openat2(CWD, path, OFlags::RDONLY, Mode::empty(), ResolveFlags::CACHED);
+    let mut byte = [0];
+    let mut read = [std::io::IoSliceMut::new(&mut byte)];
+    opened.is_ok_and(|file| preadv2(file, &mut read, 0, ReadWriteFlags::NOWAIT) == Ok(1))
 }
 
 pub(super) fn names(dir: &Path) -> Vec<String> {
@@ -607,11 +620,57 @@ fn suffixes_are_hashed_as_swift_does() {
     disk.object("o").write_metadata(post(13, None)).unwrap();
     disk.object("o").write_metadata(post(12, Some(11))).unwrap();
     let expected = "0000000013.00000.meta0000000010.00000.data0000000011.00000_ctype";
-    let hash = SuffixHash::Whole(hex(&md5(expected.as_bytes())));
+    let hash = SuffixHash::Whole(md5(expected.as_bytes()).into());
     assert_eq!(disk.hashes().get(disk.object("o").hash().suffix()), Some(&hash));
-    let value = disk.hashes().to_value();
-    assert_eq!(SuffixHashes::from_value(value), Some(disk.hashes()));
+    assert_eq!(SuffixHashes::from_answer(&disk.hashes().to_answer()), Some(disk.hashes()));
     assert_eq!(Suffix::parse("zzz"), None);
+}
+
+#[test]
+fn hashes_are_had_from_memory_while_there_is_nothing_to_hash() {
+    let disk = disk();
+    let in_memory = || disk.manager.hashes_in_memory("sda", 7);
+    assert_eq!(in_memory(), None, "no partition");
+    disk.put("o", 10, b"body");
+    assert_eq!(in_memory(), None, "never hashed");
+    let hashes = disk.hashes();
+    let there = || has_memory(&disk).then(|| disk.hashes());
+    assert_eq!(in_memory(), there());
+    disk.put("p", 11, b"body");
+    assert_eq!(in_memory(), None, "a PUT");
+    assert_ne!(disk.hashes(), hashes);
+    assert_eq!(in_memory(), there());
+    let (pickle, invalid) = (disk.partition().join("hashes.pkl"), disk.partition().join("hashes.invalid"));
+    // As another process does.
+    fs::write(&invalid, "abc\n").unwrap();
+    assert_eq!(in_memory(), None, "an invalidation");
+    disk.hashes();
+    assert_eq!(in_memory(), there());
+    let written = fs::read(&pickle).unwrap();
+    for broken in [&b""[..], b"\x80\x02N.", &written[..written.len() - 1]] {
+        fs::write(&pickle, broken).unwrap();
+        assert_eq!(in_memory(), None, "{broken:?}");
+    }
+    let suffix = disk.object("o").hash().suffix().to_string();
+    for (key, value) in [("valid", Value::Bool(false)), (&suffix, Value::None)] {
+        let Ok(Value::Dict(mut items)) = pickle::loads(&written) else { panic!("it is a dict") };
+        items.iter_mut().filter(|item| item.0.as_str() == Some(key)).for_each(|item| item.1 = value.clone());
+        fs::write(&pickle, pickle::dumps(&Value::Dict(items))).unwrap();
+        assert_eq!(in_memory(), None, "{key}");
+    }
+    fs::write(&pickle, &written).unwrap();
+    assert_eq!(in_memory(), there());
+    fs::remove_file(&invalid).unwrap();
+    assert_eq!(in_memory(), None, "nobody knows what was invalidated");
+}
+
+#[test]
+fn hashes_below_a_mount_point_without_its_device_are_not_had_from_memory() {
+    let mut disk = disk();
+    disk.put("o", 10, b"body");
+    disk.hashes();
+    Arc::get_mut(&mut disk.manager).unwrap().conf.mount_check = true;
+    assert_eq!(disk.manager.hashes_in_memory("sda", 7), None);
 }
 
 /// A put that fails at any step leaves the old version or the new one, whole; the hashes agree; the next put works.

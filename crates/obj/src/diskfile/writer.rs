@@ -99,6 +99,11 @@ impl Writer {
     /// Leaves computing the MD5 to when it is asked for, or to others that are asked before.
     pub fn patient(mut self, size: u64) -> Self {
         self.md5 = Some(Md5Stream::patient(usize::try_from(size).unwrap_or(usize::MAX)));
+        self
+    }
+
+    /// Has the disk begin to write before the sync.
+    pub fn writes_early(mut self) -> Self {
         self.written_early = Some(0);
         self
     }

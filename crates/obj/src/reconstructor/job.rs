@@ -169,7 +169,7 @@ pub fn suffix_delta(
 mod tests {
     use common::Clock;
     use common::config::SwiftConf;
-    use common::pickle::Value;
+    use common::pickle::{self, Value};
     use ring::RingBuilder;
     use service::logs::Logger;
     use service::statsd::Statsd;
@@ -222,7 +222,8 @@ mod tests {
         let suffix = |(suffix, keys): &(&str, &[Option<i64>])| {
             (Value::Str((*suffix).to_owned()), Value::Dict(keys.iter().map(hash).collect()))
         };
-        SuffixHashes::from_value(Value::Dict(of.iter().map(suffix).collect())).unwrap()
+        let hashes = Value::Dict(of.iter().map(suffix).collect());
+        SuffixHashes::from_answer(&pickle::dumps(&hashes)).unwrap()
     }
 
     /// Kind, index, suffixes and the places it goes to.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::{Suffix, pickle};
+use common::Suffix;
 use futures_util::future::join_all;
 use ring::Node;
 use service::http::Status;
@@ -91,14 +91,12 @@ impl Reconstructor {
                     self.logger.error(format_args!("{shown} responded as unmounted"));
                     continue;
                 }
-                Ok((Status::OK, body)) => {
-                    match pickle::loads(&body).ok().and_then(SuffixHashes::from_value) {
-                        Some(hashes) => return Some((node, hashes)),
-                        None => self.logger.error(format_args!(
-                            "Unable to get remote suffix hashes from {shown}: it is no dict"
-                        )),
-                    }
-                }
+                Ok((Status::OK, body)) => match SuffixHashes::from_answer(&body) {
+                    Some(hashes) => return Some((node, hashes)),
+                    None => self.logger.error(format_args!(
+                        "Unable to get remote suffix hashes from {shown}: it is no dict"
+                    )),
+                },
                 Ok((status, _)) => {
                     self.logger.error(format_args!("Invalid response {} from {shown}", status.0));
                 }

@@ -31,7 +31,7 @@ use service::logs::Logger;
 use service::recon;
 use tokio::task::JoinSet;
 
-use crate::diskfile::{DiskFileConf, DiskFileError, DiskFileRouter, SeenObjects};
+use crate::diskfile::{DiskFileConf, DiskFileError, DiskFileRouter, SeenObjects, SuffixHashes};
 use crate::ssync::Unchecked;
 use crate::ssync::sender::{InSync, Sender, SenderConf};
 
@@ -85,6 +85,16 @@ struct Known<'a> {
     seen: Option<&'a SeenObjects>,
     /// Objects that another node of the region has got: only whether this one has them is asked.
     in_region: Option<&'a HashSet<ObjHash>>,
+}
+
+/// What is in the place of a partition.
+enum Found {
+    /// Says why.
+    NoDevice(String),
+    File,
+    Handoff,
+    /// How many suffixes had to be hashed, and the hashes.
+    Primary(Result<(usize, SuffixHashes), DiskFileError>),
 }
 
 /// Why a transfer could not be made, other than that the method itself says so.
@@ -421,20 +431,36 @@ impl Replicator {
 
     async fn process(self: Arc<Self>, pass: Arc<Pass>, job: Job) {
         pass.progress.note(format!("{}/{}", job.device, job.partition));
-        let (manager, device, path) = (job.manager.clone(), job.device.clone(), job.path.clone());
-        let look = move || match manager.dev_path(&device) {
-            None => Err(not_available(&manager, &device)),
-            Some(_) => Ok(std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file())),
-        };
-        match self.ctx.disk_pools.run(&job.device, look).await {
-            Err(reason) => {
+        let begin = Instant::now();
+        match self.look(&pass, &job).await {
+            Found::NoDevice(reason) => {
                 self.logger.warning(reason);
                 pass.stats(&job.device, |stats| stats.add_failure_stats(&job.node_keys()));
             }
-            Ok(true) => self.remove_file(&job.path, &job.device).await,
-            Ok(false) if job.delete => self.revert(&pass, &job).await,
-            Ok(false) => self.update(&pass, &job).await,
+            Found::File => self.remove_file(&job.path, &job.device).await,
+            Found::Handoff => self.revert(&pass, &job).await,
+            Found::Primary(hashed) => self.update(&pass, &job, begin, hashed).await,
         }
+    }
+
+    /// What is in the place of a partition, and of a primary its hashes.
+    async fn look(&self, pass: &Pass, job: &Job) -> Found {
+        let do_listdir = (job.partition + pass.cycle).is_multiple_of(10);
+        if !job.delete
+            && !do_listdir
+            && let Some(hashes) = job.manager.hashes_in_memory(&job.device, job.partition)
+        {
+            return Found::Primary(Ok((0, hashes)));
+        }
+        let (manager, device, partition) = (job.manager.clone(), job.device.clone(), job.partition);
+        let (path, delete) = (job.path.clone(), job.delete);
+        let look = move || match manager.dev_path(&device) {
+            None => Found::NoDevice(not_available(&manager, &device)),
+            Some(_) if std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file()) => Found::File,
+            Some(_) if delete => Found::Handoff,
+            Some(device_path) => Found::Primary(manager.rehash(&device_path, partition, &[], do_listdir)),
+        };
+        self.ctx.disk_pools.run(&job.device, look).await
     }
 
     /// Cleans up a file, probably an empty one, where a partition should be.

@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use common::hash::Suffix;
-use common::pickle;
 use common::policy::PolicyIndex;
 use futures_util::future::join_all;
 use ring::Device;
@@ -35,12 +34,26 @@ struct Outcome {
 }
 
 impl Replicator {
-    pub(super) async fn update(&self, pass: &Pass, job: &Job) {
-        let begin = Instant::now();
+    /// `hashed` is how many suffixes have been hashed for this since `begin`, and the partition's hashes.
+    pub(super) async fn update(
+        &self,
+        pass: &Pass,
+        job: &Job,
+        begin: Instant,
+        hashed: Result<(usize, SuffixHashes), DiskFileError>,
+    ) {
         pass.stats(&job.device, |stats| stats.attempted += 1);
         self.ctx.statsd.increment(&format!("partition.update.count.{}", job.device));
         let mut outcome = Outcome::default();
-        if let Err(err) = self.sync_primaries(pass, job, &mut outcome).await {
+        let synced = match hashed {
+            Ok((hashed, local)) => {
+                self.ctx.statsd.update_stats("suffix.hashes", hashed as i64);
+                pass.stats(&job.device, |stats| stats.suffix_hash += hashed as u64);
+                self.sync_primaries(pass, job, local, &mut outcome).await
+            }
+            Err(err) => Err(err),
+        };
+        if let Err(err) = synced {
             outcome.failures.extend(outcome.targets.iter().cloned());
             self.logger.error(format_args!("Error syncing partition {}: {err}", job.path.display()));
         }
@@ -56,15 +69,9 @@ impl Replicator {
         &self,
         pass: &Pass,
         job: &Job,
+        mut local: SuffixHashes,
         outcome: &mut Outcome,
     ) -> Result<(), DiskFileError> {
-        let do_listdir = (job.partition + pass.cycle).is_multiple_of(10);
-        let partition = job.partition;
-        let rehash = move |manager: &DiskFileManager, device: &Path| {
-            manager.rehash(device, partition, &[], do_listdir)
-        };
-        let (hashed, mut local) = self.hash(job, rehash).await?;
-        pass.stats(&job.device, |stats| stats.suffix_hash += hashed as u64);
         let mut nodes = job.nodes.clone();
         self.ctx.rng.shuffle(&mut nodes);
         let mut regions = BTreeSet::from([job.region]);
@@ -183,8 +190,7 @@ impl Replicator {
             Status::INSUFFICIENT_STORAGE => return Err(Refusal::Unmounted),
             status => return Err(Refusal::Status(status)),
         }
-        let value = pickle::loads(&body).map_err(|err| failed(err.to_string()))?;
-        SuffixHashes::from_value(value).ok_or_else(|| failed("answer is not a dict".to_string()))
+        SuffixHashes::from_answer(&body).ok_or_else(|| failed("answer is not a dict".to_string()))
     }
 
     /// Asks a node for its hashes of a partition, after hashing again the suffixes in `suffixes`, which dashes separate.

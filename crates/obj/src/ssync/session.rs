@@ -8,7 +8,8 @@
 //! begun is finished, whatever happens to the session.
 //!
 //! Objects of a few megabytes are held together: the bodies of several are received, one after the other, before any of them
-//! ends, so that their ETags are computed together (`common::digest`). Larger ones are written as they come.
+//! ends, so that their ETags are computed together (`common::digest`). Larger ones, and one that is alone in its session, are
+//! hashed and written as they come.
 //!
 //! Not here: what is on disk (a [`Check`]) and how subrequests are answered (the app), see `receiver.rs`.
 
@@ -27,7 +28,7 @@ use service::logs::Logger;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
-use crate::put::OneOfMany;
+use crate::put::Awaited;
 
 use super::input::{Input, InputError};
 use super::protocol::{
@@ -40,7 +41,7 @@ const OFFERS_PER_CHECK: usize = 64;
 const CHECKS_IN_FLIGHT: usize = 4;
 /// A PUT of at most this size is taken into memory, so that others may follow while it is written.
 const SMALL_PUT: u64 = 64 * 1024;
-const SMALL_PUTS_IN_FLIGHT: usize = 16;
+const SMALL_PUTS_IN_FLIGHT: usize = 64;
 /// A larger PUT of at most this size is held until there are so many, or so many bytes, or nothing follows.
 const HELD_PUT: u64 = 16 << 20;
 const HELD_PUTS: usize = 8;
@@ -136,9 +137,10 @@ impl Session {
         reply.send("\r\n").await?;
         let _guard = guard.await.map_err(Failure::from)?;
         let mut input = input;
-        self.missing_check(&mut input, reply).await?;
+        let wanted_data = self.missing_check(&mut input, reply).await?;
         let mut updates = Updates {
             session: self,
+            has_company: wanted_data > 1,
             shared: Arc::new(Mutex::new(SubrequestInput { input, left: 0, context: String::new() })),
             tally: Tally::default(),
             in_flight: JoinSet::new(),
@@ -156,9 +158,11 @@ impl Session {
         Ok(())
     }
 
-    async fn missing_check(&self, input: &mut Input, reply: &BodySender) -> Result<(), Failure> {
+    /// Of how many objects the data is wanted.
+    async fn missing_check(&self, input: &mut Input, reply: &BodySender) -> Result<usize, Failure> {
         expect_line(input, "missing_check start", MISSING_CHECK_START).await?;
         let mut wanted = BytesMut::from(format!("{MISSING_CHECK_START}\r\n").as_bytes());
+        let mut wanted_data = 0;
         let mut checks = FuturesOrdered::new();
         let mut more = true;
         while more {
@@ -184,8 +188,9 @@ impl Session {
             }
             while checks.len() >= CHECKS_IN_FLIGHT || (!more && !checks.is_empty()) {
                 if let Some(lines) = checks.next().await {
-                    let lines = lines.unwrap_or_else(|err| Err(Failure::Other(err.to_string())))?;
+                    let (lines, data) = lines.unwrap_or_else(|err| Err(Failure::Other(err.to_string())))?;
                     wanted.extend_from_slice(lines.as_bytes());
+                    wanted_data += data;
                 }
             }
         }
@@ -196,7 +201,7 @@ impl Session {
         while !wanted.is_empty() {
             reply.send(wanted.split_to(wanted.len().min(REPLY_CHUNK))).await?;
         }
-        Ok(())
+        Ok(wanted_data)
     }
 
     /// Logs a failure, tells the sender, and closes the connection: the sender must not go on talking to nobody.
@@ -274,15 +279,16 @@ async fn expect_line(input: &mut Input, context: &str, want: &str) -> Result<(),
     Ok(())
 }
 
-/// The lines of the wanted ones among `offers`, joined by line ends as the reply has them.
-async fn check_offers(check: Check, offers: Vec<Offer>) -> Result<String, Failure> {
+/// The lines of the wanted ones among `offers`, joined by line ends as the reply has them, and of how many the data is wanted.
+async fn check_offers(check: Check, offers: Vec<Offer>) -> Result<(String, usize), Failure> {
     let wanted = check(offers.clone()).await.map_err(Failure::Other)?;
-    let mut lines = String::new();
+    let (mut lines, mut data) = (String::new(), 0);
     for (offer, wanted) in offers.iter().zip(wanted).filter(|(_, wanted)| !wanted.is_nothing()) {
         lines.push_str(&wanted.encode(&offer.hash));
         lines.push_str("\r\n");
+        data += usize::from(wanted.data);
     }
-    Ok(lines)
+    Ok((lines, data))
 }
 
 /// The session's input while a subrequest reads its body from it.
@@ -358,6 +364,8 @@ impl Held {
 /// The UPDATES phase.
 struct Updates<'a> {
     session: &'a Session,
+    /// The data of more than one object is to come.
+    has_company: bool,
     shared: Arc<Mutex<SubrequestInput>>,
     tally: Tally,
     in_flight: JoinSet<Outcome>,
@@ -458,8 +466,10 @@ impl Updates<'_> {
                     let body = read_small(&mut input).await?;
                     self.start(subrequest, Body::from(body));
                 }
-                length @ ..=HELD_PUT => self.start_held(subrequest, length, input),
+                length @ ..=HELD_PUT if self.has_company => self.start_held(subrequest, length, input),
                 length => {
+                    let mut subrequest = subrequest;
+                    subrequest.request.env.insert(Awaited { has_company: false });
                     let body = SubrequestBody { input: Some(input), end: None };
                     let body = Body::stream(body).with_length(length);
                     let outcome = call(self.session.app.clone(), subrequest, body).await;
@@ -493,7 +503,7 @@ impl Updates<'_> {
     ) {
         self.held.paths.insert(subrequest.path.clone());
         self.held.bytes += length;
-        subrequest.request.env.insert(OneOfMany);
+        subrequest.request.env.insert(Awaited { has_company: true });
         let body = SubrequestBody { input: Some(input), end: Some(self.held.end.clone()) };
         self.start(subrequest, Body::stream(body).with_length(length));
     }
@@ -716,6 +726,12 @@ mod tests {
     const NOTHING_MISSING: &str = ":MISSING_CHECK: START\r\n:MISSING_CHECK: END\r\n";
     const NOTHING_WANTED: &str = "\r\n:MISSING_CHECK: START\r\n\r\n:MISSING_CHECK: END\r\n";
 
+    /// A `missing_check` of so many objects that are wanted.
+    fn missing(count: usize) -> String {
+        let offers: String = (0..count).map(|n| format!("{} 1001.00000\r\n", hash(n as u8))).collect();
+        format!(":MISSING_CHECK: START\r\n{offers}:MISSING_CHECK: END\r\n")
+    }
+
     #[tokio::test]
     async fn wanted_objects_are_named_in_the_order_of_the_offers() {
         let seen = Seen::default();
@@ -778,7 +794,7 @@ mod tests {
                 Response::new(201)
             }
         });
-        let mut request = format!("{NOTHING_MISSING}:UPDATES: START\r\n");
+        let mut request = format!("{}:UPDATES: START\r\n", missing(2 * HELD_PUTS));
         for n in 0..2 * HELD_PUTS {
             request += &format!("PUT /a/c/{n}\r\nContent-Length: {LENGTH}\r\n\r\n{}", "z".repeat(LENGTH));
         }
@@ -788,9 +804,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_what_has_company_waits_for_it() {
+        for count in [1, 2] {
+            let app = app_fn(move |mut req| async move {
+                assert_eq!(req.env.get::<Awaited>().map(|awaited| awaited.has_company), Some(count > 1));
+                while req.body.next().await.is_some() {}
+                Response::new(201)
+            });
+            let mut request = format!("{}:UPDATES: START\r\n", missing(count));
+            for n in 0..count {
+                request += &format!("PUT /a/c/{n}\r\nContent-Length: 70000\r\n\r\n{}", "z".repeat(70_000));
+            }
+            let (reply, whole) = converse_with(request + ":UPDATES: END\r\n", app, async { Ok(()) }).await;
+            assert!(whole, "{count}: {reply}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_held_body_ends_before_another_one_of_its_object_begins() {
         let seen = Seen::default();
-        let mut request = format!("{NOTHING_MISSING}:UPDATES: START\r\n");
+        let mut request = format!("{}:UPDATES: START\r\n", missing(3));
         for n in 0..3 {
             request += &format!("PUT /a/c/o\r\nX-Timestamp: {n}\r\nContent-Length: 70000\r\n\r\n");
             request += &"z".repeat(70_000);

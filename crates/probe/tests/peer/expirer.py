@@ -3,6 +3,8 @@
 
     expirer.py fill DATA PORT     puts objects, and tasks into the queue; waits until those that are due are
     expirer.py check DATA PORT    ends with status 0 if the queue, the listings and the disks are as an expirer leaves them
+    expirer.py crowd DATA PORT    puts CROWD objects, and waits until all of them are due
+    expirer.py paced DATA PORT    ends with status 0 if one pass has expired them, at no more than PACE a second
 """
 import glob
 import json
@@ -23,6 +25,8 @@ ETC = os.path.join(DATA, 'etc')
 ACCOUNT = 'AUTH_test'
 DAY = 86400
 SOON = 12
+CROWD = 16
+PACE = 5.0
 
 utils.set_swift_dir(ETC)
 reload_storage_policies()
@@ -130,4 +134,24 @@ def check():
     print('%d objects expired, %d stay, %d tasks are left' % (2 * len(DUE) + 2, len(STAY), len(queue())))
 
 
-{'fill': fill, 'check': check}[COMMAND]()
+def crowd():
+    soon = int(time.time()) + SOON
+    CLIENT.put_container('c')
+    for n in range(CROWD):
+        CLIENT.put_object('c', 'o%d' % n, 'x', headers={'X-Delete-At': str(soon)})
+    while time.time() < soon + 1:
+        time.sleep(.1)
+
+
+def paced():
+    with open(os.path.join(DATA, 'cache', 'proxy', 'object.recon')) as fp:
+        recon = json.load(fp)
+    same('objects of the pass', CROWD, recon['expired_last_pass'])
+    for n in range(CROWD):
+        same('files of o%d' % n, {'.ts'}, files('c', 'o%d' % n))
+    took, least = recon['object_expiration_pass'], (CROWD - 1) / PACE
+    assert took >= least, '%d tasks took %s s at %s a second' % (CROWD, took, PACE)
+    print('%d objects expired by one pass in %.2f s, at least %.2f' % (CROWD, took, least))
+
+
+{'fill': fill, 'check': check, 'crowd': crowd, 'paced': paced}[COMMAND]()

@@ -63,6 +63,9 @@ struct Cli {
     /// Only Martlet's side (for profiling)
     #[arg(long)]
     alone: bool,
+    /// Only those rows of `ssync` that have this in their title
+    #[arg(long, default_value = "")]
+    rows: String,
 }
 
 fn main() -> Result<()> {
@@ -83,7 +86,7 @@ fn main() -> Result<()> {
             "object" => runtime.block_on(object_table(&cli, &dir))?,
             "proxy" => runtime.block_on(proxy_table(&cli, &dir, "standard"))?,
             "ec-proxy" => runtime.block_on(proxy_table(&cli, &dir, "erasure"))?,
-            "ssync" => ssync::table(&peers(&cli), &dir)?,
+            "ssync" => ssync::table(&peers(&cli), &cli.rows, &dir)?,
             "rebuild" => runtime.block_on(rebuild::table(&peers(&cli), cli.objects, &dir))?,
             "idle" => idle_table(&cli, &dir)?,
             name if name.starts_with("db") => runtime.block_on(db::table(&cli, &peers(&cli), &dir, name))?,
