@@ -46,6 +46,8 @@ fn keep_pace(expirer: Peer) -> Result<()> {
         cluster.start(Peer::Martlet, server)?;
     }
     expirer_py("crowd", &cluster)?;
+    // The account is told of the queue's containers.
+    cluster.once(Peer::Martlet, "container-updater")?;
     cluster.once(expirer, "object-expirer")?;
     println!("{}", expirer_py("paced", &cluster)?);
     cluster.stop_all()
