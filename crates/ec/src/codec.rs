@@ -21,7 +21,7 @@ use crate::backend::{Backend, MAX_FRAGMENTS};
 use crate::fragment::{Fragment, FragmentError, HEADER_LEN, Header};
 use crate::kernels::{Kernel, Product};
 use crate::matrix::Matrix;
-use crate::pool::Pool;
+use crate::pool::{Buffer, Pool};
 
 /// Sets of lost fragments whose solution is kept.
 const MAX_SOLUTIONS: usize = 256;
@@ -125,6 +125,11 @@ impl Codec {
     /// Bytes of each fragment of a segment, its header included. For a full segment this is Swift's `fragment_size`.
     pub fn fragment_len(&self, segment_len: usize) -> usize {
         HEADER_LEN + self.payload_len(segment_len)
+    }
+
+    /// Room for a segment or a fragment that is to come. Contents are whatever they were.
+    pub fn buffer(&self, len: usize) -> Buffer {
+        self.shared.pool.take(len)
     }
 
     /// All fragments of a segment, in the order of their indexes, data first. Data fragments show parts of the segment.

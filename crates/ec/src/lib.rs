@@ -22,3 +22,4 @@ mod pool;
 
 pub use codec::{Codec, CodecError};
 pub use fragment::{Fragment, HEADER_LEN};
+pub use pool::Buffer;

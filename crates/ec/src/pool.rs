@@ -1,19 +1,29 @@
 //! Buffers that go round: what a segment becomes is large enough for malloc to give its pages back each time, and to
 //! get them anew costs many times what the code does.
 //!
-//! A buffer returns to its pool when the last [`Bytes`] that shows a part of it goes. Contents are whatever they were.
+//! A buffer returns to its pool when the last [`Bytes`] that shows a part of it goes. Contents are whatever they were. Small buffers
+//! are no concern of the pool: the allocator keeps those itself.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// Buffers that are kept for later.
-const MAX_IDLE: usize = 16;
+/// Bytes of buffers that are kept for later.
+const MAX_IDLE: usize = 32 << 20;
+/// The least that is kept.
+const LEAST: usize = 64 << 10;
 
 #[derive(Clone, Default)]
 pub struct Pool {
-    idle: Arc<Mutex<Vec<Vec<u8>>>>,
+    idle: Arc<Mutex<Idle>>,
+}
+
+#[derive(Default)]
+struct Idle {
+    /// The one that was used last is the last.
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
 }
 
 /// A buffer of a pool.
@@ -26,11 +36,27 @@ pub struct Buffer {
 impl Pool {
     /// `len` bytes of any value.
     pub fn take(&self, len: usize) -> Buffer {
-        let mut memory = self.idle.lock().pop().unwrap_or_default();
-        if memory.len() < len {
-            memory = vec![0; len];
+        let kept = if len < LEAST { None } else { self.idle.lock().take(len) };
+        Buffer { memory: kept.unwrap_or_else(|| vec![0; len]), len, home: self.clone() }
+    }
+}
+
+impl Idle {
+    /// One of at least so many bytes, and not of many times that.
+    fn take(&mut self, len: usize) -> Option<Vec<u8>> {
+        let fits = |memory: &Vec<u8>| (len..=4 * len).contains(&memory.len());
+        let memory = self.buffers.remove(self.buffers.iter().rposition(fits)?);
+        self.bytes -= memory.len();
+        Some(memory)
+    }
+
+    fn keep(&mut self, memory: Vec<u8>) {
+        self.bytes += memory.len();
+        self.buffers.push(memory);
+        // What nobody has wanted for long.
+        while self.bytes > MAX_IDLE {
+            self.bytes -= self.buffers.remove(0).len();
         }
-        Buffer { memory, len, home: self.clone() }
     }
 }
 
@@ -52,9 +78,8 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut idle = self.home.idle.lock();
-        if idle.len() < MAX_IDLE {
-            idle.push(std::mem::take(&mut self.memory));
+        if self.memory.len() >= LEAST {
+            self.home.idle.lock().keep(std::mem::take(&mut self.memory));
         }
     }
 }
@@ -66,16 +91,28 @@ mod tests {
     #[test]
     fn a_buffer_comes_back_when_its_last_part_goes() {
         let pool = Pool::default();
-        let mut buffer = pool.take(10);
+        let mut buffer = pool.take(2 * LEAST);
         buffer.bytes_mut().fill(7);
         let whole = buffer.freeze();
         let part = whole.slice(2..4);
         drop(whole);
-        assert_eq!(pool.idle.lock().len(), 0);
+        assert_eq!(pool.idle.lock().bytes, 0);
         assert_eq!(part, [7, 7][..]);
         drop(part);
-        assert_eq!(pool.idle.lock().len(), 1);
-        assert_eq!(pool.take(5).as_ref(), [7; 5], "the same memory");
-        assert_eq!(pool.take(20).as_ref().len(), 20);
+        assert_eq!(pool.idle.lock().bytes, 2 * LEAST);
+        assert_eq!(pool.take(LEAST).as_ref(), [7; LEAST], "the same memory");
+        assert_eq!(pool.take(3 * LEAST).as_ref().len(), 3 * LEAST);
+    }
+
+    #[test]
+    fn what_is_kept_has_a_bound_and_is_not_wasted_on_little() {
+        let pool = Pool::default();
+        let buffers: Vec<Buffer> = (0..9).map(|_| pool.take(MAX_IDLE / 8)).collect();
+        drop(buffers);
+        assert_eq!(pool.idle.lock().bytes, MAX_IDLE);
+        assert_eq!(pool.take(LEAST).memory.len(), LEAST);
+        drop(pool.take(LEAST - 1));
+        assert!(pool.idle.lock().buffers.iter().all(|buffer| buffer.len() >= LEAST));
+        assert!(pool.idle.lock().bytes <= MAX_IDLE);
     }
 }

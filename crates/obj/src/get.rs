@@ -6,7 +6,6 @@
 //! only when the MD5 of all has been checked. One that is a single batch, such as most fragments, is opened and read in one
 //! job and checked in another, with those that others have read meanwhile.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,8 +25,6 @@ use crate::server::{ObjectServer, Target, Wants};
 const READ_BATCH: u64 = 320 * 1024;
 /// What is no larger costs the runtime's thread less to hash than a request does.
 const QUICKLY_HASHED: u64 = 16 * 1024;
-/// A piece of a body.
-const PIECE: usize = 64 * 1024;
 
 /// What the head of a response tells about an object.
 struct Info {
@@ -308,7 +305,6 @@ impl DiskBody {
             device: self.device.clone(),
             offset,
             end,
-            pieces: VecDeque::new(),
         };
         Body::stream(stream).with_length(end - offset)
     }
@@ -327,11 +323,10 @@ struct DiskStream {
     device: String,
     offset: u64,
     end: u64,
-    pieces: VecDeque<Bytes>,
 }
 
 impl DiskStream {
-    async fn next_batch(&mut self) -> Result<(), BodyError> {
+    async fn next_batch(&mut self) -> Result<Bytes, BodyError> {
         // Only one body of an object is read at a time: its ranges come one after the other.
         let taken = self.reader.lock().take();
         let mut reader = taken.ok_or_else(|| BodyError::Other("the object is not open".to_owned()))?;
@@ -361,30 +356,23 @@ impl DiskStream {
             let job = move || check(&mut reader, batch.len()).map(|()| (batch, reader));
             read = self.pools.run(&self.device, job).await;
         }
-        let (mut batch, reader) = read.map_err(|e| BodyError::Other(e.to_string()))?;
+        let (batch, reader) = read.map_err(|e| BodyError::Other(e.to_string()))?;
         *self.reader.lock() = Some(reader);
         if batch.is_empty() {
             return Err(BodyError::Other("the object is shorter than its metadata says".to_owned()));
         }
         self.offset += batch.len() as u64;
-        while batch.len() > PIECE {
-            self.pieces.push_back(batch.split_to(PIECE));
-        }
-        self.pieces.push_back(batch);
-        Ok(())
+        Ok(batch)
     }
 }
 
 impl BodyStream for DiskStream {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
         Box::pin(async move {
-            if self.pieces.is_empty()
-                && self.offset < self.end
-                && let Err(e) = self.next_batch().await
-            {
-                return Some(Err(e));
+            match self.offset < self.end {
+                true => Some(self.next_batch().await),
+                false => None,
             }
-            self.pieces.pop_front().map(Ok)
         })
     }
 }

@@ -107,11 +107,6 @@ impl MultiStage {
         self.documents.next().await
     }
 
-    /// All of the object's data, if it is no more than that.
-    pub async fn data(&mut self, limit: usize) -> Result<Bytes, Response> {
-        self.documents.collect(limit).await.map_err(|e| body_error(&e))
-    }
-
     pub async fn footers(&mut self) -> Result<Footers, Response> {
         if !self.has_footers {
             return Ok(Footers::default());

@@ -9,8 +9,8 @@
 //!    is there already. One that does not commit leaves the fragment as it is.
 //! 5. The container and the expirer's queue are told.
 //!
-//! A small body that nobody waits to be asked for is received first, and everything else is one job, up to the commit if
-//! there are two phases. What is left when a body ends is written by the job that places the file; of a small body that is all.
+//! A small body that nobody waits to be asked for (of a fragment, one that is received before anything is written) is received
+//! first, and everything else is one job, up to the commit if there are two phases. What is left when a body ends is written by the job that places the file; of a small body that is all.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -115,7 +115,8 @@ impl ObjectServer {
         let origin = Origin::of(&req, timestamp);
         let is_small = put.size.is_some_and(|size| size <= SMALL_OBJECT);
         let (original, metadata, footers) = if MultiStage::is_wanted(&req.headers) {
-            match is_small && MultiStage::has_commit(&req.headers) && req.body.take_unasked() {
+            let is_one_batch = put.size.is_some_and(|size| size < WRITE_BATCH as u64);
+            match is_one_batch && MultiStage::has_commit(&req.headers) && req.body.take_unasked() {
                 true => self.put_unasked(&put, req).await?,
                 false => self.put_multi_stage(&put, req).await?,
             }
@@ -227,9 +228,9 @@ impl ObjectServer {
     ) -> Result<(Original, Metadata, Footers), Response> {
         let deadline = self.upload_deadline();
         let mut stages = MultiStage::begin(&mut req).await?;
-        let data = stages.data(SMALL_OBJECT as usize).await?;
+        let data = receive_batch(&mut Input::Staged(&mut stages)).await.map_err(|e| body_error(&e))?;
         self.check_upload_time(deadline)?;
-        let length = data.len() as u64;
+        let length = length_of(&data);
         if put.size != Some(length) {
             return Err(Response::error(499));
         }
@@ -238,14 +239,29 @@ impl ObjectServer {
         let (metadata, wanted_etag) = self.metadata_with_footers(&req.headers, &footers, put, length);
         let (target, wants, timestamp) = (put.target.clone(), put.wants.clone(), put.timestamp);
         let if_none_match = put.if_none_match.clone();
-        let job = move || {
+        let checked = move || {
             let diskfile = target.diskfile(&wants)?;
             let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
-            let (writer, metadata) = write_small(&diskfile, &data, metadata, &wanted_etag, &rate)?;
-            let placed = writer.put_staged(metadata.clone());
-            Ok(placed.and_then(move |placed| Step::Done(Ok((original, metadata, placed)))))
+            Ok::<_, Refusal>((diskfile, original))
         };
-        let (original, metadata, placed) = self.run_staged(put, job).await?;
+        let (original, metadata, placed) = if length <= SMALL_OBJECT {
+            let data = joined(data);
+            let job = move || {
+                let (diskfile, original) = checked()?;
+                let (writer, metadata) = write_small(&diskfile, &data, metadata, &wanted_etag, &rate)?;
+                let placed = writer.put_staged(metadata.clone());
+                Ok(placed.and_then(move |placed| Step::Done(Ok((original, metadata, placed)))))
+            };
+            self.run_staged(put, job).await?
+        } else {
+            let job = move || {
+                let (diskfile, original) = checked()?;
+                let writer = diskfile.writer(Some(length))?.patient(length);
+                let (placed, metadata) = place(writer, data, metadata, &wanted_etag, &rate)?;
+                Ok((original, metadata, placed))
+            };
+            self.run(put, job).await?
+        };
         self.commit(put, stages, placed).await?;
         Ok((original, metadata, footers))
     }
@@ -277,8 +293,11 @@ impl ObjectServer {
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
             let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
-            let writer = diskfile.writer(size)?;
-            let writer = if let Some(size) = patience { writer.patient(size) } else { writer };
+            let (writer, most_held) = (diskfile.writer(size)?, diskfile.manager().most_held());
+            let writer = match patience.filter(|size| *size <= most_held) {
+                Some(size) => writer.patient(size),
+                None => writer,
+            };
             Ok((original, if writes_early { writer.writes_early() } else { writer }))
         };
         self.run(put, job).await
@@ -549,6 +568,14 @@ fn write_small(
 
 fn finish(placed: Placed, commits: bool) -> Result<(), DiskFileError> {
     if commits { placed.commit() } else { placed.keep() }
+}
+
+/// One piece of all, which are few and small.
+fn joined(mut batch: Vec<Bytes>) -> Bytes {
+    match batch.len() {
+        1 => batch.remove(0),
+        _ => batch.concat().into(),
+    }
 }
 
 fn length_of(batch: &[Bytes]) -> u64 {

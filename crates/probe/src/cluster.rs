@@ -61,11 +61,22 @@ impl Cluster {
 
     /// Starts a program (`object-server`) on every node that has one, and waits until servers listen.
     pub fn start(&mut self, peer: Peer, program: &str) -> Result<()> {
+        self.start_with(peer, program, |_| &[])
+    }
+
+    /// The same with variables of the environment, which depend on the path of the configuration file.
+    pub fn start_with(
+        &mut self,
+        peer: Peer,
+        program: &str,
+        env: impl Fn(&Path) -> &'static [(&'static str, &'static str)],
+    ) -> Result<()> {
         let name = format!("swift-{program}");
         let service = if program.ends_with("-server") { program.to_string() } else { server_of(program) };
         for conf in self.confs(&service)? {
             let mut command = self.command(peer, &name)?;
             command.arg(&conf).stdin(Stdio::null()).stdout(Stdio::null());
+            command.envs(env(&conf).iter().copied());
             let process =
                 Process::spawn(&format!("{} {name} {}", peer.name(), conf.display()), &mut command)?;
             self.processes.push(process);
@@ -125,6 +136,13 @@ impl Cluster {
             process.stop()?;
         }
         Ok(())
+    }
+
+    /// A token of the `swift` client.
+    pub fn token(&self, cwd: &Path) -> Result<String> {
+        let auth = self.client(cwd, &["auth"])?;
+        let token = auth.lines().find_map(|line| line.strip_prefix("export OS_AUTH_TOKEN="));
+        Ok(token.context("no token")?.to_owned())
     }
 
     /// The `swift` client with these words.

@@ -7,6 +7,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use nix::time::clock_getcpuclockid;
 use nix::unistd::Pid;
+use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -74,9 +75,7 @@ async fn connection(work: &Work<'_>, next: Rc<AtomicUsize>, began: Instant) -> R
             Until::Around(count, _) => n % count.max(1),
             _ => n,
         };
-        let mut request = (work.head)(object).into_bytes();
-        request.extend_from_slice(work.body);
-        stream.write_all(&request).await.context("cannot send")?;
+        send(&mut stream, (work.head)(object).as_bytes(), work.body).await.context("cannot send")?;
         let (status, keep) = answer(&mut stream, &mut buffer, work.answer_has_body).await?;
         outcome.requests += 1;
         outcome.failures += usize::from(status != work.expect);
@@ -88,6 +87,18 @@ async fn connection(work: &Work<'_>, next: Rc<AtomicUsize>, began: Instant) -> R
         }
     }
     Ok(outcome)
+}
+
+/// Writes both as one, without a copy of the body.
+async fn send(stream: &mut TcpStream, head: &[u8], body: &[u8]) -> std::io::Result<()> {
+    let mut parts = [IoSlice::new(head), IoSlice::new(body)];
+    let mut left = &mut parts[..];
+    IoSlice::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        let written = stream.write_vectored(left).await?;
+        IoSlice::advance_slices(&mut left, written);
+    }
+    Ok(())
 }
 
 /// Reads one answer to its end: its status, and whether the connection stays.
@@ -143,6 +154,24 @@ pub fn cpu_seconds(pids: &[u32]) -> f64 {
 /// Resident memory of a process and all its descendants, in bytes.
 pub fn resident_bytes(pids: &[u32]) -> u64 {
     descendants(pids).iter().filter_map(|pid| stat(*pid)).map(|s| s.resident_pages * 4096).sum()
+}
+
+/// The most memory that a process or a descendant of it has had since [`forget_peaks`], in bytes.
+pub fn peak_bytes(pids: &[u32]) -> u64 {
+    let peak = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    descendants(pids).iter().filter_map(peak).max().unwrap_or(0) * 1024
+}
+
+/// The peaks of memory of these processes and their descendants begin anew.
+pub fn forget_peaks(pids: &[u32]) -> Result<()> {
+    descendants(pids).iter().try_for_each(|pid| {
+        let file = format!("/proc/{pid}/clear_refs");
+        std::fs::write(&file, "5").with_context(|| format!("cannot write {file}"))
+    })
 }
 
 /// How many files whose names end so a process and all its descendants have open.

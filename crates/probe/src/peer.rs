@@ -165,6 +165,11 @@ impl Process {
         Ok(())
     }
 
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait().context("wait")?.is_none())
+    }
+
     /// An error if it ended by itself.
     pub fn check(&mut self) -> Result<()> {
         let ended = self.child.try_wait().context("wait")?;

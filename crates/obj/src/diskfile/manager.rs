@@ -28,6 +28,11 @@ use super::metadata::{MetadataError, read_metadata};
 use super::suffix_hashes::SuffixHashes;
 use super::{DiskFile, DiskFileError, Place};
 
+/// Of a replicated object, what is kept in memory until others can be hashed with it.
+const HELD_OBJECT: u64 = 16 << 20;
+/// The same of an archive, in fragments: an object's memory is some segments, whatever its length.
+const HELD_FRAGMENTS: u64 = 16;
+
 /// The options of an object service that concern its disks.
 #[derive(Clone, Debug)]
 pub struct DiskFileConf {
@@ -194,6 +199,11 @@ impl DiskFileManager {
     /// The length of a fragment of a whole segment. Swift: `fragment_size`.
     pub fn fragment_len(&self) -> Option<usize> {
         self.codec.as_ref().map(|(_, length)| *length)
+    }
+
+    /// The largest object that is kept in memory until others can be hashed with it: of an archive some segments.
+    pub fn most_held(&self) -> u64 {
+        self.fragment_len().map_or(HELD_OBJECT, |length| HELD_FRAGMENTS * length as u64)
     }
 
     pub fn hash_conf(&self) -> &HashConf {

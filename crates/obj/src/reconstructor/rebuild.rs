@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use common::Timestamp;
 use common::headers::{
     X_BACKEND_DATA_TIMESTAMP, X_BACKEND_DURABLE_TIMESTAMP, X_BACKEND_FRAGMENT_PREFERENCES,
@@ -133,12 +133,12 @@ impl FragmentRebuilder<'_> {
         let content_length = opened.content_length();
         let name = format!("{} policy#{}", opened.name(), manager.policy().0);
         let mut here = Some(opened);
-        let bodies = sources.into_iter().filter_map(|(_, found)| match found {
-            Found::There(body) => Some(body),
-            Found::Here => here.take().map(|opened| self.read(opened, fragment_len)),
+        let sources = sources.into_iter().filter_map(|(_, found)| match found {
+            Found::There(body) => Some(Source::There(body)),
+            Found::Here => here.take().map(|opened| Source::Here(Box::new(self.read(opened, fragment_len)))),
         });
         let archive = Archive {
-            sources: bodies.map(Source::new).collect(),
+            sources: sources.collect(),
             codec: codec.clone(),
             fragment_len,
             wanted: self.wanted,
@@ -149,11 +149,12 @@ impl FragmentRebuilder<'_> {
     }
 
     /// The archive that is here.
-    fn read(&self, opened: OpenDiskFile, fragment_len: usize) -> Body {
+    fn read(&self, opened: OpenDiskFile, fragment_len: usize) -> Here {
         let length = opened.content_length();
-        let reader = opened.reader(ReaderOptions { keep_cache: true, verify_etag: true, patient: true });
+        let patient = length <= self.part.manager.most_held();
+        let reader = opened.reader(ReaderOptions { keep_cache: true, verify_etag: true, patient });
         let (pools, device) = (self.ctx.disk_pools.clone(), self.part.dev.device.clone());
-        Body::stream(Here { reader: Some(reader), offset: 0, length, fragment_len, pools, device })
+        Here { reader: Some(reader), offset: 0, length, fragment_len, pools, device }
     }
 
     async fn quarantine(&self, opened: OpenDiskFile, reason: String) -> DiskFileError {
@@ -397,41 +398,26 @@ fn cannot(opened: &OpenDiskFile, what: &'static str) -> DiskFileError {
 }
 
 /// One archive that is read.
-struct Source {
-    body: Body,
-    /// What has come and was not taken.
-    rest: Bytes,
+enum Source {
+    Here(Box<Here>),
+    There(Body),
 }
 
 impl Source {
-    fn new(body: Body) -> Self {
-        Source { body, rest: Bytes::new() }
-    }
-
     /// The next `len` bytes, or what is left.
-    async fn take(&mut self, len: usize) -> Result<Bytes, BodyError> {
-        if self.rest.len() >= len {
-            return Ok(self.rest.split_to(len));
-        }
-        let mut taken = BytesMut::new();
-        while let Some(piece) = self.body.next().await {
-            let piece = piece?;
-            if self.rest.is_empty() && taken.is_empty() && piece.len() >= len {
-                self.rest = piece;
-                return Ok(self.rest.split_to(len));
-            }
-            if taken.capacity() == 0 {
-                taken.reserve(len);
-                taken.extend_from_slice(&std::mem::take(&mut self.rest));
-            }
-            self.rest = piece;
-            let more = self.rest.len().min(len - taken.len());
-            taken.extend_from_slice(&self.rest.split_to(more));
-            if taken.len() == len {
-                return Ok(taken.freeze());
+    async fn take(&mut self, codec: &Codec, len: usize) -> Result<Bytes, BodyError> {
+        let body = match self {
+            Source::Here(here) => return here.next_fragment().await,
+            Source::There(body) => body,
+        };
+        let (mut fragment, mut filled) = (codec.buffer(len), 0);
+        while filled < len {
+            match body.read(&mut fragment.bytes_mut()[filled..]).await? {
+                0 => break,
+                read => filled += read,
             }
         }
-        Ok(if taken.is_empty() { std::mem::take(&mut self.rest) } else { taken.freeze() })
+        Ok(fragment.freeze().slice(..filled))
     }
 }
 
@@ -446,35 +432,32 @@ struct Here {
     device: String,
 }
 
-impl BodyStream for Here {
-    fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
-        Box::pin(async move {
-            let (offset, length) = (self.offset, self.length);
-            let wanted = (length - offset).min(self.fragment_len as u64) as usize;
-            let mut reader = self.reader.take().filter(|_| wanted > 0)?;
-            let job = move || reader.read(offset, wanted).map(|data| (reader, data));
-            let mut read = self.pools.run(&self.device, job).await;
-            if let Ok((_, data)) = &read
-                && offset + data.len() as u64 == length
-            {
-                // A job of its own: the archives that others have read meanwhile are hashed along.
-                let check = move || {
-                    let (mut reader, data) = read?;
-                    let reason = reader.check();
-                    reason.map_or(Ok((reader, data)), |reason| Err(DiskFileError::Quarantined(reason)))
-                };
-                read = self.pools.run(&self.device, check).await;
-            }
-            Some(match read {
-                Ok((_, data)) if data.is_empty() => Err(BodyError::Disconnected),
-                Ok((reader, data)) => {
-                    self.reader = Some(reader);
-                    self.offset += data.len() as u64;
-                    Ok(data)
-                }
-                Err(err) => Err(BodyError::Other(err.to_string())),
-            })
-        })
+impl Here {
+    /// Empty at the end.
+    async fn next_fragment(&mut self) -> Result<Bytes, BodyError> {
+        let (offset, length) = (self.offset, self.length);
+        let wanted = (length - offset).min(self.fragment_len as u64) as usize;
+        let Some(mut reader) = self.reader.take().filter(|_| wanted > 0) else { return Ok(Bytes::new()) };
+        let job = move || reader.read(offset, wanted).map(|data| (reader, data));
+        let mut read = self.pools.run(&self.device, job).await;
+        if let Ok((_, data)) = &read
+            && offset + data.len() as u64 == length
+        {
+            // A job of its own: the archives that others have read meanwhile are hashed along.
+            let check = move || {
+                let (mut reader, data) = read?;
+                let reason = reader.check();
+                reason.map_or(Ok((reader, data)), |reason| Err(DiskFileError::Quarantined(reason)))
+            };
+            read = self.pools.run(&self.device, check).await;
+        }
+        let (reader, data) = read.map_err(|err| BodyError::Other(err.to_string()))?;
+        if data.is_empty() {
+            return Err(BodyError::Disconnected);
+        }
+        self.reader = Some(reader);
+        self.offset += data.len() as u64;
+        Ok(data)
     }
 }
 
@@ -491,7 +474,8 @@ struct Archive {
 impl Archive {
     async fn next_fragment(&mut self) -> Result<Option<Bytes>, String> {
         let len = self.fragment_len;
-        let read = join_all(self.sources.iter_mut().map(|source| source.take(len))).await;
+        let codec = &self.codec;
+        let read = join_all(self.sources.iter_mut().map(|source| source.take(codec, len))).await;
         let fragments = read.into_iter().collect::<Result<Vec<_>, _>>().map_err(|err| err.to_string())?;
         if fragments.iter().any(Bytes::is_empty) {
             return Ok(None);

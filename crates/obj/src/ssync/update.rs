@@ -31,8 +31,6 @@ pub(super) const READ_SIZE: usize = 320 * 1024;
 const BATCH_OBJECTS: usize = 16;
 /// A batch that holds so much takes no more objects.
 const BATCH_BYTES: u64 = 48 << 20;
-/// The largest object that is held.
-const HELD_OBJECT: u64 = 16 << 20;
 /// So many ETags are computed together at several times the speed of one.
 const CHECKED_TOGETHER: usize = 6;
 /// What all sessions may hold, in KiB.
@@ -187,7 +185,7 @@ impl Batches {
         }
         match wanted.data {
             true if self.rebuilds => update.rebuild_from = Some(Box::new(opened)),
-            true => match put(opened)? {
+            true => match put(opened, self.manager.most_held())? {
                 Some(put) => update.put = Some(put),
                 None => return Ok(Update::skipped()),
             },
@@ -198,7 +196,7 @@ impl Batches {
 }
 
 /// `None` if it was corrupt, and is in quarantine now.
-fn put(opened: OpenDiskFile) -> Result<Option<Put>, DiskFileError> {
+fn put(opened: OpenDiskFile, most_held: u64) -> Result<Option<Put>, DiskFileError> {
     let content_length = opened.content_length();
     let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
     let head = put_head(opened.name(), opened.datafile_metadata(), content_length, durable);
@@ -208,7 +206,7 @@ fn put(opened: OpenDiskFile) -> Result<Option<Put>, DiskFileError> {
         return Ok(read.quarantined.is_none().then(small));
     }
     let kib = content_length.div_ceil(1024) as u32;
-    let permit = (content_length <= HELD_OBJECT).then(|| HELD_KIB.try_acquire_many(kib).ok()).flatten();
+    let permit = (content_length <= most_held).then(|| HELD_KIB.try_acquire_many(kib).ok()).flatten();
     let reader = opened.reader(ReaderOptions { patient: permit.is_some(), ..ReaderOptions::default() });
     let data = match permit {
         Some(permit) => match hold(reader, permit) {

@@ -213,6 +213,16 @@ struct Received {
     disconnected: AtomicBool,
 }
 
+impl Received {
+    fn note(&self, read: Result<usize, &BodyError>) {
+        match read {
+            Ok(bytes) => drop(self.bytes.fetch_add(bytes as u64, Ordering::Relaxed)),
+            Err(BodyError::Disconnected) => self.disconnected.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+    }
+}
+
 /// A request on its way to its line in the log.
 struct Entry {
     log: Arc<AccessLogger>,
@@ -485,17 +495,19 @@ impl BodyStream for CountedBody {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
         Box::pin(async move {
             let next = self.inner.next().await;
-            match &next {
-                Some(Ok(chunk)) => {
-                    self.received.bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                }
-                Some(Err(BodyError::Disconnected)) => {
-                    self.received.disconnected.store(true, Ordering::Relaxed)
-                }
-                _ => (),
+            if let Some(next) = &next {
+                self.received.note(next.as_ref().map(Bytes::len));
             }
             next
         })
+    }
+
+    fn read<'a>(&'a mut self, to: &'a mut [u8]) -> Option<BoxFuture<'a, Result<usize, BodyError>>> {
+        Some(Box::pin(async move {
+            let read = self.inner.read(to).await;
+            self.received.note(read.as_ref().copied());
+            read
+        }))
     }
 
     fn content_length(&self) -> Option<u64> {

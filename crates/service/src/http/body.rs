@@ -41,6 +41,11 @@ pub enum BodyError {
 pub trait BodyStream: Send {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>>;
 
+    /// Reads as [`Body::read`], for a stream that can put bytes where they are wanted; others have only pieces.
+    fn read<'a>(&'a mut self, _to: &'a mut [u8]) -> Option<BoxFuture<'a, Result<usize, BodyError>>> {
+        None
+    }
+
     /// The number of bytes that are still to come, if known.
     fn content_length(&self) -> Option<u64> {
         None
@@ -65,7 +70,10 @@ enum Inner {
 /// The body of a request or of a response.
 #[derive(Default)]
 pub struct Body {
+    /// Of a piece that was not read to its end.
+    rest: Bytes,
     inner: Inner,
+    /// Of what `inner` has still to give.
     length: Option<u64>,
 }
 
@@ -75,11 +83,15 @@ impl Body {
     }
 
     pub fn stream(stream: impl BodyStream + 'static) -> Self {
-        Self { inner: Inner::Stream(Box::new(stream)), length: None }
+        Self::of(Inner::Stream(Box::new(stream)))
     }
 
     pub(super) fn incoming(incoming: Incoming) -> Self {
-        Self { inner: Inner::Incoming(Box::new(incoming)), length: None }
+        Self::of(Inner::Incoming(Box::new(incoming)))
+    }
+
+    fn of(inner: Inner) -> Self {
+        Self { rest: Bytes::new(), inner, length: None }
     }
 
     /// A body fed from elsewhere through a queue of `bound` pieces. It ends when the sender is dropped.
@@ -108,12 +120,13 @@ impl Body {
 
     /// The number of bytes still to come, if known.
     pub fn content_length(&self) -> Option<u64> {
-        match &self.inner {
+        let length = match &self.inner {
             Inner::Empty => Some(0),
             Inner::Full(bytes) => Some(bytes.len() as u64),
             Inner::Stream(stream) => self.length.or_else(|| stream.content_length()),
             Inner::Incoming(incoming) => incoming.content_length(),
-        }
+        };
+        length.map(|length| length + self.rest.len() as u64)
     }
 
     /// Whether it is known to be without bytes.
@@ -124,7 +137,7 @@ impl Body {
     /// The bytes of a body in memory.
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match &self.inner {
-            Inner::Empty => Some(&[]),
+            Inner::Empty => Some(&self.rest),
             Inner::Full(bytes) => Some(bytes),
             Inner::Stream(_) | Inner::Incoming(_) => None,
         }
@@ -132,6 +145,9 @@ impl Body {
 
     /// The next piece, never an empty one; `None` at the end and after an error.
     pub async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        if !self.rest.is_empty() {
+            return Some(Ok(std::mem::take(&mut self.rest)));
+        }
         loop {
             let stream = match &mut self.inner {
                 Inner::Stream(stream) => stream,
@@ -159,6 +175,33 @@ impl Body {
                 }
             }
         }
+    }
+
+    /// Reads once, to where the bytes are wanted: at least one, or none at the end and after an error. What comes from a connection is
+    /// not copied.
+    pub async fn read(&mut self, to: &mut [u8]) -> Result<usize, BodyError> {
+        if self.rest.is_empty() {
+            let read = match &mut self.inner {
+                Inner::Incoming(incoming) => return incoming.read(to).await,
+                Inner::Stream(stream) => match stream.read(to) {
+                    Some(read) => Some(read.await),
+                    None => None,
+                },
+                Inner::Empty | Inner::Full(_) => None,
+            };
+            if let Some(read) = read {
+                if !matches!(read, Ok(1..)) {
+                    self.inner = Inner::Empty;
+                }
+                let bytes = read?;
+                self.length = self.length.map(|left| left.saturating_sub(bytes as u64));
+                return Ok(bytes);
+            }
+            self.rest = self.next().await.transpose()?.unwrap_or_default();
+        }
+        let piece = self.rest.split_to(self.rest.len().min(to.len()));
+        to[..piece.len()].copy_from_slice(&piece);
+        Ok(piece.len())
     }
 
     /// All of the body, or [`BodyError::TooLong`] if that is more than `limit` bytes.
@@ -240,7 +283,7 @@ impl Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { inner: if bytes.is_empty() { Inner::Empty } else { Inner::Full(bytes) }, length: None }
+        Self::of(if bytes.is_empty() { Inner::Empty } else { Inner::Full(bytes) })
     }
 }
 
@@ -405,6 +448,25 @@ mod tests {
         body.next().await.unwrap().unwrap();
         body.abandon().await;
         assert!(done.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn what_is_read_of_a_piece_leaves_the_rest() {
+        let (tx, body) = Body::channel(2);
+        let mut body = body.with_length(7);
+        tx.send("four").await.unwrap();
+        tx.send("two").await.unwrap();
+        drop(tx);
+        let mut to = [0; 3];
+        assert_eq!((body.read(&mut to).await.unwrap(), &to), (3, b"fou"));
+        assert_eq!(body.content_length(), Some(4));
+        assert_eq!(body.next().await.unwrap().unwrap(), "r");
+        assert_eq!(body.read(&mut to).await.unwrap(), 3);
+        assert_eq!(body.read(&mut to).await.unwrap(), 0);
+        assert_eq!(body.read(&mut to).await.unwrap(), 0);
+        let mut body = Body::from("four");
+        assert_eq!(body.read(&mut to).await.unwrap(), 3);
+        assert_eq!(body.as_bytes(), Some(&b"r"[..]));
     }
 
     #[tokio::test]

@@ -146,6 +146,34 @@ impl BodyDecoder {
         }
     }
 
+    /// So many bytes of data follow what has been decoded, with nothing in between.
+    pub fn data_ahead(&self) -> usize {
+        let ahead = match self {
+            Self::Length(left) | Self::Chunked(ChunkDecoder { state: State::Data(left) }) => *left,
+            Self::Chunked(_) => 0,
+            Self::UntilClose => u64::MAX,
+        };
+        usize::try_from(ahead).unwrap_or(usize::MAX)
+    }
+
+    /// Takes note that so many of these bytes went elsewhere.
+    pub fn skip(&mut self, bytes: usize) {
+        match self {
+            Self::Length(left) => *left -= bytes as u64,
+            Self::Chunked(ChunkDecoder { state }) => match *state {
+                State::Data(left) if left == bytes as u64 => *state = State::DataEnd,
+                State::Data(left) => *state = State::Data(left - bytes as u64),
+                State::Size | State::DataEnd | State::Trailers { .. } | State::End => {}
+            },
+            Self::UntilClose => {}
+        }
+    }
+
+    /// Whether the end of the stream is the end of the body.
+    pub fn may_end(&self) -> bool {
+        matches!(self, Self::UntilClose)
+    }
+
     /// How many bytes are worth reading at once.
     pub fn room(&self, max: usize) -> usize {
         self.left().map_or(max, |left| usize::try_from(left).unwrap_or(usize::MAX).min(max))

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
-use super::chunked::{BodyDecoder, ChunkDecoder, Step};
+use super::chunked::{BodyDecoder, ChunkDecoder};
 use super::conn::write_headers;
 use super::head::{self, Framing, HeadScanner, Limits, ResponseHead};
 use super::pool::Home;
-use super::stream::{Reader, Stream, StreamError, Writer};
+use super::stream::{DataError, Reader, Stream, StreamError, Writer};
 use super::{Body, BodyError, BodyStream, BoxFuture, Headers, Method};
 
 /// The largest piece of a body that is read at once.
@@ -67,6 +67,16 @@ impl From<StreamError> for ClientError {
     }
 }
 
+impl From<DataError> for ClientError {
+    fn from(error: DataError) -> Self {
+        match error {
+            DataError::Malformed(malformed) => Self::Malformed(malformed.0),
+            DataError::Stream(error) => error.into(),
+            DataError::Closed => Self::Closed,
+        }
+    }
+}
+
 impl From<ClientError> for BodyError {
     fn from(error: ClientError) -> Self {
         match error {
@@ -99,6 +109,17 @@ enum Receiving {
     Body(BodyDecoder),
     Done,
     Failed,
+}
+
+impl Receiving {
+    /// Decodes the body; `None` after its end.
+    fn body(&mut self) -> Result<Option<&mut BodyDecoder>, ClientError> {
+        match self {
+            Self::Body(decoder) => Ok(Some(decoder)),
+            Self::Done | Self::Failed => Ok(None),
+            Self::Head(_) => Err(ClientError::Malformed("body read before the head")),
+        }
+    }
 }
 
 /// One connection to a server.
@@ -267,6 +288,16 @@ impl ClientConn {
         self.held.extend_from_slice(b"\r\n");
     }
 
+    /// Sends the last pieces of a chunked body, as if they were one, and its end.
+    pub async fn finish_body_with(&mut self, pieces: &[&[u8]]) -> Result<(), ClientError> {
+        debug_assert!(matches!(self.sending, Sending::Chunked));
+        self.sending = Sending::Done;
+        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let size = format!("{len:x}\r\n");
+        let ends: [&[u8]; 2] = [size.as_bytes(), b"\r\n0\r\n\r\n"];
+        self.write(&[&ends[..1], pieces, &ends[1..]].concat()).await
+    }
+
     /// Ends the body.
     pub async fn finish_body(&mut self) -> Result<(), ClientError> {
         match std::mem::replace(&mut self.sending, Sending::Done) {
@@ -339,40 +370,38 @@ impl ClientConn {
         if let Err(error) = self.flush().await {
             return Some(Err(error));
         }
-        let piece = self.read_piece().await;
-        match piece {
-            Ok(None) if matches!(self.receiving, Receiving::Body(_)) => self.receiving = Receiving::Done,
-            Err(_) => self.receiving = Receiving::Failed,
-            Ok(_) => {}
-        }
+        let piece = match self.receiving.body() {
+            Ok(Some(decoder)) => {
+                self.reader.next_piece(decoder, PIECE, self.timeout).await.map_err(ClientError::from)
+            }
+            Ok(None) => return None,
+            Err(error) => Err(error),
+        };
+        self.note_body(piece.as_ref().map(Option::is_none).map_err(|_| ()));
         piece.transpose()
     }
 
-    async fn read_piece(&mut self) -> Result<Option<Bytes>, ClientError> {
-        let decoder = match &mut self.receiving {
-            Receiving::Body(decoder) => decoder,
-            Receiving::Done | Receiving::Failed => return Ok(None),
-            Receiving::Head(_) => return Err(ClientError::Malformed("body read before the head")),
+    /// Reads the response's body once, to where its bytes are wanted; zero at its end.
+    async fn read_body(&mut self, to: &mut [u8]) -> Result<usize, ClientError> {
+        self.flush().await?;
+        let read = match self.receiving.body() {
+            Ok(Some(decoder)) => {
+                self.reader.read_body(decoder, to, self.timeout).await.map_err(ClientError::from)
+            }
+            Ok(None) => return Ok(0),
+            Err(error) => Err(error),
         };
-        loop {
-            match decoder.decode(&mut self.reader.buf, PIECE) {
-                Ok(Step::Data(bytes)) => {
-                    // The end may have arrived with the last piece: then the connection is free already.
-                    if let BodyDecoder::Length(0) = decoder {
-                        self.receiving = Receiving::Done;
-                    }
-                    return Ok(Some(bytes));
-                }
-                Ok(Step::End) => return Ok(None),
-                Ok(Step::NeedMore) => {}
-                Err(malformed) => return Err(ClientError::Malformed(malformed.0)),
-            }
-            if self.reader.fill(decoder.room(PIECE), self.timeout).await? == 0 {
-                return match decoder {
-                    BodyDecoder::UntilClose => Ok(None),
-                    BodyDecoder::Length(_) | BodyDecoder::Chunked(_) => Err(ClientError::Closed),
-                };
-            }
+        self.note_body(read.as_ref().map(|read| *read == 0).map_err(|_| ()));
+        read
+    }
+
+    /// What reading the body has come to: whether it was the end, or a failure.
+    fn note_body(&mut self, ended: Result<bool, ()>) {
+        match (ended, &self.receiving) {
+            (Err(()), _) => self.receiving = Receiving::Failed,
+            // The end may have arrived with the last bytes: then the connection is free already.
+            (Ok(true), _) | (_, Receiving::Body(BodyDecoder::Length(0))) => self.receiving = Receiving::Done,
+            (Ok(false), _) => {}
         }
     }
 
@@ -491,17 +520,31 @@ struct ResponseBody {
     conn: Option<Box<ClientConn>>,
 }
 
+impl ResponseBody {
+    fn leave_at_end(&mut self) {
+        let ended =
+            |conn: &mut Box<ClientConn>| matches!(conn.receiving, Receiving::Done | Receiving::Failed);
+        if let Some(conn) = self.conn.take_if(ended) {
+            conn.go_home();
+        }
+    }
+}
+
 impl BodyStream for ResponseBody {
     fn next(&mut self) -> BoxFuture<'_, Option<Result<Bytes, BodyError>>> {
         Box::pin(async move {
-            let conn = self.conn.as_mut()?;
-            let piece = conn.next_body().await;
-            if matches!(conn.receiving, Receiving::Done | Receiving::Failed)
-                && let Some(conn) = self.conn.take()
-            {
-                conn.go_home();
-            }
+            let piece = self.conn.as_mut()?.next_body().await;
+            self.leave_at_end();
             piece.map(|piece| piece.map_err(BodyError::from))
         })
+    }
+
+    fn read<'a>(&'a mut self, to: &'a mut [u8]) -> Option<BoxFuture<'a, Result<usize, BodyError>>> {
+        Some(Box::pin(async move {
+            let Some(conn) = &mut self.conn else { return Ok(0) };
+            let read = conn.read_body(to).await;
+            self.leave_at_end();
+            Ok(read?)
+        }))
     }
 }

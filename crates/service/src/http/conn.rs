@@ -28,11 +28,11 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::chunked::{BodyDecoder, ChunkDecoder, Step};
+use super::chunked::{BodyDecoder, ChunkDecoder};
 use super::head::{self, Framing, HeadError, HeadScanner, RequestHead};
 use super::headers::write_title_case;
 use super::serve::{Connected, ServeOptions, ServerStats};
-use super::stream::{Reader, StreamError, Writer};
+use super::stream::{DataError, Reader, StreamError, Writer};
 use super::{App, Body, BodyError, Headers, Request, Response, Status};
 
 /// The largest piece of a body that is read at once.
@@ -114,27 +114,36 @@ impl Incoming {
         if self.broken {
             return Ok(None);
         }
-        let piece = self.read_piece().await;
+        let piece = self.next_piece().await;
         self.broken = piece.is_err();
         piece
     }
 
-    async fn read_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
-        if self.expect_continue && !self.unasked {
-            self.send_expected_continue().await?;
-        }
+    async fn next_piece(&mut self) -> Result<Option<Bytes>, BodyError> {
+        self.ask().await?;
         let reader = self.reader.as_mut().expect("only drop takes the reader");
-        loop {
-            match self.decoder.decode(&mut reader.buf, PIECE) {
-                Ok(Step::Data(bytes)) => return Ok(Some(bytes)),
-                Ok(Step::End) => return Ok(None),
-                Ok(Step::NeedMore) => {}
-                Err(malformed) => return Err(BodyError::Malformed(malformed.0)),
-            }
-            if reader.fill(self.decoder.room(PIECE), self.timeout).await? == 0 {
-                return Err(BodyError::Disconnected);
-            }
+        Ok(reader.next_piece(&mut self.decoder, PIECE, self.timeout).await?)
+    }
+
+    /// As [`Body::read`].
+    pub async fn read(&mut self, to: &mut [u8]) -> Result<usize, BodyError> {
+        if self.broken {
+            return Ok(0);
         }
+        let read = self.read_once(to).await;
+        self.broken = read.is_err();
+        read
+    }
+
+    async fn read_once(&mut self, to: &mut [u8]) -> Result<usize, BodyError> {
+        self.ask().await?;
+        let reader = self.reader.as_mut().expect("only drop takes the reader");
+        Ok(reader.read_body(&mut self.decoder, to, self.timeout).await?)
+    }
+
+    /// Sees to it that the client sends.
+    async fn ask(&mut self) -> Result<(), BodyError> {
+        if self.unasked { Ok(()) } else { self.send_expected_continue().await }
     }
 
     /// Whether the client sends what it was not asked for; then it will not be, as long as it is read.
@@ -201,6 +210,16 @@ impl From<StreamError> for BodyError {
                 Self::Disconnected
             }
             StreamError::Io(error) => Self::Io(error),
+        }
+    }
+}
+
+impl From<DataError> for BodyError {
+    fn from(error: DataError) -> Self {
+        match error {
+            DataError::Malformed(malformed) => Self::Malformed(malformed.0),
+            DataError::Stream(error) => error.into(),
+            DataError::Closed => Self::Disconnected,
         }
     }
 }

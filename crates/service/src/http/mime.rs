@@ -228,15 +228,18 @@ pub struct MimeReader {
     body: Body,
     decoder: MimeDecoder,
     in_document: bool,
+    /// Of the present document, what is decoded and was not read.
+    rest: Bytes,
 }
 
 impl MimeReader {
     pub fn new(body: Body, boundary: &[u8]) -> Self {
-        Self { body, decoder: MimeDecoder::new(boundary), in_document: false }
+        Self { body, decoder: MimeDecoder::new(boundary), in_document: false, rest: Bytes::new() }
     }
 
     /// The headers of the next document; what is left of the one before is skipped. `None` if there is none.
     pub async fn next_document(&mut self) -> Result<Option<Headers>, BodyError> {
+        self.rest.clear();
         loop {
             match self.next_event().await? {
                 Event::Headers(headers) => {
@@ -252,6 +255,9 @@ impl MimeReader {
 
     /// The next piece of the present document; `None` at its end. By then the boundary behind it has been read.
     pub async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        if !self.rest.is_empty() {
+            return Some(Ok(std::mem::take(&mut self.rest)));
+        }
         if !self.in_document {
             return None;
         }
@@ -266,6 +272,14 @@ impl MimeReader {
                 Some(Err(error))
             }
         }
+    }
+
+    /// Reads the present document once, to where its bytes are wanted; zero at its end.
+    pub async fn read(&mut self, to: &mut [u8]) -> Result<usize, BodyError> {
+        let mut piece = self.next().await.transpose()?.unwrap_or_default();
+        self.rest = piece.split_off(piece.len().min(to.len()));
+        to[..piece.len()].copy_from_slice(&piece);
+        Ok(piece.len())
     }
 
     /// All of the present document.

@@ -29,6 +29,7 @@ mod nodes;
 mod pass;
 mod rebuild;
 mod ssync;
+mod stream;
 
 const SMALL: usize = 4096;
 const MEDIUM: usize = 1024 * 1024;
@@ -40,7 +41,7 @@ const FREED: Duration = Duration::from_secs(65);
 #[derive(Parser, Clone)]
 struct Cli {
     /// What to measure
-    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ec-proxy,ssync,rebuild,db,idle")]
+    #[arg(value_delimiter = ',', default_value = "ec,object,proxy,ec-proxy,ec-stream,ssync,rebuild,db,idle")]
     tables: Vec<String>,
     /// Seconds of load for a cell
     #[arg(long, default_value_t = 2.0)]
@@ -86,11 +87,14 @@ fn main() -> Result<()> {
             "object" => runtime.block_on(object_table(&cli, &dir))?,
             "proxy" => runtime.block_on(proxy_table(&cli, &dir, "standard"))?,
             "ec-proxy" => runtime.block_on(proxy_table(&cli, &dir, "erasure"))?,
+            "ec-stream" => runtime.block_on(stream::table(&cli, &dir))?,
             "ssync" => ssync::table(&peers(&cli), &cli.rows, &dir)?,
             "rebuild" => runtime.block_on(rebuild::table(&peers(&cli), cli.objects, &dir))?,
             "idle" => idle_table(&cli, &dir)?,
             name if name.starts_with("db") => runtime.block_on(db::table(&cli, &peers(&cli), &dir, name))?,
-            other => bail!("{other}: expected ec, object, proxy, ec-proxy, ssync, rebuild, db or idle"),
+            other => {
+                bail!("{other}: expected ec, object, proxy, ec-proxy, ec-stream, ssync, rebuild, db or idle")
+            }
         }
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
@@ -206,7 +210,7 @@ async fn proxy_side(peer: Peer, dir: &Path, policy: &str) -> Result<Side> {
     let memcached = cluster.memcached()?;
     let addr = listening(&cluster.confs("proxy-server")?[0])?;
     cluster.client(&dir, &["post", "-H", &format!("X-Storage-Policy: {policy}"), "bench"])?;
-    let token = token(&cluster, &dir)?;
+    let token = cluster.token(&dir)?;
     let head = move |verb: &str, size: usize, n: usize, tag: &str| {
         let length = if verb == "PUT" { size } else { 0 };
         format!(
@@ -216,12 +220,6 @@ async fn proxy_side(peer: Peer, dir: &Path, policy: &str) -> Result<Side> {
     };
     let servers = Servers::Cluster { cluster: Box::new(cluster), _memcached: memcached };
     Ok(Side { peer, addr, servers, head: Box::new(head) })
-}
-
-fn token(cluster: &Cluster, dir: &Path) -> Result<String> {
-    let auth = cluster.client(dir, &["auth"])?;
-    let token = auth.lines().find_map(|line| line.strip_prefix("export OS_AUTH_TOKEN="));
-    Ok(token.context("no token")?.to_owned())
 }
 
 fn start_cluster(peer: Peer, dir: &Path) -> Result<Cluster> {

@@ -75,7 +75,7 @@ async fn store(cluster: &mut Cluster, objects: usize, dir: &Path) -> Result<()> 
         cluster.start(Peer::Martlet, server)?;
     }
     cluster.client(dir, &["post", "-H", "X-Storage-Policy: erasure", "bench"])?;
-    let token = crate::token(cluster, dir)?;
+    let token = cluster.token(dir)?;
     let body: Vec<u8> = (0..MEDIUM).map(|n| (n % 251) as u8).collect();
     let work = Work {
         addr: listening(&cluster.confs("proxy-server")?[0])?,

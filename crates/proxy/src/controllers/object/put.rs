@@ -95,6 +95,14 @@ impl Put {
         }
     }
 
+    /// Reads the client's data once, to where it is wanted; zero at its end.
+    pub async fn read(&self, req: &mut Request, to: &mut [u8]) -> Result<usize, Response> {
+        match tokio::time::timeout(self.app.options.client_timeout, req.body.read(to)).await {
+            Ok(read) => read.map_err(|error| self.client_failed(&error)),
+            Err(_) => Err(self.client_failed(&BodyError::Timeout)),
+        }
+    }
+
     /// A putter to the first node that takes the head, and what there may be `ahead` for it.
     pub async fn connect(
         self: Arc<Self>,

@@ -26,7 +26,7 @@
 //! --BOUNDARY--
 //! ```
 //!
-//! A small object's document goes out with the head, in one write. The server, which has said nothing before it has stored
+//! The document of an object that is not large goes out with the head, in one write. The server, which has said nothing before it has stored
 //! the data, then says `100 Continue` twice.
 
 use std::sync::Arc;
@@ -300,14 +300,22 @@ async fn begin(
     };
     put.app.set_node_timing(node, started.elapsed());
     let target = put.target.on(node);
-    match ahead {
-        Some((document, Whole { data, footers })) => {
-            conn.hold_request_head(&Method::Put, &target, headers, framing)?;
-            let (opening, closing) = (document.opening(), document.closing(footers));
-            conn.hold_body(&[opening.as_bytes(), &data[0], &data[1], closing.as_bytes()]);
-            conn.finish_body().await?;
+    let Some((document, Whole { data, footers })) = ahead else {
+        conn.send_request_head(&Method::Put, &target, headers, framing).await?;
+        let head = conn.read_response_head(true).await?;
+        return Ok((conn, head));
+    };
+    conn.hold_request_head(&Method::Put, &target, headers, framing)?;
+    let (opening, closing) = (document.opening(), document.closing(footers));
+    let pieces: [&[u8]; 4] = [opening.as_bytes(), &data[0], &data[1], closing.as_bytes()];
+    match conn.finish_body_with(&pieces).await {
+        Ok(()) => {}
+        // A server that refuses the data may have hung up, and have said why before.
+        Err(ClientError::Closed) => {
+            let head = conn.read_response_head(false).await.map_err(|_| ClientError::Closed)?;
+            return Ok((conn, head));
         }
-        None => conn.send_request_head(&Method::Put, &target, headers, framing).await?,
+        Err(error) => return Err(error),
     }
     let head = conn.read_response_head(true).await?;
     Ok((conn, head))

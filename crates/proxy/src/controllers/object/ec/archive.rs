@@ -8,12 +8,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use common::headers::{
     CONTENT_TYPE, RANGE, X_BACKEND_DATA_TIMESTAMP, X_BACKEND_FRAGMENT_PREFERENCES,
     X_BACKEND_IGNORE_RANGE_IF_METADATA_PRESENT, X_OBJECT_SYSMETA_EC_ETAG, X_OBJECT_SYSMETA_EC_FRAG_INDEX,
 };
 use common::timestamp::Timestamp;
+use ec::Codec;
 use ec::fragment::Header;
 use parking_lot::Mutex;
 use ring::Node;
@@ -29,6 +30,7 @@ use crate::node_iter::NodeIter;
 /// What all archives of a download have in common.
 pub struct Sources {
     pub ask: Arc<Ask>,
+    codec: Codec,
     /// Of a request for an archive.
     pub headers: Headers,
     pub timestamp: Timestamp,
@@ -47,13 +49,14 @@ struct State {
 impl Sources {
     pub fn new(
         ask: Arc<Ask>,
+        codec: Codec,
         headers: Headers,
         (timestamp, etag): (Timestamp, Option<Vec<u8>>),
         nodes: NodeIter,
         others: HashMap<usize, Vec<Node>>,
         used: Vec<usize>,
     ) -> Self {
-        Self { ask, headers, timestamp, etag, state: Mutex::new(State { nodes, others, used }) }
+        Self { ask, codec, headers, timestamp, etag, state: Mutex::new(State { nodes, others, used }) }
     }
 
     fn next_node(&self) -> Option<Node> {
@@ -74,8 +77,6 @@ pub struct Archive {
     /// Parts that are still to come, the present one first, from where it is read: start and end.
     parts: VecDeque<(u64, u64)>,
     body: Arriving,
-    /// Of the present part, what has arrived beyond what was asked for.
-    rest: Bytes,
     /// Of the whole object, from the first part.
     pub content_type: Option<Bytes>,
 }
@@ -103,7 +104,6 @@ impl Archive {
             node,
             parts: parts.collect(),
             body: Arriving::Wrong,
-            rest: Bytes::new(),
             content_type: None,
         };
         archive.set_body(resp);
@@ -121,7 +121,6 @@ impl Archive {
             _ => false,
         };
         let boundary = content_type.as_deref().and_then(boundary_of);
-        self.rest = Bytes::new();
         self.body = match boundary {
             _ if one => {
                 self.content_type = content_type;
@@ -173,7 +172,6 @@ impl Archive {
         // One that nobody wants must be passed over, too. A failure shows again when the next one is read.
         let opened = self.open().await;
         self.parts.pop_front();
-        self.rest = Bytes::new();
         match &mut self.body {
             body if opened.is_err() => *body = Arriving::Wrong,
             Arriving::Many(_, begun) => *begun = false,
@@ -187,34 +185,29 @@ impl Archive {
 
     async fn read(&mut self, at: u64, len: usize) -> Result<Bytes, BodyError> {
         self.open().await?;
-        let mut fragment = BytesMut::new();
-        loop {
-            let start = self.position()?;
-            let skipped = usize::try_from(at - *start).unwrap_or(usize::MAX).min(self.rest.len());
-            drop(self.rest.split_to(skipped));
-            *self.position()? += skipped as u64;
-            if *self.position()? == at {
-                if fragment.is_empty() && self.rest.len() >= len {
-                    *self.position()? += len as u64;
-                    return Ok(self.rest.split_to(len));
-                }
-                if fragment.capacity() == 0 {
-                    fragment.reserve(len);
-                }
-                let taken = self.rest.split_to(self.rest.len().min(len - fragment.len()));
-                fragment.extend_from_slice(&taken);
-                if fragment.len() == len {
-                    *self.position()? += len as u64;
-                    return Ok(fragment.freeze());
-                }
+        let mut fragment = self.sources.codec.buffer(len);
+        let mut filled = 0;
+        while filled < len {
+            let start = *self.position()?;
+            // What stands before the fragment is read over.
+            let room = match usize::try_from(at.saturating_sub(start)).unwrap_or(usize::MAX) {
+                0 => &mut fragment.bytes_mut()[filled..],
+                skipped => &mut fragment.bytes_mut()[..skipped.min(len)],
+            };
+            let read = match &mut self.body {
+                Arriving::One(body) => body.read(room).await?,
+                Arriving::Many(reader, _) => reader.read(room).await?,
+                Arriving::Wrong => 0,
+            };
+            if read == 0 {
+                return Err(BodyError::Disconnected);
             }
-            self.rest = match &mut self.body {
-                Arriving::One(body) => body.next().await.transpose()?,
-                Arriving::Many(reader, _) => reader.next().await.transpose()?,
-                Arriving::Wrong => None,
+            if start >= at {
+                filled += read;
             }
-            .ok_or(BodyError::Disconnected)?;
+            *self.position()? += read as u64;
         }
+        Ok(fragment.freeze())
     }
 
     /// Where the next byte that was not given out stands in the archive.

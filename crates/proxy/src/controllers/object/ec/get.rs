@@ -224,7 +224,8 @@ impl Search {
         let mut base = self.headers;
         base.remove(RANGE);
         let of_object = (data_timestamp, etag);
-        let sources = Arc::new(Sources::new(self.ask.clone(), base, of_object, self.nodes, others, used));
+        let (ask, codec) = (self.ask.clone(), self.policy.codec.clone());
+        let sources = Arc::new(Sources::new(ask, codec, base, of_object, self.nodes, others, used));
         let mut archives: Vec<Archive> = chosen
             .into_iter()
             .map(|(index, source)| {

@@ -1,18 +1,18 @@
 //! PUT of an erasure coded object.
 //!
 //! Heads go out to as many servers as there are archives, and enough of them must want the data: `ec_ndata + 1` for each
-//! duplicate. While the client sends a segment, the fragments of the one before it are sent on, so that memory holds a few
-//! segments whatever the object's length. After the data follow footers: the archive's own ETag, and the object's.
+//! duplicate. While the client sends a segment, the fragments of the one before it are sent on, and hashed by another thread, so
+//! that memory holds a few segments whatever the object's length. After the data follow footers: the archive's own ETag, and the object's.
 //! When enough servers say that they have stored that (the second `100 Continue`), all of these are told to commit, and
 //! enough of them must have made it durable before the client hears 201. Until then a GET does not see the object.
 //!
-//! A primary stores the fragment of its place in the ring; a handoff that of a primary which is missing. So what a small
-//! object's primary is to store is known before it is asked, and goes out with the head, footers and all, unless the object
-//! must not exist: a client that sends its data without being asked is served in two rounds instead of three.
+//! A primary stores the fragment of its place in the ring; a handoff that of a primary which is missing. So what a primary is to
+//! store of an object of one segment is known before it is asked, and goes out with the head, footers and all, unless the
+//! object must not exist: a client that sends its data without being asked is served in two rounds instead of three.
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use common::digest::Md5Stream;
 use common::headers::{
     ETAG, EXPECT, IF_NONE_MATCH, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, X_OBJECT_SYSMETA_EC_ETAG,
@@ -22,8 +22,10 @@ use common::policy::PolicyIndex;
 use ec::Fragment;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use ring::Node;
 use service::http::{Headers, Request, Response};
+use tokio::task::{JoinError, JoinHandle};
 
 use super::EcPolicy;
 use crate::controllers::base::{Answer, best_response, starts_with_ignore_case};
@@ -34,8 +36,10 @@ use crate::environ::UpdateFooters;
 use crate::info::is_success;
 use crate::quorum::have_quorum;
 
-/// So many bytes are encoded and hashed on the spot; more, on a thread that may work for a while.
+/// So many bytes are hashed on the spot; more, on a thread that may work for a while.
 const LITTLE: usize = 64 * 1024;
+/// The longest archive that is sent unasked: an object server receives that much before it writes.
+const UNASKED_ARCHIVE: u64 = 300 * 1024;
 
 impl Put {
     pub async fn store_erasure(
@@ -53,9 +57,9 @@ impl Put {
         let archive_len = length.filter(|length| *length > 0).map(|length| policy.archive_len(length));
         let conditional = req.headers.contains(IF_NONE_MATCH);
         let wanted = Wanted { length: archive_len, conditional, footers: true, commit: true };
-        let most = policy.segment_size.min(LITTLE as u64);
-        let is_little = length.is_some_and(|length| (1..=most).contains(&length));
-        let prepared = match is_little && !conditional && !req.headers.contains(EXPECT) {
+        let is_one_segment = length.is_some_and(|length| (1..=policy.segment_size).contains(&length))
+            && archive_len.is_some_and(|length| length <= UNASKED_ARCHIVE);
+        let prepared = match is_one_segment && !conditional && !req.headers.contains(EXPECT) {
             true => Some(self.prepare(req, &policy, length).await?),
             false => None,
         };
@@ -74,7 +78,7 @@ impl Put {
                 Prepared { encoded, footers, fragments: None }
             }
         };
-        // To those who have nothing yet: handoffs of a small object.
+        // To those who have nothing yet: handoffs of an object that was sent unasked.
         self.send_segment(&mut archives, fragments.as_deref()).await;
         let ends = archives.iter_mut().map(|archive| {
             let trailer = encoded.trailer(&policy, archive.index, &footers);
@@ -108,18 +112,18 @@ impl Put {
         policy: &Arc<EcPolicy>,
         length: Option<u64>,
     ) -> Result<Prepared, Response> {
-        let mut encoder = Encoder::new(policy.clone());
-        let mut source = Source::default();
+        let encoder = Encoder::patient(policy.clone());
+        let mut source = Source { length, transferred: 0 };
         let segment = self.next_segment(req, policy, &mut source).await?;
-        self.check_length(&source, length)?;
+        self.check_length(&source)?;
         let fragments = segment.map(|segment| encoder.encode_now(segment));
         let encoded = encoder.finish(source.transferred).await.map_err(|error| self.stuck(&error))?;
         let footers = checked_footers(req, &encoded)?;
         Ok(Prepared { encoded, footers, fragments })
     }
 
-    fn check_length(&self, source: &Source, length: Option<u64>) -> Result<(), Response> {
-        match length.is_some_and(|length| source.transferred < length) {
+    fn check_length(&self, source: &Source) -> Result<(), Response> {
+        match source.length.is_some_and(|length| source.transferred < length) {
             true => Err(self.client_disconnected("Client disconnected without sending enough data")),
             false => Ok(()),
         }
@@ -135,7 +139,7 @@ impl Put {
         length: Option<u64>,
     ) -> Result<Encoded, Response> {
         let mut encoder = Encoder::new(policy.clone());
-        let mut source = Source::default();
+        let mut source = Source { length, transferred: 0 };
         let mut ready: Option<Vec<Fragment>> = None;
         loop {
             let next = async {
@@ -158,11 +162,11 @@ impl Put {
                 break;
             }
         }
-        self.check_length(&source, length)?;
+        self.check_length(&source)?;
         encoder.finish(source.transferred).await.map_err(|error| self.stuck(&error))
     }
 
-    fn stuck(&self, error: &tokio::task::JoinError) -> Response {
+    fn stuck(&self, error: &JoinError) -> Response {
         self.logger.error(format_args!("Object PUT cannot encode: {error}"));
         Response::error(500)
     }
@@ -175,17 +179,21 @@ impl Put {
         source: &mut Source,
     ) -> Result<Option<Bytes>, Response> {
         let limit = self.app.ctx.swift_conf.constraints.max_file_size;
-        let size = policy.segment_size as usize;
-        while source.buffered < size {
-            let Some(piece) = self.next_piece(req).await? else { break };
-            source.transferred += piece.len() as u64;
+        let size = source.left().min(policy.segment_size) as usize;
+        let mut segment = policy.codec.buffer(size);
+        let mut filled = 0;
+        while filled < size {
+            let read = self.read(req, &mut segment.bytes_mut()[filled..]).await?;
+            if read == 0 {
+                break;
+            }
+            filled += read;
+            source.transferred += read as u64;
             if source.transferred > limit {
                 return Err(Response::error(413));
             }
-            source.buffered += piece.len();
-            source.pieces.push(piece);
         }
-        Ok(source.take(size))
+        Ok((filled > 0).then(|| segment.freeze().slice(..filled)))
     }
 
     async fn send_segment(&self, archives: &mut [Archive], fragments: Option<&[Fragment]>) {
@@ -249,45 +257,29 @@ fn checked_footers(req: &Request, encoded: &Encoded) -> Result<Headers, Response
     Ok(footers)
 }
 
-/// The client's data that is not encoded yet.
-#[derive(Default)]
+/// The client's data.
 struct Source {
-    pieces: Vec<Bytes>,
-    buffered: usize,
+    /// What the client says.
+    length: Option<u64>,
     transferred: u64,
 }
 
 impl Source {
-    /// A segment of that size, or what there is; `None` if there is nothing.
-    fn take(&mut self, size: usize) -> Option<Bytes> {
-        let len = self.buffered.min(size);
-        if len == 0 {
-            return None;
-        }
-        self.buffered -= len;
-        if self.pieces.len() == 1 && self.buffered == 0 {
-            return self.pieces.pop();
-        }
-        let mut segment = BytesMut::with_capacity(len);
-        let mut pieces = std::mem::take(&mut self.pieces).into_iter();
-        for mut piece in pieces.by_ref() {
-            let taken = piece.split_to(piece.len().min(len - segment.len()));
-            segment.extend_from_slice(&taken);
-            if !piece.is_empty() {
-                self.pieces.push(piece);
-            }
-            if segment.len() == len {
-                break;
-            }
-        }
-        self.pieces.extend(pieces);
-        Some(segment.freeze())
+    fn left(&self) -> u64 {
+        self.length.map_or(u64::MAX, |length| length.saturating_sub(self.transferred))
     }
 }
 
 /// What becomes of the object: its fragments, and the MD5 of itself and of each archive.
 struct Encoder {
     policy: Arc<EcPolicy>,
+    digests: Arc<Mutex<Digests>>,
+    /// Of the segment before.
+    hashing: Option<JoinHandle<()>>,
+}
+
+/// The MD5 of an object and of its archives.
+struct Digests {
     etag: Md5Stream,
     archives: Vec<Md5Stream>,
 }
@@ -302,42 +294,68 @@ struct Encoded {
 
 impl Encoder {
     fn new(policy: Arc<EcPolicy>) -> Self {
-        let archives = (0..policy.archives()).map(|_| Md5Stream::new()).collect();
-        Self { policy, etag: Md5Stream::new(), archives }
+        Self::hashing_with(policy, Md5Stream::new)
     }
 
-    async fn encode(&mut self, segment: Bytes) -> Result<Vec<Fragment>, tokio::task::JoinError> {
-        if segment.len() <= LITTLE {
+    /// Hashes at the end, together with others: for a single segment.
+    fn patient(policy: Arc<EcPolicy>) -> Self {
+        let size = policy.segment_size as usize;
+        Self::hashing_with(policy, || Md5Stream::patient(size))
+    }
+
+    fn hashing_with(policy: Arc<EcPolicy>, stream: impl Fn() -> Md5Stream) -> Self {
+        let archives = (0..policy.archives()).map(|_| stream()).collect();
+        let digests = Arc::new(Mutex::new(Digests { etag: stream(), archives }));
+        Self { policy, digests, hashing: None }
+    }
+
+    /// The fragments of the next segment; they are hashed while they are sent.
+    async fn encode(&mut self, segment: Bytes) -> Result<Vec<Fragment>, JoinError> {
+        if segment.len() <= LITTLE && self.hashing.is_none() {
             return Ok(self.encode_now(segment));
         }
-        let mut encoder = std::mem::replace(self, Encoder::new(self.policy.clone()));
-        let (encoder, fragments) = tokio::task::spawn_blocking(move || {
-            let fragments = encoder.encode_now(segment);
-            (encoder, fragments)
-        })
-        .await?;
-        *self = encoder;
+        let fragments = self.policy.codec.encode(&segment);
+        self.hashed().await?;
+        let (digests, hashed) = (self.digests.clone(), fragments.clone());
+        let hash = move || digests.lock().update(segment, &hashed);
+        self.hashing = Some(tokio::task::spawn_blocking(hash));
         Ok(fragments)
     }
 
-    fn encode_now(&mut self, segment: Bytes) -> Vec<Fragment> {
+    fn encode_now(&self, segment: Bytes) -> Vec<Fragment> {
         let fragments = self.policy.codec.encode(&segment);
-        for (archive, fragment) in self.archives.iter_mut().zip(&fragments) {
+        self.digests.lock().update(segment, &fragments);
+        fragments
+    }
+
+    /// Waits until the segment before has been hashed.
+    async fn hashed(&mut self) -> Result<(), JoinError> {
+        match self.hashing.take() {
+            Some(hashing) => hashing.await,
+            None => Ok(()),
+        }
+    }
+
+    /// Streams of MD5 keep data for company: there may be much to hash yet.
+    async fn finish(mut self, len: u64) -> Result<Encoded, JoinError> {
+        self.hashed().await?;
+        let hash = move || {
+            let digests = self.digests.lock();
+            // The longest first: it takes others of its length along.
+            let etag = digests.etag.hexdigest();
+            Encoded { etag, archives: digests.archives.iter().map(Md5Stream::hexdigest).collect(), len }
+        };
+        if len <= LITTLE as u64 { Ok(hash()) } else { tokio::task::spawn_blocking(hash).await }
+    }
+}
+
+impl Digests {
+    fn update(&mut self, segment: Bytes, fragments: &[Fragment]) {
+        for (archive, fragment) in self.archives.iter_mut().zip(fragments) {
             archive.update(fragment.header.clone());
             archive.update(fragment.payload.clone());
         }
         self.etag.update(segment);
-        fragments
-    }
-
-    /// Streams of MD5 keep data for company: there may be much to hash yet.
-    async fn finish(self, len: u64) -> Result<Encoded, tokio::task::JoinError> {
-        let hash = move || Encoded {
-            etag: self.etag.hexdigest(),
-            archives: self.archives.iter().map(Md5Stream::hexdigest).collect(),
-            len,
-        };
-        if len <= LITTLE as u64 { Ok(hash()) } else { tokio::task::spawn_blocking(hash).await }
     }
 }
 
@@ -409,16 +427,5 @@ mod tests {
         // Both of index 1 are missing, and one of index 0 and 2 each.
         let found = destinations(&[Some(0), Some(5), None, None, None, None], 3, 2);
         assert_eq!(found, [Some(0), Some(2), Some(1), Some(0), Some(1), Some(2)]);
-    }
-
-    #[test]
-    fn segments_are_taken_from_pieces_of_any_size() {
-        let mut source = Source::default();
-        for piece in ["abc", "defgh", "i", "jk"] {
-            source.pieces.push(Bytes::from(piece));
-            source.buffered += piece.len();
-        }
-        let taken: Vec<Bytes> = std::iter::from_fn(|| source.take(4)).collect();
-        assert_eq!(taken, ["abcd", "efgh", "ijk"]);
     }
 }
