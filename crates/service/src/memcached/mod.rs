@@ -3,13 +3,16 @@
 //! So that Python proxies and ours share one cache: a key is sent as the hex MD5 of its name, a value as JSON with
 //! flag 2, and the server of a key is found on a consistent ring of the MD5s of `server-0` ... `server-49`. A server
 //! with more than `error_suppression_limit` errors within `error_suppression_interval` seconds is left alone for
-//! that interval. Each server has at most `memcache_max_connections` connections, made when needed.
+//! that interval. Each server has at most `memcache_max_connections` connections, made when needed. Gets that are made at the same
+//! time go out together (`gets.rs`).
 //!
 //! Values are `serde_json::Value`. Values which Python pickled (flag 1) are a miss, as in Swift. TLS to memcached
 //! (`tls_enabled`) is refused when the configuration is read.
 //!
 //! The embedded cache (`embedded_cache = true` in the filter's section, an option that Python Swift ignores) holds
 //! [`LOCAL_MAX_ITEMS`] items; past that the items with the least time to live go first.
+
+mod gets;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
@@ -28,6 +31,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use self::gets::Gets;
 use crate::http::BoxFuture;
 use crate::logs::Logger;
 use crate::statsd::Statsd;
@@ -233,12 +237,18 @@ impl LocalCache {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Timeouts {
+    connect: Duration,
+    /// For a connection to be free.
+    pool: Duration,
+    io: Duration,
+}
+
 struct RingOptions {
     servers: Vec<String>,
     max_connections: usize,
-    connect_timeout: Duration,
-    pool_timeout: Duration,
-    io_timeout: Duration,
+    timeouts: Timeouts,
     tries: usize,
     error_limit: f64,
     error_interval: f64,
@@ -266,9 +276,11 @@ impl RingOptions {
         Ok(RingOptions {
             servers,
             max_connections: if max_connections == 0 { 2 } else { max_connections },
-            connect_timeout: pick("connect_timeout").secs("connect_timeout", 0.3)?,
-            pool_timeout: pick("pool_timeout").secs("pool_timeout", 1.0)?,
-            io_timeout: pick("io_timeout").secs("io_timeout", 2.0)?,
+            timeouts: Timeouts {
+                connect: pick("connect_timeout").secs("connect_timeout", 0.3)?,
+                pool: pick("pool_timeout").secs("pool_timeout", 1.0)?,
+                io: pick("io_timeout").secs("io_timeout", 2.0)?,
+            },
             tries: pick("tries").int("tries", 3usize)?,
             error_limit: pick("error_suppression_limit").float("error_suppression_limit", 10.0)?,
             error_interval: pick("error_suppression_interval").float("error_suppression_interval", 60.0)?,
@@ -282,7 +294,7 @@ impl RingOptions {
 pub struct MemcacheRing {
     /// MD5 hex of `server-n` to the index of the server.
     places: BTreeMap<String, usize>,
-    servers: Vec<Server>,
+    servers: Vec<Arc<Server>>,
     options: RingOptions,
     clock: Clock,
     logger: Logger,
@@ -294,6 +306,8 @@ struct Server {
     address: (String, u16),
     connections: Arc<Semaphore>,
     idle: Mutex<Vec<Connection>>,
+    timeouts: Timeouts,
+    gets: Gets,
     errors: Mutex<Errors>,
 }
 
@@ -304,6 +318,31 @@ struct Errors {
 }
 
 type Connection = BufStream<TcpStream>;
+
+/// Flags and data.
+type RawValue = (u32, Vec<u8>);
+
+/// Where an attempt with one server has failed.
+struct Failure {
+    action: &'static str,
+    error: AttemptError,
+}
+
+impl Failure {
+    fn connecting(error: impl Into<AttemptError>) -> Arc<Self> {
+        Arc::new(Failure { action: "connecting", error: error.into() })
+    }
+
+    fn getting_a_connection(error: AttemptError) -> Arc<Self> {
+        Arc::new(Failure { action: "getting a connection", error })
+    }
+
+    fn talking(error: AttemptError) -> Arc<Self> {
+        Arc::new(Failure { action: Self::TALKING, error })
+    }
+
+    const TALKING: &'static str = "talking";
+}
 
 /// Why an attempt with one server failed.
 #[derive(Debug, Error)]
@@ -334,14 +373,14 @@ impl MemcacheRing {
                 places.insert(hash_key(&format!("{name}-{n}")), index);
             }
         }
-        let servers = names.into_iter().map(|name| Server::new(name, options.max_connections)).collect();
+        let servers = names.into_iter().map(|name| Arc::new(Server::new(name, &options))).collect();
         MemcacheRing { places, servers, options, clock, logger, statsd }
     }
 
     /// The servers to try for a key, in order.
     ///
     /// Swift: memcached._get_conns goes on from `bisect` by one more place before it looks at the first.
-    fn servers_of(&self, hash_key: &str) -> Vec<&Server> {
+    fn servers_of(&self, hash_key: &str) -> Vec<&Arc<Server>> {
         let above =
             self.places.range::<str, _>((std::ops::Bound::Excluded(hash_key), std::ops::Bound::Unbounded));
         let around = above.chain(self.places.iter()).skip(1);
@@ -362,23 +401,32 @@ impl MemcacheRing {
         if ttl > MAX_DELTA { ttl + self.clock.unix_secs() as u64 } else { ttl }
     }
 
-    /// Runs `exchange` with the servers of `server_key` in turn until one succeeds.
+    /// Runs `exchange` with the servers of the command's key in turn until one succeeds.
     async fn with_server<T: Send>(
         &self,
         command: Command<'_>,
         exchange: impl for<'a> Fn(&'a mut Connection) -> BoxFuture<'a, Result<T, AttemptError>> + Send + Sync,
     ) -> Result<T, CacheError> {
+        let exchange = &exchange;
+        self.attempt_all(command, |server| Box::pin(async move { server.talk(exchange).await })).await
+    }
+
+    async fn attempt_all<'e, T: Send>(
+        &self,
+        command: Command<'_>,
+        attempt: impl Fn(Arc<Server>) -> BoxFuture<'e, Result<T, Arc<Failure>>> + Send + Sync,
+    ) -> Result<T, CacheError> {
         let start = Instant::now();
-        let result = self.attempt_all(&command, exchange).await;
+        let result = self.attempt_each(&command, attempt).await;
         let metric = format!("memcached.{}.timing", command.method);
         self.statsd.timing_sampled(&metric, start.elapsed(), Some(command.sample_rate));
         result
     }
 
-    async fn attempt_all<T: Send>(
+    async fn attempt_each<'e, T: Send>(
         &self,
         command: &Command<'_>,
-        exchange: impl for<'a> Fn(&'a mut Connection) -> BoxFuture<'a, Result<T, AttemptError>> + Send + Sync,
+        attempt: impl Fn(Arc<Server>) -> BoxFuture<'e, Result<T, Arc<Failure>>> + Send + Sync,
     ) -> Result<T, CacheError> {
         let mut any_connected = false;
         for server in self.servers_of(&hash_key(command.key)) {
@@ -386,22 +434,12 @@ impl MemcacheRing {
                 continue;
             }
             let start = Instant::now();
-            let (mut connection, permit) = match self.checkout(server).await {
-                Ok(taken) => taken,
-                Err((action, err)) => {
-                    self.failed(server, command, action, &err, start);
-                    continue;
+            match attempt(server.clone()).await {
+                Ok(value) => return Ok(value),
+                Err(failure) => {
+                    any_connected |= failure.action == Failure::TALKING;
+                    self.failed(server, command, &failure, start);
                 }
-            };
-            any_connected = true;
-            let exchanged = timeout(self.options.io_timeout, exchange(&mut connection)).await;
-            match exchanged.unwrap_or(Err(AttemptError::Timeout)) {
-                Ok(value) => {
-                    server.idle.lock().push(connection);
-                    drop(permit);
-                    return Ok(value);
-                }
-                Err(err) => self.failed(server, command, "talking", &err, start),
             }
         }
         if !any_connected {
@@ -414,39 +452,11 @@ impl MemcacheRing {
         Err(CacheError::NoServer)
     }
 
-    async fn checkout(
-        &self,
-        server: &Server,
-    ) -> Result<(Connection, OwnedSemaphorePermit), (&'static str, AttemptError)> {
-        let getting = "getting a connection";
-        let permit = timeout(self.options.pool_timeout, Arc::clone(&server.connections).acquire_owned())
-            .await
-            .map_err(|_| (getting, AttemptError::Timeout))?
-            .map_err(|err| (getting, AttemptError::Protocol(err.to_string())))?;
-        if let Some(connection) = server.idle.lock().pop() {
-            return Ok((connection, permit));
-        }
-        let (host, port) = &server.address;
-        let connect = TcpStream::connect((host.as_str(), *port));
-        let stream = timeout(self.options.connect_timeout, connect)
-            .await
-            .map_err(|_| ("connecting", AttemptError::Timeout))?
-            .map_err(|err| ("connecting", err.into()))?;
-        stream.set_nodelay(true).map_err(|err| ("connecting", err.into()))?;
-        Ok((BufStream::new(stream), permit))
-    }
-
-    fn failed(
-        &self,
-        server: &Server,
-        command: &Command<'_>,
-        action: &str,
-        err: &AttemptError,
-        start: Instant,
-    ) {
+    fn failed(&self, server: &Server, command: &Command<'_>, failure: &Failure, start: Instant) {
+        let Failure { action, error } = failure;
         let spent = start.elapsed();
         let (name, prefix, method) = (&server.name, command.key_prefix(), command.method);
-        let kind = if let AttemptError::Timeout = err {
+        let kind = if let AttemptError::Timeout = error {
             self.logger.error(format_args!(
                 "Timeout {action} to memcached: {name}: with key_prefix {prefix}, method {method}, \
                  time_spent {}",
@@ -456,13 +466,13 @@ impl MemcacheRing {
         } else {
             self.logger.error(format_args!(
                 "Error {action} to memcached: {name}: with key_prefix {prefix}, method {method}, \
-                 time_spent {}, {err}",
+                 time_spent {}, {error}",
                 spent.as_secs_f64()
             ));
             "conn_err"
         };
         self.statsd.timing(&format!("memcached.{method}.{kind}.timing"), spent);
-        if matches!(err, AttemptError::Expired) || self.options.error_interval <= 0.0 {
+        if matches!(error, AttemptError::Expired) || self.options.error_interval <= 0.0 {
             return;
         }
         if server.count_error(self.clock.unix_secs(), self.options.error_limit, self.options.error_interval) {
@@ -472,16 +482,14 @@ impl MemcacheRing {
 
     async fn get(&self, key: &str) -> Result<Option<Value>, CacheError> {
         let hashed = hash_key(key);
-        let values = self
-            .with_server(Command { method: "get", key, sample_rate: RATE_MEDIUM }, |connection| {
-                let message = format!("get {hashed}\r\n");
-                Box::pin(async move {
-                    write(connection, message.as_bytes()).await?;
-                    read_values(connection).await
-                })
+        self.attempt_all(Command { method: "get", key, sample_rate: RATE_MEDIUM }, |server| {
+            let hashed = hashed.clone();
+            Box::pin(async move {
+                let value = server.get(hashed).await?;
+                Ok(value.map(decode).transpose().map_err(Failure::talking)?.flatten())
             })
-            .await?;
-        Ok(values.into_iter().find(|(key, _)| *key == hashed).and_then(|(_, value)| value))
+        })
+        .await
     }
 
     async fn get_multi(&self, keys: &[&str], server_key: &str) -> Vec<Option<Value>> {
@@ -497,8 +505,9 @@ impl MemcacheRing {
             })
             .await
             .unwrap_or_default();
-        let mut values: HashMap<String, Option<Value>> = values.into_iter().collect();
-        hashed.iter().map(|key| values.remove(key).flatten()).collect()
+        let mut values: HashMap<String, RawValue> = values.into_iter().collect();
+        // What cannot be read is a miss.
+        hashed.iter().map(|key| decode(values.remove(key)?).ok().flatten()).collect()
     }
 
     async fn set(&self, key: &str, flags: u32, value: &[u8], ttl: u64) -> Result<(), CacheError> {
@@ -601,15 +610,48 @@ impl Command<'_> {
 }
 
 impl Server {
-    fn new(name: String, max_connections: usize) -> Server {
+    fn new(name: String, options: &RingOptions) -> Server {
         let address = parse_address(&name);
         Server {
             name,
             address,
-            connections: Arc::new(Semaphore::new(max_connections)),
+            connections: Arc::new(Semaphore::new(options.max_connections)),
             idle: Mutex::default(),
+            timeouts: options.timeouts,
+            gets: Gets::default(),
             errors: Mutex::default(),
         }
+    }
+
+    /// Runs `exchange` on a connection of its own.
+    async fn talk<T>(
+        &self,
+        exchange: &(impl for<'a> Fn(&'a mut Connection) -> BoxFuture<'a, Result<T, AttemptError>> + Sync),
+    ) -> Result<T, Arc<Failure>> {
+        let (mut connection, permit) = self.checkout().await?;
+        let exchanged = timeout(self.timeouts.io, exchange(&mut connection)).await;
+        let value = exchanged.unwrap_or(Err(AttemptError::Timeout)).map_err(Failure::talking)?;
+        self.idle.lock().push(connection);
+        drop(permit);
+        Ok(value)
+    }
+
+    async fn checkout(&self) -> Result<(Connection, OwnedSemaphorePermit), Arc<Failure>> {
+        let permit = timeout(self.timeouts.pool, Arc::clone(&self.connections).acquire_owned())
+            .await
+            .map_err(|_| Failure::getting_a_connection(AttemptError::Timeout))?
+            .map_err(|err| Failure::getting_a_connection(AttemptError::Protocol(err.to_string())))?;
+        if let Some(connection) = self.idle.lock().pop() {
+            return Ok((connection, permit));
+        }
+        let (host, port) = &self.address;
+        let connect = TcpStream::connect((host.as_str(), *port));
+        let stream = timeout(self.timeouts.connect, connect)
+            .await
+            .map_err(|_| Failure::connecting(AttemptError::Timeout))?
+            .map_err(Failure::connecting)?;
+        stream.set_nodelay(true).map_err(Failure::connecting)?;
+        Ok((BufStream::new(stream), permit))
     }
 
     /// Notes an error at `now`; true when the server is left alone from now on.
@@ -669,7 +711,7 @@ async fn read_sum(connection: &mut Connection) -> Result<Option<u64>, AttemptErr
 }
 
 /// The lines `VALUE key flags bytes`, each with its data, up to `END`.
-async fn read_values(connection: &mut Connection) -> Result<Vec<(String, Option<Value>)>, AttemptError> {
+async fn read_values(connection: &mut Connection) -> Result<Vec<(String, RawValue)>, AttemptError> {
     let mut values = Vec::new();
     loop {
         let line = read_line(connection).await?;
@@ -683,14 +725,14 @@ async fn read_values(connection: &mut Connection) -> Result<Vec<(String, Option<
                 let mut data = vec![0; size];
                 connection.read_exact(&mut data).await?;
                 read_line(connection).await?;
-                values.push((key.to_owned(), decode(flags, data)?));
+                values.push((key.to_owned(), (flags, data)));
             }
             _ => return Err(AttemptError::Protocol(line)),
         }
     }
 }
 
-fn decode(flags: u32, data: Vec<u8>) -> Result<Option<Value>, AttemptError> {
+fn decode((flags, data): RawValue) -> Result<Option<Value>, AttemptError> {
     if flags & PICKLE_FLAG != 0 {
         return Ok(None);
     }
@@ -709,7 +751,7 @@ mod tests {
     use serde_json::json;
     use tokio::net::TcpListener;
 
-    fn ring(servers: &str, more: &[(&str, &str)]) -> (Cache, crate::logs::Lines, Clock) {
+    pub fn ring(servers: &str, more: &[(&str, &str)]) -> (Cache, crate::logs::Lines, Clock) {
         let (logger, lines) = Logger::memory();
         let clock = Clock::manual(Timestamp::from_secs_f64(1_700_000_000.0));
         let pairs = [("memcache_servers", servers)].into_iter().chain(more.iter().copied());
@@ -727,10 +769,10 @@ mod tests {
     }
 
     /// Flags and data by key.
-    type Items = Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>;
+    pub type Items = Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>;
 
     /// A memcached of which only the commands are that the client uses; returns its address and what it stored.
-    async fn fake_server() -> (String, Items) {
+    pub async fn fake_server() -> (String, Items) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let items = Arc::new(Mutex::new(HashMap::new()));
