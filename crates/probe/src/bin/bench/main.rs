@@ -61,6 +61,9 @@ struct Cli {
     /// Objects of 1 MiB in the cluster that loses a device
     #[arg(long, default_value_t = 500)]
     objects: usize,
+    /// Martlet's proxy shares memcached, too, instead of the cache within itself that `up` configures
+    #[arg(long)]
+    memcached: bool,
     /// Only Martlet's side (for profiling)
     #[arg(long)]
     alone: bool,
@@ -193,21 +196,27 @@ fn user() -> String {
 
 async fn proxy_table(cli: &Cli, dir: &Path, policy: &str) -> Result<()> {
     let stored = if policy == "erasure" { "erasure coded 4+2" } else { "three replicas" };
+    let cache =
+        if cli.memcached { "caches in memcached" } else { "ours caches in itself, Python's in memcached" };
     println!(
-        "\nproxy, four storage nodes of separate processes, {stored}, fsync on; CPU of all servers together"
+        "\nproxy, four storage nodes of separate processes, {stored}, fsync on; {cache}; CPU of all servers together"
     );
     let mut sides = Vec::new();
     for peer in peers(cli) {
-        sides.push(proxy_side(peer, dir, policy).await?);
+        sides.push(proxy_side(cli, peer, dir, policy).await?);
     }
     rows(cli, &sides, &[(SMALL, &CONCURRENCIES), (MEDIUM, &CONCURRENCIES)]).await
 }
 
-async fn proxy_side(peer: Peer, dir: &Path, policy: &str) -> Result<Side> {
+async fn proxy_side(cli: &Cli, peer: Peer, dir: &Path, policy: &str) -> Result<Side> {
     let dir = dir.join(peer.name());
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let cluster = start_cluster(peer, &dir)?;
+    let cluster = Cluster::prepare(&dir)?;
     let memcached = cluster.memcached()?;
+    if cli.memcached {
+        share_memcached(&cluster)?;
+    }
+    let cluster = with_servers(cluster, peer)?;
     let addr = listening(&cluster.confs("proxy-server")?[0])?;
     cluster.client(&dir, &["post", "-H", &format!("X-Storage-Policy: {policy}"), "bench"])?;
     let token = cluster.token(&dir)?;
@@ -222,8 +231,23 @@ async fn proxy_side(peer: Peer, dir: &Path, policy: &str) -> Result<Side> {
     Ok(Side { peer, addr, servers, head: Box::new(head) })
 }
 
+/// Before the proxy starts.
+fn share_memcached(cluster: &Cluster) -> Result<()> {
+    for conf in cluster.confs("proxy-server")? {
+        let text =
+            std::fs::read_to_string(&conf).with_context(|| format!("cannot read {}", conf.display()))?;
+        let shared = text.replace("embedded_cache = true\n", "");
+        ensure!(shared != text, "{}: no embedded_cache", conf.display());
+        std::fs::write(&conf, shared).with_context(|| format!("cannot write {}", conf.display()))?;
+    }
+    Ok(())
+}
+
 fn start_cluster(peer: Peer, dir: &Path) -> Result<Cluster> {
-    let mut cluster = Cluster::prepare(dir)?;
+    with_servers(Cluster::prepare(dir)?, peer)
+}
+
+fn with_servers(mut cluster: Cluster, peer: Peer) -> Result<Cluster> {
     for server in SERVERS {
         cluster.start(peer, server)?;
     }

@@ -20,7 +20,7 @@ pub async fn table(cli: &Cli, dir: &Path) -> Result<()> {
     let body = vec![0x5a_u8; LEN];
     let mut sides = Vec::new();
     for peer in peers(cli) {
-        sides.push(proxy_side(peer, dir, "erasure").await?);
+        sides.push(proxy_side(cli, peer, dir, "erasure").await?);
     }
     for verb in ["PUT", "GET"] {
         let mut passes = vec![Vec::new(); sides.len()];
