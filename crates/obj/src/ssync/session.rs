@@ -41,7 +41,7 @@ const OFFERS_PER_CHECK: usize = 64;
 const CHECKS_IN_FLIGHT: usize = 4;
 /// A PUT of at most this size is taken into memory, so that others may follow while it is written.
 const SMALL_PUT: u64 = 64 * 1024;
-const SMALL_PUTS_IN_FLIGHT: usize = 64;
+const SMALL_PUTS_IN_FLIGHT: usize = 16;
 /// A larger PUT of at most this size is held until there are so many, or so many bytes, or nothing follows.
 const HELD_PUT: u64 = 16 << 20;
 const HELD_PUTS: usize = 8;
