@@ -9,8 +9,9 @@
 //!    is there already. One that does not commit leaves the fragment as it is.
 //! 5. The container and the expirer's queue are told.
 //!
-//! A small body that nobody waits to be asked for (of a fragment, one that is received before anything is written) is received
-//! first, and everything else is one job, up to the commit if there are two phases. What is left when a body ends is written by the job that places the file; of a small body that is all.
+//! A small body that nobody waits to be asked for (of a fragment, one that is received before anything is written) is
+//! received first, and everything else is one job, up to the commit if there are two phases. What is left when a body ends is
+//! written by the job that places the file; of a small body that is all.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
