@@ -17,7 +17,7 @@
 //! The words of a block come from a transposition in registers; the gather instructions are slower. Two vectors of
 //! AVX2 side by side would give sixteen streams 7.3, two of AVX-512 thirty-two about 11: not worth the code so far.
 //!
-//! All that a step calls is `inline(always)`, and there are plain loops and no `array::map`: a release is built without LTO, and
+//! All that a step calls is `inline(always)`, and there are plain loops and no `array::map`: a build may be one without LTO, and
 //! a call within a step costs several times what the step does.
 //!
 //! Unsafe code is the vector instructions, which are called only where the CPU has them, their loads and stores,
