@@ -11,8 +11,8 @@ use std::time::Duration;
 use rustix::fs::Stat;
 use rustix::time::{ClockId, clock_gettime};
 
-/// A change of that age can be told from any later one.
-pub const SETTLED: Duration = Duration::from_secs(2);
+/// A change of that age can be told from any later one: ten ticks of the slowest kernels' clock.
+pub const SETTLED: Duration = Duration::from_millis(100);
 
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub struct Stamp {
@@ -76,10 +76,10 @@ mod tests {
 
     #[test]
     fn only_old_changes_are_settled() {
-        let looked = KernelTime { secs: 10, nanos: 5 };
+        let looked = KernelTime { secs: 10, nanos: 100_000_005 };
         let settled = |secs, nanos| stamp(secs, nanos).is_settled(looked, SETTLED);
-        assert!(settled(8, 5) && settled(7, 999_999_999) && settled(1, 1));
-        assert!(!settled(8, 6) && !settled(9, 1) && !settled(11, 1));
+        assert!(settled(10, 5) && settled(9, 999_999_999) && settled(1, 1));
+        assert!(!settled(10, 6) && !settled(10, 100_000_005) && !settled(11, 1));
         assert!(!settled(1, 0), "no nanoseconds");
     }
 
