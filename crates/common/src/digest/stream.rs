@@ -2,9 +2,10 @@
 //!
 //! A stream keeps what it is given, until that is more than its allowance; then the thread which gives it the next piece
 //! hashes. It takes up to fifteen other streams along, those that have kept the most, down their chains in step
-//! ([`super::kernels`]), and stops when its own stream is back within its allowance. So nobody waits for others to come,
-//! there is no thread to hand over to, and any number of threads hash at the same time, each with other streams. A
-//! thread only waits when its own stream is being taken along.
+//! ([`super::kernels`]), and stops when its own stream is back within its allowance. After each [`STEP`] it takes in those
+//! that have come meanwhile, whose threads wait for that: sixteen chains take a core little longer than one. So nobody waits
+//! for others to come, there is no thread to hand over to, and where there are more than sixteen streams several threads
+//! hash at the same time.
 //!
 //! The allowance grows with the number of streams: a lone stream hashes at once; more of them keep a little each, so
 //! that there is something to be taken along. What is left is hashed when the digest is asked for, which must
@@ -33,6 +34,8 @@ const KEPT_BY_ONE: usize = 1024 * 1024;
 const KEPT_BY_ALL: usize = 64 * 1024 * 1024;
 /// What is so little is hashed alone.
 const LITTLE: usize = 4 * 1024;
+/// A thread hashes so much of its own stream before it looks who else has come.
+const STEP: usize = 64 * 1024;
 
 static POOL: LazyLock<Pool> = LazyLock::new(Pool::default);
 
@@ -93,6 +96,8 @@ struct Pool {
 struct Streams {
     by_id: HashMap<u64, Stream>,
     last_id: u64,
+    /// Threads that hash and will take others in.
+    runs_with_room: usize,
 }
 
 struct Stream {
@@ -101,12 +106,14 @@ struct Stream {
     pieces: VecDeque<Bytes>,
     /// Bytes that have not been hashed, in `pieces` or with the thread that hashes.
     kept: usize,
+    /// Its owner waits until it keeps no more than that.
+    awaited: Option<usize>,
 }
 
 impl Streams {
     fn register(&mut self) -> u64 {
         self.last_id += 1;
-        let stream = Stream { md5: Some(Md5::new()), pieces: VecDeque::new(), kept: 0 };
+        let stream = Stream { md5: Some(Md5::new()), pieces: VecDeque::new(), kept: 0, awaited: None };
         self.by_id.insert(self.last_id, stream);
         self.last_id
     }
@@ -145,7 +152,7 @@ impl Streams {
 }
 
 impl Pool {
-    /// Hashes until a stream keeps no more than `allowance`.
+    /// Waits until a stream keeps no more than `allowance`: another thread has hashed it, or this one does.
     fn hash<'a>(
         &'a self,
         mut streams: MutexGuard<'a, Streams>,
@@ -153,37 +160,70 @@ impl Pool {
         allowance: usize,
     ) -> MutexGuard<'a, Streams> {
         loop {
-            let kept = streams.get(id).kept;
-            if kept <= allowance {
+            let has_room = streams.runs_with_room > 0;
+            let stream = streams.get(id);
+            if stream.kept <= allowance {
+                stream.awaited = None;
                 return streams;
             }
-            let Some(own) = streams.lend(id) else {
+            if stream.md5.is_none() || (has_room && stream.kept > LITTLE) {
+                stream.awaited = Some(allowance);
                 self.returned.wait(&mut streams);
-                continue;
-            };
+            } else {
+                streams = self.run(streams, id, allowance);
+            }
+        }
+    }
+
+    /// Hashes until a stream keeps no more than `allowance`, and others along.
+    fn run<'a>(
+        &'a self,
+        mut streams: MutexGuard<'a, Streams>,
+        id: u64,
+        allowance: usize,
+    ) -> MutexGuard<'a, Streams> {
+        while let Some(own) = streams.lend(id) {
+            let is_little = own.kept <= LITTLE;
             let mut lanes = vec![own];
-            if kept > LITTLE {
+            if !is_little {
                 let company = streams.company(id);
                 lanes.extend(company.into_iter().filter_map(|other| streams.lend(other)));
             }
+            let has_room = !is_little && lanes.len() < MAX_LANES;
+            streams.runs_with_room += usize::from(has_room);
             drop(streams);
-            let mut lent = Lent { pool: self, lanes };
-            hash_together(&mut lent.lanes, allowance);
+            if lanes.len() == MAX_LANES {
+                // Who has waited for this one and is not among them may begin another.
+                self.returned.notify_all();
+            }
+            let mut lent = Lent { pool: self, lanes, has_room, is_over: true };
+            lent.is_over =
+                hash_together(&mut lent.lanes, allowance, if has_room { STEP } else { usize::MAX });
+            let is_over = lent.is_over;
             drop(lent);
             streams = self.streams.lock();
+            if is_over {
+                break;
+            }
         }
+        streams
     }
 }
 
-/// Streams that a thread hashes; they go back when it is done. If it panics they are gone, and their owners panic too.
+/// Streams that a thread hashes; they go back after each step. If it panics they are gone, and their owners panic too.
 struct Lent<'a> {
     pool: &'a Pool,
     lanes: Vec<Lane>,
+    has_room: bool,
+    /// There is no other step to come.
+    is_over: bool,
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         let mut streams = self.pool.streams.lock();
+        streams.runs_with_room -= usize::from(self.has_room);
+        let mut is_awaited = self.is_over;
         for lane in self.lanes.drain(..) {
             if std::thread::panicking() {
                 streams.by_id.remove(&lane.id);
@@ -192,10 +232,13 @@ impl Drop for Lent<'_> {
                 stream.kept = lane.kept + arrived.iter().map(Bytes::len).sum::<usize>();
                 stream.pieces.extend(arrived);
                 stream.md5 = Some(lane.md5);
+                is_awaited |= stream.awaited.is_some_and(|allowance| stream.kept <= allowance);
             }
         }
         drop(streams);
-        self.pool.returned.notify_all();
+        if is_awaited {
+            self.pool.returned.notify_all();
+        }
     }
 }
 
@@ -239,17 +282,21 @@ impl Lane {
     }
 }
 
-/// Hashes until the first lane keeps no more than its allowance.
-fn hash_together(lanes: &mut [Lane], allowance: usize) {
+/// Hashes until the first lane keeps no more than its allowance, which is told, or until it has hashed `most` bytes of it.
+fn hash_together(lanes: &mut [Lane], allowance: usize, most: usize) -> bool {
+    let enough = lanes[0].kept.saturating_sub(most);
     loop {
         lanes.iter_mut().for_each(Lane::align);
         if lanes[0].kept <= allowance {
-            return;
+            return true;
+        }
+        if lanes[0].kept <= enough {
+            return false;
         }
         let live = || lanes.iter().filter(|lane| !lane.blocks().is_empty());
         let data: Vec<&[Block]> = live().map(Lane::blocks).collect();
         let mut states: Vec<State> = live().map(|lane| lane.md5.state).collect();
-        let blocks = data.iter().map(|blocks| blocks.len()).min().unwrap_or(0);
+        let blocks = data.iter().map(|blocks| blocks.len()).min().unwrap_or(0).min(most / size_of::<Block>());
         compress_many(&mut states, &data, blocks);
         let live = lanes.iter_mut().filter(|lane| !lane.blocks().is_empty());
         for (lane, state) in live.zip(states) {
@@ -291,11 +338,12 @@ mod tests {
             shapes in proptest::collection::vec(
                 (0..3000usize, proptest::collection::vec(0..400usize, 0..6)), 1..=MAX_LANES),
             allowance in 0..2000usize,
+            most in prop_oneof![Just(usize::MAX), 64..1000usize],
         ) {
             let bodies: Vec<Vec<u8>> = shapes.iter().enumerate().map(|(i, (length, _))| data(i, *length)).collect();
             let mut lanes: Vec<Lane> =
                 shapes.iter().zip(&bodies).enumerate().map(|(i, ((_, cuts), body))| lane(i, body, cuts)).collect();
-            hash_together(&mut lanes, allowance);
+            while !hash_together(&mut lanes, allowance, most) {}
             prop_assert!(lanes[0].kept <= allowance);
             for (lane, body) in lanes.into_iter().zip(&bodies) {
                 let mut md5 = lane.md5;
@@ -341,6 +389,35 @@ mod tests {
         assert_eq!(kept(&streams[3]), 0);
         for (stream, body) in streams.iter().zip(&bodies) {
             assert_eq!(stream.hexdigest(), expected(body));
+        }
+    }
+
+    #[test]
+    fn who_comes_while_another_hashes_is_taken_along_at_the_next_step() {
+        let pool = Pool::default();
+        let bodies = [data(0, 3 * STEP), data(1, 2 * STEP)];
+        let ids = bodies.each_ref().map(|body| {
+            let mut streams = pool.streams.lock();
+            let id = streams.register();
+            let stream = streams.get(id);
+            stream.kept = body.len();
+            stream.pieces.push_back(Bytes::copy_from_slice(body));
+            id
+        });
+        // As if one were hashing all the time, so that the second never begins itself.
+        pool.streams.lock().runs_with_room = 1;
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| drop(pool.hash(pool.streams.lock(), ids[1], 0)));
+            while pool.streams.lock().get(ids[1]).awaited.is_none() {
+                std::thread::yield_now();
+            }
+            drop(pool.run(pool.streams.lock(), ids[0], 0));
+            second.join().unwrap();
+        });
+        let mut streams = pool.streams.lock();
+        assert_eq!(streams.runs_with_room, 1);
+        for (id, body) in ids.into_iter().zip(&bodies) {
+            assert_eq!(streams.get(id).md5.clone().unwrap().hexdigest(), expected(body));
         }
     }
 
