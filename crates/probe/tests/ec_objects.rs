@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use probe::cluster::{Cluster, SERVERS};
-use probe::peer::{self, Peer};
+use probe::cluster::{Cluster, SERVERS, listening};
+use probe::peer::{self, PATIENCE, Peer};
+use ring::Ring;
 
 fn client(cluster: &Cluster, code: Code, step: &str) -> Result<String> {
     let mut script = peer::script("ec_client.py")?;
@@ -194,6 +196,66 @@ fn node_may_be_down(code: Code) -> Result<()> {
 fn a_node_may_be_down() -> Result<()> {
     node_may_be_down(Code::Plain)?;
     node_may_be_down(Code::Duplicated)
+}
+
+/// Objects of one segment, which Martlet's proxy sends without waiting to be asked, where Python's object server refuses each
+/// of them and hangs up: their place is on a device that is not there. They land on the handoffs where Python's proxy puts them.
+#[test]
+fn what_is_sent_unasked_to_an_unmounted_device_lands_on_a_handoff() -> Result<()> {
+    const DEVICE: &str = "n1d1";
+    let temp = tempfile::tempdir()?;
+    let mut cluster = prepare(temp.path(), Code::Plain)?;
+    let _memcached = cluster.memcached()?;
+    let conf = cluster.confs("proxy-server")?.remove(0);
+    // Nobody is passed by for what it said before.
+    let text = std::fs::read_to_string(&conf)?
+        .replace("egg:swift#proxy\n", "egg:swift#proxy\nerror_suppression_interval = 0\n");
+    std::fs::write(&conf, text)?;
+    std::fs::remove_dir_all(cluster.dir.join("node1").join(DEVICE))?;
+    let address = listening(&cluster.confs("object-server")?[0])?;
+    let refusal = format!(": {address}/{DEVICE}, error: ERROR Insufficient Storage");
+    let ring = Ring::load(&cluster.dir.join("etc/object-2.ring.gz"))?;
+
+    let mut run = |proxy: Peer| -> Result<(String, Fragments)> {
+        let before = cluster.syslog.errors().len();
+        start(&mut cluster, P, proxy)?;
+        let seen = client(&cluster, Code::Plain, "refused")?;
+        cluster.stop_all()?;
+        let (stored, mut refused) = (fragments(&cluster.dir)?, 0);
+        for (object, indexes) in &stored {
+            ensure!(indexes.keys().eq(&[0, 1, 2, 3, 4, 5]), "{object}: {indexes:?}");
+            for (index, dirs) in indexes {
+                let parents: Vec<_> = dirs[0].iter().rev().map(|name| name.to_string_lossy()).collect();
+                let primaries = ring.get_part_nodes(parents[2].parse()?);
+                let at_home = parents[4] == primaries[*index].device;
+                ensure!(
+                    dirs.len() == 1 && at_home == (primaries[*index].device != DEVICE),
+                    "{object}: {dirs:?}"
+                );
+                refused += usize::from(!at_home);
+            }
+        }
+        let began = Instant::now();
+        let said = || cluster.syslog.errors().split_off(before);
+        while said().iter().filter(|line| line.contains(&refusal)).count() < refused {
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "{proxy:?}: {refused} refusals, and only these lines: {:?}",
+                said()
+            );
+        }
+        // The container may have its place on that device, too.
+        let known = |line: &str| line.contains("Insufficient Storage") || line.contains("507 response from");
+        let others: Vec<_> = said().into_iter().filter(|line| !known(line)).collect();
+        ensure!(others.is_empty() && refused > 0, "{proxy:?}: {refused} refusals, {others:?}");
+        Ok((seen, stored))
+    };
+    let (expected, placed) = run(P)?;
+    let (seen, found) = run(M)?;
+    compare(&seen, &expected)?;
+    ensure!(found == placed, "{found:?}\nand with Python's proxy\n{placed:?}");
+    ensure!(expected.lines().filter(|line| line.starts_with("PUT ") && line.contains(" 201 ")).count() == 24);
+    Ok(())
 }
 
 /// Whose the servers are, and whose the proxy.

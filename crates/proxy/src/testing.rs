@@ -2,6 +2,7 @@
 //! it was asked, and fails as it is told.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,9 @@ use service::logs::{Lines, Logger};
 use service::memcached::Cache;
 use service::{Context, Rng};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 
 use crate::app::{Application, ProxyApp};
 use crate::environ::SwiftCache;
@@ -39,6 +43,19 @@ pub enum Fault {
     NoCommit,
     /// Spoils a byte of an object's body.
     Spoil(usize),
+}
+
+/// How a node ends that has answered before it has read what it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Having read no more than the head. The unread rest makes it a reset.
+    Closes,
+    /// At once: the client may not even have sent its head.
+    ClosesUnread,
+    /// By a reset, whatever was read.
+    Resets,
+    /// Reads no more, and stays.
+    Stays,
 }
 
 #[derive(Clone, Debug)]
@@ -71,7 +88,19 @@ pub struct Cluster {
     pub cache: Cache,
     state: Arc<Mutex<State>>,
     servers: Vec<Option<ServerHandle>>,
+    /// Of nodes that were not stopped: also for who answers in a server's stead.
+    listeners: Vec<Option<TcpListener>>,
+    /// Those who do.
+    refusing: Vec<AbortOnDrop>,
     _dir: TempDir,
+}
+
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Cluster {
@@ -80,11 +109,12 @@ impl Cluster {
         let state = Arc::new(Mutex::new(State::default()));
         let dir = tempfile::tempdir().unwrap();
         let mut servers = Vec::new();
-        let mut ports = Vec::new();
+        let (mut ports, mut listeners) = (Vec::new(), Vec::new());
         for node in 0..nodes {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             listener.set_nonblocking(true).unwrap();
             ports.push(listener.local_addr().unwrap().port());
+            listeners.push(Some(listener.try_clone().unwrap()));
             let state = state.clone();
             let app = app_fn(move |req| answer(node, state.clone(), req));
             servers.push(Some(Server::start(vec![listener], app, ServeOptions::default()).unwrap()));
@@ -97,7 +127,9 @@ impl Cluster {
             ec_num_data_fragments = 4\nec_num_parity_fragments = 2\nec_object_segment_size = 100000\n\
             [storage-policy:4]\nname = twice\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n\
             ec_num_data_fragments = 2\nec_num_parity_fragments = 1\nec_duplication_factor = 2\n\
-            ec_object_segment_size = 100000\n";
+            ec_object_segment_size = 100000\n\
+            [storage-policy:5]\nname = long-segments\npolicy_type = erasure_coding\nec_type = isa_l_rs_vand\n\
+            ec_num_data_fragments = 4\nec_num_parity_fragments = 2\n";
         let swift_conf = SwiftConf::parse(swift_conf.as_bytes(), "swift.conf", dir.path()).unwrap();
         let (logger, lines) = Logger::memory();
         let ctx = Context::builder("proxy-server")
@@ -110,7 +142,7 @@ impl Cluster {
             Section::from_pairs("app:proxy-server", defaults.into_iter().chain(options.iter().copied()));
         let cache = Cache::local(&ctx.clock);
         let app = ProxyApp(Arc::new(Application::new(&section, &ctx).unwrap()));
-        Cluster { app, lines, cache, state, servers, _dir: dir }
+        Cluster { app, lines, cache, state, servers, listeners, refusing: Vec::new(), _dir: dir }
     }
 
     pub async fn call(&self, mut req: Request) -> (Response, Bytes) {
@@ -139,9 +171,29 @@ impl Cluster {
 
     /// Stops a node: nobody listens there any more.
     pub async fn stop(&mut self, node: usize) {
+        self.listeners[node] = None;
         if let Some(server) = self.servers[node].take() {
             server.stop(Duration::ZERO).await;
         }
+    }
+
+    /// From now on a node answers whatever it is asked with this status, before it has read it, and then ends.
+    pub async fn refuse(&mut self, node: usize, status: u16, ending: Ending) {
+        if let Some(server) = self.servers[node].take() {
+            server.stop(Duration::ZERO).await;
+        }
+        let listener = tokio::net::TcpListener::from_std(self.listeners[node].take().unwrap()).unwrap();
+        self.refusing.push(AbortOnDrop(tokio::spawn(async move {
+            let mut staying = Vec::new();
+            loop {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                // A failure is the client's hanging up.
+                let _ = refuse(&mut tcp, status, ending).await;
+                if ending == Ending::Stays {
+                    staying.push(tcp);
+                }
+            }
+        })));
     }
 
     /// What the nodes were asked since the last call of this.
@@ -211,8 +263,9 @@ pub fn chunked_request(path: &str, pieces: Vec<Result<Bytes, BodyError>>) -> Req
 }
 
 fn write_rings(dir: PathBuf, ports: &[u16]) {
-    for name in ["account", "container", "object", "object-1", "object-2", "object-3", "object-4"] {
-        let erasure_coded = ["object-3", "object-4"].contains(&name);
+    for name in ["account", "container", "object", "object-1", "object-2", "object-3", "object-4", "object-5"]
+    {
+        let erasure_coded = ["object-3", "object-4", "object-5"].contains(&name);
         let replicas = if erasure_coded { ports.len().min(6) } else { 3 };
         let mut builder = RingBuilder::new(2, replicas as f64, 1).unwrap();
         for (id, port) in ports.iter().enumerate() {
@@ -234,6 +287,21 @@ fn write_rings(dir: PathBuf, ports: &[u16]) {
         builder.rebalance(1).unwrap();
         builder.save_ring(&dir.join(format!("{name}.ring.gz")), FormatVersion::V1).unwrap();
     }
+}
+
+async fn refuse(tcp: &mut TcpStream, status: u16, ending: Ending) -> io::Result<()> {
+    let mut byte = [0; 1];
+    let mut seen = Vec::new();
+    while ending != Ending::ClosesUnread && !seen.ends_with(b"\r\n\r\n") {
+        tcp.read_exact(&mut byte).await?;
+        seen.extend(byte);
+    }
+    let head = format!("HTTP/1.1 {status} No\r\nContent-Type: text/html\r\nContent-Length: 70\r\n\r\n");
+    tcp.write_all(format!("{head}{:70}", "<html>").as_bytes()).await?;
+    if ending == Ending::Resets {
+        tcp.set_zero_linger()?;
+    }
+    Ok(())
 }
 
 async fn answer(node: usize, state: Arc<Mutex<State>>, mut req: Request) -> Response {

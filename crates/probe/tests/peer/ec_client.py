@@ -1,8 +1,9 @@
 """ec_client.py PORT STEP [few]: a client's requests for objects of an erasure coded policy, and what comes back.
 
 Printed is a line for each request, with what does not depend on the time or on who serves: status, some headers, and the MD5
-of the body. Whatever is wrong by itself ends the script. STEP is `write` (and reads everything), `read` (only that), or
-`degraded` (what can be done with a node down). With `few` there are fewer objects, and fewer ranges of them.
+of the body. Whatever is wrong by itself ends the script. STEP is `write` (and reads everything), `read` (only that),
+`degraded` (what can be done with a node down), or `refused` (objects of one segment, many enough to meet a device that is
+not there). With `few` there are fewer objects, and fewer ranges of them.
 """
 import hashlib
 import http.client
@@ -233,4 +234,13 @@ def degraded(client):
             sys.exit('%s: %s, %d of %d bytes' % (path, status, len(content), size))
 
 
-{'write': write, 'read': read, 'degraded': degraded}[sys.argv[2]](Client(int(sys.argv[1])))
+def refused(client):
+    client('PUT', '/ec', quiet=True, X_Storage_Policy='erasure')
+    paths = [('/ec/refused-%d-%d' % (size, number), size) for size in (4096, 250 << 10, SEGMENT) for number in range(8)]
+    for path, size in paths:
+        client('PUT', path, data(size), Content_Type='a/b')
+    for path, size in paths:
+        client('GET', path)
+
+
+{'write': write, 'read': read, 'degraded': degraded, 'refused': refused}[sys.argv[2]](Client(int(sys.argv[1])))

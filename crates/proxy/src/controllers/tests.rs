@@ -358,7 +358,7 @@ async fn info_is_public_and_more_of_it_is_for_admins() {
         public["swift"]["policies"][0],
         serde_json::json!({"name": "gold", "aliases": "gold", "default": true})
     );
-    assert_eq!(public["swift"]["policies"].as_array().unwrap().len(), 4, "deprecated ones are not offered");
+    assert_eq!(public["swift"]["policies"].as_array().unwrap().len(), 5, "deprecated ones are not offered");
     assert_eq!(public["swift"].get("valid_api_versions"), None);
     assert_eq!(public.get("admin"), None);
     // swift.common.digest.get_hmac('GET', '/info', 4000000000, 'secret'), and the same for HEAD

@@ -24,6 +24,8 @@ use super::{Body, BodyError, BodyStream, BoxFuture, Headers, Method};
 const PIECE: usize = 64 << 10;
 /// Room for a head and a small body.
 const HEAD_ROOM: usize = 16 << 10;
+/// Where something else limits a wait.
+const UNLIMITED: Duration = Duration::from_secs(86400);
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
@@ -288,14 +290,36 @@ impl ClientConn {
         self.held.extend_from_slice(b"\r\n");
     }
 
-    /// Sends the last pieces of a chunked body, as if they were one, and its end.
-    pub async fn finish_body_with(&mut self, pieces: &[&[u8]]) -> Result<(), ClientError> {
+    /// Sends the last pieces of a chunked body, as if they were one, and its end: whether all was sent. A server that refuses
+    /// them may not read them, and hang up: its answer, or its end, ends the sending, and shows when it is read.
+    pub async fn finish_body_unless_refused(&mut self, pieces: &[&[u8]]) -> Result<bool, ClientError> {
         debug_assert!(matches!(self.sending, Sending::Chunked));
         self.sending = Sending::Done;
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         let size = format!("{len:x}\r\n");
-        let ends: [&[u8]; 2] = [size.as_bytes(), b"\r\n0\r\n\r\n"];
-        self.write(&[&ends[..1], pieces, &ends[1..]].concat()).await
+        let parts = [&[&self.held, size.as_bytes()], pieces, &[b"\r\n0\r\n\r\n"]].concat();
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let written = {
+            let mut write = std::pin::pin!(self.writer.write_all(&mut slices, self.timeout));
+            loop {
+                // Of the first answer: one that begins with 1 asks for the body.
+                let class = self.reader.buf.get(b"HTTP/1.1 ".len());
+                tokio::select! {
+                    biased;
+                    written = write.as_mut() => break written.map(|()| true),
+                    read = self.reader.fill(HEAD_ROOM, UNLIMITED), if class.is_none() => match read {
+                        Ok(1..) if matches!(self.reader.buf.get(b"HTTP/1.1 ".len()), None | Some(b'1')) => {}
+                        Ok(_) | Err(_) => break Ok(false),
+                    },
+                }
+            }
+        };
+        self.held.clear();
+        self.keep_alive &= matches!(written, Ok(true));
+        match written {
+            Err(StreamError::Io(_)) => Ok(false),
+            written => Ok(written?),
+        }
     }
 
     /// Ends the body.
@@ -467,7 +491,7 @@ impl ClientConn {
             biased;
             written = self.writer.write_all(&mut slices, self.timeout) => written?,
             // Not the answer but its presence is of interest: an end or an error shows when it is read.
-            _ = self.reader.fill(HEAD_ROOM, Duration::from_secs(86400)) => {
+            _ = self.reader.fill(HEAD_ROOM, UNLIMITED) => {
                 self.keep_alive = false;
                 return Ok(true);
             }
@@ -480,7 +504,7 @@ impl ClientConn {
     pub(super) async fn wait_response(&mut self) {
         if self.reader.buf.is_empty() {
             // What it was is seen when the head is read.
-            let _ = self.reader.fill(HEAD_ROOM, Duration::from_secs(86400)).await;
+            let _ = self.reader.fill(HEAD_ROOM, UNLIMITED).await;
         }
     }
 

@@ -308,16 +308,9 @@ async fn begin(
     conn.hold_request_head(&Method::Put, &target, headers, framing)?;
     let (opening, closing) = (document.opening(), document.closing(footers));
     let pieces: [&[u8]; 4] = [opening.as_bytes(), &data[0], &data[1], closing.as_bytes()];
-    match conn.finish_body_with(&pieces).await {
-        Ok(()) => {}
-        // A server that refuses the data may have hung up, and have said why before.
-        Err(ClientError::Closed) => {
-            let head = conn.read_response_head(false).await.map_err(|_| ClientError::Closed)?;
-            return Ok((conn, head));
-        }
-        Err(error) => return Err(error),
-    }
-    let head = conn.read_response_head(true).await?;
+    let all_sent = conn.finish_body_unless_refused(&pieces).await?;
+    // That the data was wanted says nothing when it could not be sent.
+    let head = conn.read_response_head(all_sent).await?;
     Ok((conn, head))
 }
 

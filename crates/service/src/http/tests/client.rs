@@ -1,6 +1,7 @@
 //! What the client does, with our server and with servers that misbehave.
 
 use super::*;
+use crate::http::stream::Stream;
 use crate::http::{BodyFraming, ClientConn, PoolOptions, Status};
 
 async fn get(pool: &Pool, addr: SocketAddr, path: &str) -> Result<(Status, String), ClientError> {
@@ -245,6 +246,53 @@ async fn a_body_may_be_sent_unasked() {
         while conn.next_body().await.transpose().unwrap().is_some() {}
         // What the server has not asked for may lie before its next request.
         assert_eq!(conn.reusable(), status == 201);
+    }
+}
+
+/// A server that refuses a body which is sent unasked, and neither reads it nor hangs up, or does so at once; and one that
+/// asks for it late.
+#[tokio::test]
+async fn the_answer_to_an_unasked_body_is_heard_while_it_is_sent() {
+    let headers = Headers::from([("Expect", "100-continue")]);
+    let body = vec![7; 300_000];
+    let refusal = "HTTP/1.1 507 Insufficient Storage\r\nContent-Length: 4\r\n\r\nFull";
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n";
+    for (answers, stays, reads, expected) in [
+        (vec![refusal], true, false, Some(507)),
+        (vec![refusal], false, false, Some(507)),
+        (vec!["HTTP/1.1 ", "507 Full\r\n\r\n"], true, false, Some(507)),
+        (vec!["HTTP/1.1 ", "100 Continue\r\n\r\n"], true, true, Some(100)),
+        (vec![interim, refusal], false, false, Some(507)),
+        (vec![interim], false, false, None),
+        (vec![], false, false, None),
+    ] {
+        let (mut server, ours) = tokio::io::duplex(1000);
+        let mut conn = ClientConn::over(Stream::other(ours), ("peer", 1), TIMEOUTS.node);
+        conn.hold_request_head(&Method::Put, "/sda/0/a/c/o", &headers, BodyFraming::Chunked).unwrap();
+        let serve = async {
+            // All but what no buffer holds.
+            server.read_exact(&mut [0; 500]).await.unwrap();
+            for answer in &answers {
+                server.write_all(answer.as_bytes()).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            if reads {
+                let mut all = Vec::new();
+                while !all.ends_with(b"\r\n0\r\n\r\n") {
+                    server.read_buf(&mut all).await.unwrap();
+                }
+                assert!(all.len() > body.len() - 500);
+            }
+            stays.then_some(server)
+        };
+        let ask = async {
+            let all_sent = conn.finish_body_unless_refused(&[&body[..1], &body[1..]]).await.unwrap();
+            assert_eq!(all_sent, reads, "{answers:?}");
+            conn.read_response_head(all_sent).await.ok().map(|head| head.status.0)
+        };
+        let (_server, status) = tokio::join!(serve, ask);
+        assert_eq!(status, expected, "{answers:?}");
+        assert!(!conn.reusable());
     }
 }
 

@@ -8,7 +8,7 @@ use ec::Codec;
 use service::http::{Method, Request, Response};
 
 use crate::environ::NonClientDisconnect;
-use crate::testing::{Cluster, Fault, chunked_request, put_request};
+use crate::testing::{Cluster, Ending, Fault, chunked_request, put_request};
 
 const OBJECT: &str = "/v1/a/c/o";
 const PATH: &str = "/a/c/o";
@@ -218,15 +218,73 @@ async fn handoffs_stand_in_for_servers_that_refuse() {
     let refusing = [2, 5];
     refusing.iter().for_each(|node| cluster.fail(*node, Fault::Status(507)));
     assert_eq!(put(&cluster, 1).await, 201);
-    let indexes = cluster.archives(PATH).into_iter();
-    let mut indexes: Vec<usize> =
-        indexes.filter_map(|(_, headers, _)| headers.get_int("X-Object-Sysmeta-Ec-Frag-Index")).collect();
-    indexes.sort_unstable();
-    assert_eq!(indexes, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(committed(&cluster, &data(1)), [0, 1, 2, 3, 4, 5]);
     assert_eq!(get(&cluster).await, (200, data(1)));
     // Handoffs of a small object are asked first: nobody knows yet which fragment each is to store.
     assert_eq!(put_small(&cluster, 2).await, 201);
     assert_eq!(get(&cluster).await, (200, data(2).slice(..4096)));
+}
+
+/// The fragment indexes of an object's archives that are durable.
+fn committed(cluster: &Cluster, object: &[u8]) -> Vec<usize> {
+    let etag = hex(&md5(object));
+    let archives = cluster.archives(PATH).into_iter();
+    let mut indexes: Vec<usize> = archives
+        .filter(|(_, headers, durable)| {
+            *durable && headers.get_str("X-Object-Sysmeta-Ec-Etag") == Some(&etag)
+        })
+        .filter_map(|(_, headers, _)| headers.get_int("X-Object-Sysmeta-Ec-Frag-Index"))
+        .collect();
+    indexes.sort_unstable();
+    indexes
+}
+
+/// Whether an object goes out unasked, or the servers are asked first, does not matter to what comes of their refusing it, nor
+/// does how they end what they have not read: a handoff stands in after an error of the server's, what the client is to
+/// blame for counts against the quorum, and a newer object wins.
+#[tokio::test]
+async fn servers_may_refuse_what_they_have_not_read() {
+    let refusals: [(u16, [u16; 2], &str); 7] = [
+        (507, [201, 201], "ERROR Insufficient Storage"),
+        (409, [202, 202], ""),
+        (422, [201, 503], ""),
+        (503, [201, 201], "ERROR 503 Expect: 100-continue From Object Server"),
+        (400, [201, 503], ""),
+        (408, [201, 503], ""),
+        (413, [201, 503], ""),
+    ];
+    let million: Bytes = data(0).repeat(4).into();
+    // The last one is more than one segment: the servers are asked.
+    let objects = [(3, data(0).slice(..4096)), (5, million), (3, data(0))];
+    for (status, expected, said) in refusals {
+        let objects = &objects[..if [507, 409, 422].contains(&status) { 3 } else { 1 }];
+        for ending in [Ending::Closes, Ending::ClosesUnread, Ending::Resets, Ending::Stays] {
+            for (policy, object) in objects {
+                let mut cluster = cluster(8, &[("node_timeout", "60")]).await;
+                let put = async |cluster: &Cluster, object: Bytes| {
+                    let req =
+                        put_request(OBJECT, object).with_header("X-Backend-Storage-Policy-Index", policy);
+                    cluster.call(req).await.0.status.0
+                };
+                // With it the proxy knows the container, and asks for it no more.
+                assert_eq!(put(&cluster, object.slice(1..)).await, 201);
+                let places: Vec<usize> = (0..6).map(|i| cluster.holder_without_fault(PATH, i)).collect();
+                for (place, expected, seed) in [(1, expected[0], 2), (4, expected[1], 3)] {
+                    let what = format!("{status}, {ending:?}, {} bytes, place {place}", object.len());
+                    cluster.refuse(places[place], status, ending).await;
+                    let object = object.slice(seed..);
+                    assert_eq!(put(&cluster, object.clone()).await, expected, "{what}");
+                    assert!(said.is_empty() || cluster.lines.contains(said), "{what}");
+                    let indexes = match (expected, status) {
+                        (201, 500..) => vec![0, 1, 2, 3, 4, 5],
+                        (201, _) => vec![0, 2, 3, 4, 5],
+                        _ => vec![],
+                    };
+                    assert_eq!(committed(&cluster, &object), indexes, "{what}");
+                }
+            }
+        }
+    }
 }
 
 #[tokio::test]
