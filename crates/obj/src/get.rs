@@ -3,8 +3,8 @@
 //! What of a small object that is known is in memory is sent at once (`diskfile/in_memory.rs`), unless requests come in a rush.
 //! Another is opened, read and checked in one job of its device's pool, and sent from memory; in a rush it is checked when the job
 //! is done, with others whose jobs are. A larger one is read in batches, one job each, while it is sent; its last bytes go out
-//! only when the MD5 of all has been checked. One that is a single batch, such as most fragments, is opened and read in one
-//! job and checked in another, with those that others have read meanwhile.
+//! only when the MD5 of all has been checked. One that is a single batch, such as most fragments, is opened, read and checked in one
+//! job.
 
 use std::sync::Arc;
 
@@ -83,12 +83,17 @@ struct Reading {
 impl Reading {
     fn begin(self, opened: OpenDiskFile) -> Result<(Reader, Option<Bytes>), DiskFileError> {
         let keep_cache = self.keeps_cache(opened.metadata());
-        let patient = opened.content_length() <= READ_BATCH;
-        let options = ReaderOptions { keep_cache, verify_etag: self.verify_etag, patient };
-        let mut reader = opened.reader(options);
-        let length = reader.content_length() as usize;
-        let ahead = if patient && self.whole { Some(reader.read(0, length)?) } else { None };
-        Ok((reader, ahead))
+        let mut reader =
+            opened.reader(ReaderOptions { keep_cache, verify_etag: self.verify_etag, patient: false });
+        let length = reader.content_length();
+        if !self.whole || length > READ_BATCH {
+            return Ok((reader, None));
+        }
+        let ahead = reader.read(0, length as usize)?;
+        match reader.check() {
+            Some(reason) => Err(DiskFileError::Quarantined(reason)),
+            None => Ok((reader, Some(ahead))),
+        }
     }
 
     /// Whether an object may stay in the page cache, if it is not too large.
@@ -332,30 +337,23 @@ impl DiskStream {
         let mut reader = taken.ok_or_else(|| BodyError::Other("the object is not open".to_owned()))?;
         let (offset, end) = (self.offset, self.end);
         let whole = end == reader.content_length();
-        let apart = whole && reader.checks_at_end();
         // Nobody gets the last bytes of an object that isn't what its ETag says.
         let check = move |reader: &mut Reader, read: usize| match whole && offset + read as u64 >= end {
             true => reader.check().map_or(Ok(()), |reason| Err(DiskFileError::Quarantined(reason))),
             false => Ok(()),
         };
-        let mut read = match self.ahead.take().filter(|_| whole) {
+        let read: Result<_, DiskFileError> = match self.ahead.take().filter(|_| whole) {
             Some(batch) => Ok((batch, reader)),
             None => {
                 let job = move || {
                     let batch = reader.read(offset, (end - offset).min(READ_BATCH) as usize)?;
-                    if !apart {
-                        check(&mut reader, batch.len())?;
-                    }
+                    check(&mut reader, batch.len())?;
                     // Another range may follow.
                     Ok((batch, reader))
                 };
                 self.pools.run(&self.device, job).await
             }
         };
-        if apart && let Ok((batch, mut reader)) = read {
-            let job = move || check(&mut reader, batch.len()).map(|()| (batch, reader));
-            read = self.pools.run(&self.device, job).await;
-        }
         let (batch, reader) = read.map_err(|e| BodyError::Other(e.to_string()))?;
         *self.reader.lock() = Some(reader);
         if batch.is_empty() {

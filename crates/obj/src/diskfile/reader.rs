@@ -39,7 +39,6 @@ pub struct Reader {
     keep_cache: bool,
     /// Running MD5 while reading has gone without gaps from the start.
     md5: Option<Md5Stream>,
-    patient: bool,
     /// Of an EC policy, while reading has gone without gaps from the start.
     headers: Option<HeaderCheck>,
     /// End of what has been read from the start without gaps; `None` once there was a gap.
@@ -65,7 +64,6 @@ impl Reader {
             opened,
             keep_cache,
             md5,
-            patient: options.patient,
             headers,
             contiguous: Some(0),
             dropped_cache: 0,
@@ -76,12 +74,6 @@ impl Reader {
 
     pub fn opened(&self) -> &OpenDiskFile {
         &self.opened
-    }
-
-    /// Whether there is an MD5 to be computed when reading ends: better in a job of its own, so that what others read meanwhile
-    /// is hashed along.
-    pub fn checks_at_end(&self) -> bool {
-        self.patient && self.md5.is_some()
     }
 
     pub fn content_length(&self) -> u64 {
