@@ -10,11 +10,13 @@
 //! (`filesystem_sync`). A write can also stop where it needs a sync and be taken up again after it, so that one thread does
 //! many (`staged`).
 //!
-//! What has been read once need not be read again while a `stamp` says that it is what it was.
+//! What has been read once need not be read again while a `stamp` says that it is what it was. What nobody will read again soon is
+//! read past the page cache (`direct`).
 //!
 //! Each step has a fail point (`fail`) of its own name, so that tests can stop a process exactly there. Unlike Swift, an
 //! `fsync` of a directory that fails is an error here: what can't be made durable isn't acknowledged.
 
+mod direct;
 pub mod fail;
 mod filesystem_sync;
 mod group_sync;
@@ -35,6 +37,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
+pub use direct::read_direct;
 pub use filesystem_sync::Since;
 pub use lock::{LockError, LockedFile, PathLock, lock_file, lock_path, lock_path_limited};
 pub use staged::{Staged, Step, sync_together};

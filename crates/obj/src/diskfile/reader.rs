@@ -4,10 +4,13 @@
 //! object whose length or MD5 is not that of its metadata goes to quarantine. Ranges are not checked. The bytes have
 //! been handed out by then, as Swift does: the length of the response was promised with its head. The headers of an
 //! archive's fragments are looked at before the bytes are handed out.
+//!
+//! What has been read is dropped from the page cache, unless it is small or options keep it there. What is read at once does not come
+//! there.
 
 use bytes::Bytes;
 use common::digest::Md5Stream;
-use common::fs::drop_cache;
+use common::fs::{drop_cache, read_direct};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
@@ -89,6 +92,14 @@ impl Reader {
 
     /// Reads so many bytes from `offset`; fewer at the end of the file.
     pub fn read(&mut self, offset: u64, wanted: usize) -> Result<Bytes, DiskFileError> {
+        let is_all = offset == 0 && wanted as u64 == self.content_length();
+        if is_all
+            && !self.keep_cache
+            && let Some(data) = read_direct(&self.opened.file, wanted)
+        {
+            self.account_for(offset, &data, false)?;
+            return Ok(data);
+        }
         let mut data = Vec::with_capacity(wanted);
         while data.len() < wanted {
             let at = offset + data.len() as u64;
@@ -110,6 +121,7 @@ impl Reader {
         data.truncate(wanted);
         let data = Bytes::from(data);
         self.account_for(offset, &data, data.len() < wanted)?;
+        self.drop_cache(offset, offset + data.len() as u64);
         Ok(data)
     }
 
@@ -129,6 +141,11 @@ impl Reader {
             _ => self.contiguous = None,
         }
         self.reached_end |= end >= self.content_length() || file_ended;
+        Ok(())
+    }
+
+    /// Of what has been read up to `end`, the last time from `offset`.
+    fn drop_cache(&mut self, offset: u64, end: u64) {
         if !self.keep_cache
             && (end.saturating_sub(self.dropped_cache) > DROP_CACHE_WINDOW || self.reached_end)
         {
@@ -136,7 +153,6 @@ impl Reader {
             drop_cache(&self.opened.file, from, end - from);
             self.dropped_cache = end;
         }
-        Ok(())
     }
 
     /// Ends reading. The reason if the object has been found corrupt and quarantined.

@@ -155,6 +155,9 @@ fn streamed_and_small_puts_leave_the_same_file() {
         }
         assert_eq!(read, body);
         assert_eq!(reader.close(), None);
+        let mut reader = disk.object(name).open(None).unwrap().reader(ReaderOptions::default());
+        assert_eq!(reader.read(0, body.len()).unwrap(), body);
+        assert_eq!(reader.close(), None);
     }
     assert_eq!(disk.warnings(), 0);
 }
