@@ -10,6 +10,9 @@ use service::{Context, Daemon, Registry};
 
 use crate::cli::swift::{self, Takes};
 
+/// Daemons that compute on threads of their runtime: codes, TLS.
+const COMPUTING: [&str; 2] = ["object-reconstructor", "container-sync"];
+
 /// A server or daemon of Swift.
 pub struct Program {
     /// `object-server`, `object-replicator`: also the name of its section.
@@ -195,6 +198,7 @@ impl Program {
             once: asked.once,
             verbose: asked.verbose,
             args: asked.args,
+            computes: COMPUTING.contains(&self.name),
         }
     }
 }

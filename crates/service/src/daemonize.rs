@@ -24,9 +24,7 @@ pub type Build = fn(&Conf, &Context) -> Result<Arc<dyn Daemon>, ConfigError>;
 
 /// What disk work gets to finish when the daemon ends.
 const END_GRACE: Duration = Duration::from_secs(2);
-/// Daemons that compute on threads of the runtime. All others wait for disks and peers, and on one thread nobody has to wake another for
-/// what comes.
-const COMPUTING: [&str; 2] = ["object-reconstructor", "container-sync"];
+/// Threads of a runtime on which a daemon computes.
 const MAX_THREADS: usize = 4;
 
 /// Which daemon to run, and how it was asked for.
@@ -38,6 +36,9 @@ pub struct Launch {
     pub once: bool,
     pub verbose: bool,
     pub args: DaemonArgs,
+    /// It computes on threads of the runtime. Any other waits for disks and peers, and on one thread nobody has to wake another for
+    /// what comes.
+    pub computes: bool,
 }
 
 /// What can go wrong before a daemon runs.
@@ -68,7 +69,7 @@ fn run(launch: &Launch, build: Build) -> Result<(), StartError> {
     // What only root may have stays when the program is run again.
     ctx.priority.apply(&ctx.logger);
     drop_privileges(&section)?;
-    let runtime = match COMPUTING.contains(&launch.name.as_str()) {
+    let runtime = match launch.computes {
         true => {
             let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS);
             Builder::new_multi_thread().worker_threads(threads).enable_all().build()?
