@@ -9,8 +9,9 @@
 //!    is there already. One that does not commit leaves the fragment as it is.
 //! 5. The container and the expirer's queue are told.
 //!
-//! A small body that nobody waits to be asked for (of a fragment, one that is received before anything is written) is
-//! received first, and everything else is one job, up to the commit if there are two phases. What is left when a body ends is
+//! A small body that nobody waits to be asked for (of a fragment, one that is received before anything is written; in a
+//! session of SSYNC, one of a single batch that has company) is received first, and everything else is one job, up to the
+//! commit if there are two phases. What is left when a body ends is
 //! written by the job that places the file; of a small body that is all.
 
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::constraints::message_length;
-use common::digest::{hex, md5};
+use common::digest::{Md5Stream, hex, md5};
 use common::fs::Step;
 use common::headers::*;
 use common::wsgi::to_stored;
@@ -47,6 +48,14 @@ struct Put {
     /// What the client says about the body's length.
     size: Option<u64>,
     awaited: Option<Awaited>,
+}
+
+impl Put {
+    /// All of it is there before those that end with it are hashed, written and synced.
+    fn waits_for_company(&self) -> bool {
+        self.awaited.is_some_and(|awaited| awaited.has_company)
+            && self.size.is_some_and(|size| (1..WRITE_BATCH as u64).contains(&size))
+    }
 }
 
 /// Marks a request whose end a session waits for, so that the disk begins to write while it is received.
@@ -121,6 +130,9 @@ impl ObjectServer {
                 true => self.put_unasked(&put, req).await?,
                 false => self.put_multi_stage(&put, req).await?,
             }
+        } else if put.waits_for_company() {
+            let (original, metadata) = self.put_held(&put, req).await?;
+            (original, metadata, Footers::default())
         } else if is_small && req.body.content_length().is_some() {
             let (original, metadata) = self.put_small(&put, req).await?;
             (original, metadata, Footers::default())
@@ -161,6 +173,37 @@ impl ObjectServer {
                 None => check(&diskfile, timestamp, if_none_match.as_ref())?,
             };
             let (writer, metadata) = write_small(&diskfile, &data, metadata, &wanted_etag, &rate)?;
+            let placed = writer.put_staged(metadata.clone());
+            let finished = placed.and_then(move |placed| placed.finish_staged(commits));
+            Ok(finished.and_then(|()| Step::Done(Ok((original, metadata)))))
+        };
+        self.run_staged(put, job).await
+    }
+
+    /// One job for what is a single batch and ends when others do: it is hashed, written and synced with them.
+    async fn put_held(&self, put: &Put, mut req: Request) -> Result<(Original, Metadata), Response> {
+        let deadline = self.upload_deadline();
+        let length = put.size.unwrap_or_default();
+        let (mut data, mut md5) = (Vec::new(), Md5Stream::patient(length as usize));
+        while let Some(piece) = req.body.next().await {
+            let piece = piece.map_err(|e| body_error(&e))?;
+            md5.update(piece.clone());
+            data.push(piece);
+        }
+        self.check_upload_time(deadline)?;
+        if length != length_of(&data) {
+            return Err(Response::error(499));
+        }
+        let wanted_etag = request_etag(&req.headers);
+        let metadata = self.request_metadata(&req.headers, put.timestamp, length);
+        let (target, wants, timestamp) = (put.target.clone(), put.wants.clone(), put.timestamp);
+        let (if_none_match, commits) = (put.if_none_match.clone(), put.commits);
+        let rate = self.rate(put);
+        let job = move || {
+            let diskfile = target.diskfile(&wants)?;
+            let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
+            let writer = diskfile.writer(Some(length))?.hashed_by(md5, length).syncs_with_others();
+            let (writer, metadata) = write_last(writer, data, metadata, &wanted_etag, &rate)?;
             let placed = writer.put_staged(metadata.clone());
             let finished = placed.and_then(move |placed| placed.finish_staged(commits));
             Ok(finished.and_then(|()| Step::Done(Ok((original, metadata)))))
@@ -528,12 +571,23 @@ fn check(
 
 /// Writes what is left, and places the file.
 fn place(
-    mut writer: Writer,
+    writer: Writer,
     last: Vec<Bytes>,
     metadata: Metadata,
     wanted_etag: &[u8],
     rate: &Rate,
 ) -> Result<(Placed, Metadata), Refusal> {
+    let (writer, metadata) = write_last(writer, last, metadata, wanted_etag, rate)?;
+    Ok((writer.put(metadata.clone())?, metadata))
+}
+
+fn write_last(
+    mut writer: Writer,
+    last: Vec<Bytes>,
+    metadata: Metadata,
+    wanted_etag: &[u8],
+    rate: &Rate,
+) -> Result<(Writer, Metadata), Refusal> {
     last.into_iter().try_for_each(|piece| writer.write(piece))?;
     rate.tell(writer.write_time(), writer.upload_size());
     let metadata = match std::str::from_utf8(wanted_etag) {
@@ -544,7 +598,7 @@ fn place(
         }
         _ => with_etag(metadata, writer.etag(), wanted_etag)?,
     };
-    Ok((writer.put(metadata.clone())?, metadata))
+    Ok((writer, metadata))
 }
 
 /// Writes data that is there as a whole.

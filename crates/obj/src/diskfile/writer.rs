@@ -56,6 +56,8 @@ pub struct Writer {
     last_sync: u64,
     /// Up to where the kernel has been told to write; `None`: that is left to the sync.
     written_early: Option<u64>,
+    /// Others wait for the same sync, and all for each other.
+    has_company: bool,
     write_time: Duration,
 }
 
@@ -81,6 +83,7 @@ impl Writer {
             upload_size: 0,
             last_sync: 0,
             written_early: None,
+            has_company: false,
             write_time: Duration::ZERO,
         };
         // Deletes are always possible: they are what makes room.
@@ -99,6 +102,19 @@ impl Writer {
     /// Leaves computing the MD5 to when it is asked for, or to others that are asked before.
     pub fn patient(mut self, size: u64) -> Self {
         self.md5 = Some(Md5Stream::patient(usize::try_from(size).unwrap_or(usize::MAX)));
+        self
+    }
+
+    /// Of data all of which the MD5 has been given already.
+    pub fn hashed_by(mut self, md5: Md5Stream, size: u64) -> Self {
+        self.md5 = Some(md5);
+        self.hashed = size;
+        self
+    }
+
+    /// Is synced together with others that wait for that, though it may not be small.
+    pub fn syncs_with_others(mut self) -> Self {
+        self.has_company = true;
         self
     }
 
@@ -308,7 +324,8 @@ impl Staged<Result<Placed, DiskFileError>> for Unlinked {
 
     fn together(&self) -> usize {
         // Nobody else is to wait for the pages of a large object.
-        if self.writer.upload_size > SMALL_OBJECT { 0 } else { self.writer.syncs_together() }
+        let alone = self.writer.upload_size > SMALL_OBJECT && !self.writer.has_company;
+        if alone { 0 } else { self.writer.syncs_together() }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Rebuilding one fragment archive of those on other nodes, while it is sent to where it is missing.
 //!
-//! The archive that is here is one source. As many other primaries as are needed are asked for a fragment of the object's
+//! The archive that is here is one source; a small one has been read and checked with those of the same batch. As many other primaries as are needed are asked for a fragment of the object's
 //! timestamp, be it durable or not, and all the rest once one has failed, has another one, or is late; their answers are
 //! sorted by timestamp. As soon as one timestamp has enough different fragments, those are read, a fragment of one segment
 //! each at a time, and the wanted fragment of that segment is made of them: memory does not depend on the object's size.
@@ -33,11 +33,12 @@ use service::disk_pool::DiskPools;
 use service::http::client::Timeouts;
 use service::http::{Body, BodyError, BodyStream, BoxFuture, Headers, Method, Response};
 use service::logs::Logger;
+use tokio::sync::SemaphorePermit;
 
 use super::job::Part;
 use super::{ReconstructorConf, full_path};
-use crate::diskfile::{DiskFileError, OpenDiskFile, Reader, ReaderOptions};
-use crate::ssync::sender::{Rebuilder, Rebuilt};
+use crate::diskfile::{DiskFileError, OpenDiskFile, Reader};
+use crate::ssync::sender::{LocalArchive, Rebuilder, Rebuilt};
 
 /// Stands for an answer that did not come, or that says nothing.
 const UNKNOWN: u16 = 0;
@@ -94,28 +95,29 @@ impl Answers {
 }
 
 impl Rebuilder for FragmentRebuilder<'_> {
-    fn rebuild(&self, opened: OpenDiskFile) -> BoxFuture<'_, Result<Rebuilt, DiskFileError>> {
-        Box::pin(self.rebuild_fragment(opened))
+    fn rebuild(&self, archive: LocalArchive) -> BoxFuture<'_, Result<Rebuilt, DiskFileError>> {
+        Box::pin(self.rebuild_fragment(archive))
     }
 }
 
 impl FragmentRebuilder<'_> {
-    async fn rebuild_fragment(&self, opened: OpenDiskFile) -> Result<Rebuilt, DiskFileError> {
+    async fn rebuild_fragment(&self, archive: LocalArchive) -> Result<Rebuilt, DiskFileError> {
+        let opened = archive.reader.opened();
         if !opened.validate_metadata() {
-            return Err(self.quarantine(opened, format!("Invalid fragment #{}", self.local)).await);
+            return Err(self.quarantine(archive, format!("Invalid fragment #{}", self.local)).await);
         }
         let manager = &self.part.manager;
         let (Some(codec), Some(fragment_len)) = (manager.codec(), manager.fragment_len()) else {
-            return Err(cannot(&opened, "no code for"));
+            return Err(cannot(opened, "no code for"));
         };
         let local = opened.data_timestamp();
         let mut answers = Answers::default();
-        let Some(timestamp) = self.ask(&opened, &mut answers).await else {
-            self.log_failure(&opened, &answers);
+        let Some(timestamp) = self.ask(opened, &mut answers).await else {
+            self.log_failure(opened, &answers);
             if self.is_quarantine_candidate(&answers, local) {
-                return Err(self.quarantine(opened, format!("Solitary fragment #{}", self.local)).await);
+                return Err(self.quarantine(archive, format!("Solitary fragment #{}", self.local)).await);
             }
-            return Err(cannot(&opened, "Unable to reconstruct EC archive of"));
+            return Err(cannot(opened, "Unable to reconstruct EC archive of"));
         };
         let bucket = answers.buckets.remove(&timestamp).unwrap_or_default();
         let mut sources = bucket.useful;
@@ -132,10 +134,12 @@ impl FragmentRebuilder<'_> {
         metadata.insert(X_OBJECT_SYSMETA_EC_FRAG_INDEX, self.wanted.to_string());
         let content_length = opened.content_length();
         let name = format!("{} policy#{}", opened.name(), manager.policy().0);
-        let mut here = Some(opened);
+        let mut here = Some(archive);
         let sources = sources.into_iter().filter_map(|(_, found)| match found {
             Found::There(body) => Some(Source::There(body)),
-            Found::Here => here.take().map(|opened| Source::Here(Box::new(self.read(opened, fragment_len)))),
+            Found::Here => {
+                here.take().map(|archive| Source::Here(Box::new(self.read(archive, fragment_len))))
+            }
         });
         let archive = Archive {
             sources: sources.collect(),
@@ -149,16 +153,16 @@ impl FragmentRebuilder<'_> {
     }
 
     /// The archive that is here.
-    fn read(&self, opened: OpenDiskFile, fragment_len: usize) -> Here {
-        let length = opened.content_length();
-        let patient = length <= self.part.manager.most_held();
-        let reader = opened.reader(ReaderOptions { keep_cache: true, verify_etag: true, patient });
+    fn read(&self, archive: LocalArchive, fragment_len: usize) -> Here {
+        let LocalArchive { reader, whole } = archive;
+        let length = reader.content_length();
         let (pools, device) = (self.ctx.disk_pools.clone(), self.part.dev.device.clone());
-        Here { reader: Some(reader), offset: 0, length, fragment_len, pools, device }
+        Here { reader: Some(reader), whole, offset: 0, length, fragment_len, pools, device }
     }
 
-    async fn quarantine(&self, opened: OpenDiskFile, reason: String) -> DiskFileError {
-        self.ctx.disk_pools.run(&self.part.dev.device, move || opened.quarantine(reason)).await
+    async fn quarantine(&self, archive: LocalArchive, reason: String) -> DiskFileError {
+        let job = move || archive.reader.opened().quarantine(reason);
+        self.ctx.disk_pools.run(&self.part.dev.device, job).await
     }
 
     /// Asks other primaries and, if all of that looks like a fragment without any others, handoffs. The timestamp that has
@@ -425,6 +429,8 @@ impl Source {
 struct Here {
     /// None after an error.
     reader: Option<Reader>,
+    /// All of it, if it has been read and checked.
+    whole: Option<(Bytes, SemaphorePermit<'static>)>,
     offset: u64,
     length: u64,
     fragment_len: usize,
@@ -437,6 +443,10 @@ impl Here {
     async fn next_fragment(&mut self) -> Result<Bytes, BodyError> {
         let (offset, length) = (self.offset, self.length);
         let wanted = (length - offset).min(self.fragment_len as u64) as usize;
+        if let Some((whole, _)) = &self.whole {
+            self.offset += wanted as u64;
+            return Ok(whole.slice(offset as usize..offset as usize + wanted));
+        }
         let Some(mut reader) = self.reader.take().filter(|_| wanted > 0) else { return Ok(Bytes::new()) };
         let job = move || reader.read(offset, wanted).map(|data| (reader, data));
         let mut read = self.pools.run(&self.device, job).await;

@@ -35,10 +35,9 @@ use super::protocol::{
     MISSING_CHECK_END, MISSING_CHECK_START, Offer, UPDATES_END, UPDATES_START, Wanted, printable,
     python_repr, python_repr_bytes,
 };
-use super::update::{Batch, Batches, Data, Put, READ_SIZE, Unchecked, Update, put_head};
-use crate::diskfile::{
-    DiskFileError, DiskFileManager, Metadata, OpenDiskFile, Reader, SeenObjects, TimestampSet, Want,
-};
+pub use super::update::LocalArchive;
+use super::update::{Batch, Batches, Data, MAX_REBUILT_AHEAD, Put, READ_SIZE, Unchecked, Update, put_head};
+use crate::diskfile::{DiskFileError, DiskFileManager, Metadata, Reader, SeenObjects, TimestampSet, Want};
 
 /// Archives that are rebuilt before they are sent.
 const REBUILT_AHEAD: usize = 4;
@@ -48,8 +47,6 @@ const SUFFIXES_LISTED: usize = 64;
 const OFFERS_CHUNK: usize = 32 * 1024;
 /// Subrequests that are written as one chunk.
 const UPDATES_CHUNK: usize = 128 * 1024;
-/// A rebuilt archive that is held in memory until it is sent.
-const MAX_REBUILT_AHEAD: u64 = 512 * 1024;
 /// The part of a refusal that is logged.
 const MAX_REASON: usize = 1024;
 
@@ -114,7 +111,7 @@ pub struct Fragments<'a> {
 pub trait Rebuilder: Send + Sync {
     /// Begins to rebuild the receiver's fragment of an object that is open here. An error before any of it is sent leaves
     /// the object out.
-    fn rebuild(&self, opened: OpenDiskFile) -> BoxFuture<'_, Result<Rebuilt, DiskFileError>>;
+    fn rebuild(&self, archive: LocalArchive) -> BoxFuture<'_, Result<Rebuilt, DiskFileError>>;
 }
 
 /// A fragment archive in the making. A body that ends early, well or not, must not be taken for the whole archive.
@@ -393,8 +390,8 @@ impl Sender<'_> {
                 .map(|(hash, update)| async move { (hash, self.rebuild_small(update).await) });
             let mut rebuilt = std::pin::pin!(rebuilt.buffered(REBUILT_AHEAD));
             while let Some((hash, mut update)) = rebuilt.next().await {
-                if let Some(opened) = update.rebuild_from.take() {
-                    update = self.rebuild(*opened, update).await;
+                if let Some(archive) = update.rebuild_from.take() {
+                    update = self.rebuild(*archive, update).await;
                 }
                 if update.skipped {
                     skipped.push(hash);
@@ -422,22 +419,23 @@ impl Sender<'_> {
     }
 
     async fn rebuild_small(&self, mut update: Update) -> Update {
-        let is_small = |opened: &mut Box<OpenDiskFile>| opened.content_length() <= MAX_REBUILT_AHEAD;
-        if let Some(opened) = update.rebuild_from.take_if(is_small) {
-            update = self.rebuild(*opened, update).await;
+        let is_small = |archive: &mut Box<LocalArchive>| archive.reader.content_length() <= MAX_REBUILT_AHEAD;
+        if let Some(archive) = update.rebuild_from.take_if(is_small) {
+            update = self.rebuild(*archive, update).await;
             update.read_rebuilt().await;
         }
         update
     }
 
     /// Begins to rebuild what is to be sent; if that cannot be, nothing is sent of the object.
-    async fn rebuild(&self, opened: OpenDiskFile, update: Update) -> Update {
+    async fn rebuild(&self, archive: LocalArchive, update: Update) -> Update {
         let Some(rebuilder) = self.fragments.as_ref().and_then(|fragments| fragments.rebuilder) else {
             return update;
         };
+        let opened = archive.reader.opened();
         let durable = opened.durable_timestamp() == Some(opened.data_timestamp());
         let name = opened.name().to_string();
-        match rebuilder.rebuild(opened).await {
+        match rebuilder.rebuild(archive).await {
             Ok(Rebuilt { metadata, content_length, body }) => {
                 let head = put_head(&name, &metadata, content_length, durable);
                 Update { put: Some(Put { head, data: Data::Rebuilt(body), content_length }), ..update }

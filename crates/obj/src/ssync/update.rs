@@ -27,6 +27,8 @@ use crate::diskfile::{
 
 /// A read of a large object: a little more than a fragment of a fourth of a MiB.
 pub(super) const READ_SIZE: usize = 320 * 1024;
+/// An archive that is rebuilt before it is sent, and held in memory until then.
+pub(super) const MAX_REBUILT_AHEAD: u64 = 512 * 1024;
 /// Objects of one batch.
 const BATCH_OBJECTS: usize = 16;
 /// A batch that holds so much takes no more objects.
@@ -41,8 +43,8 @@ static HELD_KIB: Semaphore = Semaphore::const_new(256 << 10);
 pub(super) struct Update {
     /// It could not be opened: corrupt, or gone since it was offered. Swift counts it as sent.
     pub skipped: bool,
-    /// The object of which the receiver's fragment is to be made.
-    pub rebuild_from: Option<Box<OpenDiskFile>>,
+    /// The archive of which the receiver's is to be made.
+    pub rebuild_from: Option<Box<LocalArchive>>,
     pub put: Option<Put>,
     /// A POST or DELETE: its method in lower case, and its head.
     pub then: Option<(&'static str, Vec<u8>)>,
@@ -59,6 +61,13 @@ pub(super) enum Data {
     Held(Held),
     Reader(Box<Reader>),
     Rebuilt(Body),
+}
+
+/// The archive that is here, of which another one is made.
+pub struct LocalArchive {
+    pub reader: Reader,
+    /// All of it, read and checked, if it is held.
+    pub whole: Option<(Bytes, SemaphorePermit<'static>)>,
 }
 
 /// An object in memory.
@@ -154,6 +163,10 @@ impl Batches {
         }
         // With the first ETag those of the others are computed.
         for (_, update) in &mut batch {
+            let whole = update.rebuild_from.as_mut().filter(|archive| archive.whole.is_some());
+            if whole.is_some_and(|archive| archive.reader.check().is_some()) {
+                *update = Update::skipped();
+            }
             let reader = update.held().and_then(|held| held.reader.take());
             if reader.is_some_and(|reader| reader.close().is_some()) {
                 *update = Update::skipped();
@@ -184,7 +197,11 @@ impl Batches {
             update.then = post_head(&opened).map(|head| ("post", head));
         }
         match wanted.data {
-            true if self.rebuilds => update.rebuild_from = Some(Box::new(opened)),
+            true if self.rebuilds => match local_archive(opened, self.manager.most_held()) {
+                Ok(archive) => update.rebuild_from = Some(Box::new(archive)),
+                Err(err) if err.is_not_exist() => return Ok(Update::skipped()),
+                Err(err) => return Err(err),
+            },
             true => match put(opened, self.manager.most_held())? {
                 Some(put) => update.put = Some(put),
                 None => return Ok(Update::skipped()),
@@ -217,6 +234,21 @@ fn put(opened: OpenDiskFile, most_held: u64) -> Result<Option<Put>, DiskFileErro
         None => Data::Reader(Box::new(reader)),
     };
     Ok(Some(Put { head, data, content_length }))
+}
+
+/// Reads an archive if it is to be held; its ETag is still to be checked.
+fn local_archive(opened: OpenDiskFile, most_held: u64) -> Result<LocalArchive, DiskFileError> {
+    let length = opened.content_length();
+    let kib = length.div_ceil(1024) as u32;
+    let is_held = (1..=MAX_REBUILT_AHEAD).contains(&length);
+    let permit = is_held.then(|| HELD_KIB.try_acquire_many(kib).ok()).flatten();
+    let patient = permit.is_some() || length <= most_held;
+    let mut reader = opened.reader(ReaderOptions { keep_cache: true, verify_etag: true, patient });
+    let whole = match permit {
+        Some(permit) => Some((reader.read(0, length as usize)?, permit)),
+        None => None,
+    };
+    Ok(LocalArchive { reader, whole })
 }
 
 fn hold(mut reader: Reader, permit: SemaphorePermit<'static>) -> Result<Held, DiskFileError> {
