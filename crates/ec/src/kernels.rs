@@ -86,6 +86,9 @@ pub struct Product {
     kernel: Kernel,
     rows: usize,
     columns: usize,
+    /// The first row is all ones: its output is the sources' sum.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    sums: bool,
     elements: Elements,
 }
 
@@ -135,7 +138,8 @@ impl Product {
         assert!(kernel.is_available() && field != Field::Gf4);
         let (rows, columns) = (matrix.rows, matrix.columns);
         let by_column = (0..columns).flat_map(|column| (0..rows).map(move |row| matrix.get(row, column)));
-        Product { kernel, rows, columns, elements: Elements::new(kernel, field, by_column) }
+        let sums = rows > 0 && matrix.row(0).iter().all(|element| *element == 1);
+        Product { kernel, rows, columns, sums, elements: Elements::new(kernel, field, by_column) }
     }
 
     pub fn columns(&self) -> usize {
@@ -167,16 +171,20 @@ impl Product {
             Elements::WordNibbles(elements) => unsafe { nibbles::words_ssse3(elements, sources, outputs) },
             #[cfg(target_arch = "x86_64")]
             Elements::ByteMatrices(elements) if self.kernel == Kernel::Avx512Gfni => unsafe {
-                affine::bytes_512(elements, sources, outputs)
+                affine::bytes_512(elements, self.sums, sources, outputs)
             },
             #[cfg(target_arch = "x86_64")]
-            Elements::ByteMatrices(elements) => unsafe { affine::bytes_256(elements, sources, outputs) },
+            Elements::ByteMatrices(elements) => unsafe {
+                affine::bytes_256(elements, self.sums, sources, outputs)
+            },
             #[cfg(target_arch = "x86_64")]
             Elements::WordMatrices(elements) if self.kernel == Kernel::Avx512Gfni => unsafe {
-                affine::words_512(elements, sources, outputs)
+                affine::words_512(elements, self.sums, sources, outputs)
             },
             #[cfg(target_arch = "x86_64")]
-            Elements::WordMatrices(elements) => unsafe { affine::words_256(elements, sources, outputs) },
+            Elements::WordMatrices(elements) => unsafe {
+                affine::words_256(elements, self.sums, sources, outputs)
+            },
         }
     }
 }
@@ -221,26 +229,35 @@ mod tests {
         assert_eq!(found, [expected]);
     }
 
-    /// Every number of rows that a loop is made for and more, all elements of bytes, all lengths around a step, and
+    /// Every number of rows that a loop is made for and more, with a sum first or not, all elements of bytes, all lengths around a step, and
     /// sources that begin anywhere.
     #[test]
     fn all_kernels_agree_with_the_portable_one() {
         for kernel in Kernel::ALL.iter().filter(|kernel| kernel.is_available()) {
             for field in [Field::Gf8, Field::Gf16] {
-                for (rows, columns) in [(1, 1), (2, 4), (3, 15), (4, 10), (5, 3), (6, 2), (7, 5), (13, 20)] {
+                let sizes = [(1, 1), (2, 4), (3, 15), (4, 10), (5, 3), (6, 2), (7, 5), (13, 20)];
+                for (sums, (rows, columns)) in
+                    [false, true].into_iter().flat_map(|s| sizes.map(|size| (s, size)))
+                {
                     let elements = noise(rows, 2 * rows * columns);
                     let element = |row, column| {
                         let i = 2 * (row * columns + column);
                         let word = u16::from_le_bytes([elements[i], elements[i + 1]]);
-                        if field == Field::Gf16 { word } else { word & 255 }
+                        match field {
+                            _ if sums && row == 0 => 1,
+                            Field::Gf16 => word,
+                            _ => word & 255,
+                        }
                     };
                     let matrix = Matrix::from_fn(rows, columns, element);
-                    for len in [0, 2, 14, 16, 18, 32, 62, 64, 66, 126, 128, 130, 200, 1024, 4094] {
+                    for len in
+                        [0, 2, 14, 16, 18, 32, 62, 64, 66, 126, 128, 130, 200, 254, 256, 258, 1024, 4094]
+                    {
                         let sources: Vec<Vec<u8>> = (0..columns).map(|i| noise(i, len)).collect();
                         assert_eq!(
                             apply(*kernel, field, &matrix, &sources),
                             apply(Kernel::Portable, field, &matrix, &sources),
-                            "{kernel:?} {field:?} {rows} x {columns}, {len} bytes"
+                            "{kernel:?} {field:?} {rows} x {columns}, sums: {sums}, {len} bytes"
                         );
                     }
                 }

@@ -1,9 +1,10 @@
 //! GFNI: an instruction that multiplies eight bits with a matrix of 8 x 8 bits, for each byte of a vector. To multiply
 //! with an element of any field of at most eight bits is such a matrix.
 //!
-//! For words of two bytes it takes four: each half of the product from each half of the word. A 16-byte part of a
-//! vector is sorted into its eight low and its eight high bytes; one instruction then takes low to low and high to high, and
-//! another, on the halves exchanged, high to low and low to high.
+//! For words of two bytes it takes four: each half of the product from each half of the word. With AVX-512 two vectors are
+//! sorted into one of low bytes and one of high bytes, so that each instruction takes one half to one half. With AVX2, where
+//! registers are few, a 16-byte part of a vector is sorted into its eight low and its eight high bytes; one instruction then
+//! takes low to low and high to high, and another, on the halves exchanged, high to low and low to high.
 //!
 //! Unsafe code is the vector instructions, which are called only where the CPU has them, their loads and stores.
 #![allow(unsafe_code)]
@@ -72,6 +73,16 @@ impl Multiply for Bytes512 {
         }
     }
     #[inline(always)]
+    unsafe fn add_once([a, b]: [__m512i; 2], _: &Byte, [x, y]: [__m512i; 2]) -> [__m512i; 2] {
+        unsafe { [_mm512_xor_si512(a, x), _mm512_xor_si512(b, y)] }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const u8) {
+        for line in 0..Self::STEP / 64 {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * line).cast()) }
+        }
+    }
+    #[inline(always)]
     unsafe fn store([a, b]: [__m512i; 2], to: *mut u8) {
         unsafe {
             _mm512_storeu_si512(to.cast(), a);
@@ -84,45 +95,84 @@ struct Words512;
 
 impl Multiply for Words512 {
     type Coefficient = Word;
-    /// Of two vectors the bytes sorted, and with their halves exchanged.
+    /// Of each two vectors, all low bytes, and all high ones.
     type Source = [[__m512i; 2]; 2];
-    type Sum = [__m512i; 2];
-    const STEP: usize = 128;
+    type Sum = [[__m512i; 2]; 2];
+    const STEP: usize = 256;
     const ROWS: usize = 6;
 
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> [[__m512i; 2]; 2] {
+    unsafe fn load(from: *const u8) -> Self::Source {
         unsafe {
-            let sort = _mm512_broadcast_i32x4(_mm_loadu_si128(SORT.as_ptr().cast()));
-            let x = _mm512_shuffle_epi8(_mm512_loadu_si512(from.cast()), sort);
-            let y = _mm512_shuffle_epi8(_mm512_loadu_si512(from.add(64).cast()), sort);
-            [[x, _mm512_shuffle_epi32::<0x4e>(x)], [y, _mm512_shuffle_epi32::<0x4e>(y)]]
+            let from: *const __m512i = from.cast();
+            let vector = |i| _mm512_loadu_si512(from.add(i));
+            [sort([vector(0), vector(1)]), sort([vector(2), vector(3)])]
         }
     }
     #[inline(always)]
-    unsafe fn zero() -> [__m512i; 2] {
-        unsafe { [_mm512_setzero_si512(); 2] }
+    unsafe fn zero() -> Self::Sum {
+        unsafe { [[_mm512_setzero_si512(); 2]; 2] }
     }
     #[inline(always)]
-    unsafe fn add([a, b]: [__m512i; 2], by: &Word, [[x, x2], [y, y2]]: [[__m512i; 2]; 2]) -> [__m512i; 2] {
+    unsafe fn add(sum: Self::Sum, by: &Word, source: Self::Source) -> Self::Sum {
         unsafe {
-            let straight = _mm512_broadcast_i32x4(_mm_loadu_si128(by.as_ptr().cast()));
-            let across = _mm512_broadcast_i32x4(_mm_loadu_si128(by[2..].as_ptr().cast()));
-            let x = _mm512_gf2p8affine_epi64_epi8::<0>(x, straight);
-            let x2 = _mm512_gf2p8affine_epi64_epi8::<0>(x2, across);
-            let y = _mm512_gf2p8affine_epi64_epi8::<0>(y, straight);
-            let y2 = _mm512_gf2p8affine_epi64_epi8::<0>(y2, across);
+            let [ll, hh, hl, lh] = [
+                _mm512_set1_epi64(by[0] as i64),
+                _mm512_set1_epi64(by[1] as i64),
+                _mm512_set1_epi64(by[2] as i64),
+                _mm512_set1_epi64(by[3] as i64),
+            ];
             // The truth table of a sum of three.
-            [_mm512_ternarylogic_epi64::<0x96>(a, x, x2), _mm512_ternarylogic_epi64::<0x96>(b, y, y2)]
+            let plus = |a, b, c| _mm512_ternarylogic_epi64::<0x96>(a, b, c);
+            let times = |x, by| _mm512_gf2p8affine_epi64_epi8::<0>(x, by);
+            let mut made = sum;
+            for i in 0..2 {
+                let [l, h] = source[i];
+                made[i] = [
+                    plus(sum[i][0], times(l, ll), times(h, hl)),
+                    plus(sum[i][1], times(h, hh), times(l, lh)),
+                ];
+            }
+            made
         }
     }
     #[inline(always)]
-    unsafe fn store([a, b]: [__m512i; 2], to: *mut u8) {
+    unsafe fn add_once(sum: Self::Sum, _: &Word, source: Self::Source) -> Self::Sum {
         unsafe {
-            let unsort = _mm512_broadcast_i32x4(_mm_loadu_si128(UNSORT.as_ptr().cast()));
-            _mm512_storeu_si512(to.cast(), _mm512_shuffle_epi8(a, unsort));
-            _mm512_storeu_si512(to.add(64).cast(), _mm512_shuffle_epi8(b, unsort));
+            std::array::from_fn(|i| {
+                std::array::from_fn(|half| _mm512_xor_si512(sum[i][half], source[i][half]))
+            })
         }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(from: *const u8) {
+        for line in 0..Self::STEP / 64 {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * line).cast()) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn store([first, second]: Self::Sum, to: *mut u8) {
+        unsafe {
+            let to: *mut __m512i = to.cast();
+            let ([a, b], [c, d]) = (sort(first), sort(second));
+            _mm512_storeu_si512(to, a);
+            _mm512_storeu_si512(to.add(1), b);
+            _mm512_storeu_si512(to.add(2), c);
+            _mm512_storeu_si512(to.add(3), d);
+        }
+    }
+}
+
+/// Of two vectors of words, all low bytes and all high ones; and back, as it is its own inverse.
+#[inline(always)]
+unsafe fn sort([x, y]: [__m512i; 2]) -> [__m512i; 2] {
+    unsafe {
+        let lows = _mm512_set1_epi16(0xff);
+        // The truth table of a choice.
+        [
+            _mm512_ternarylogic_epi64::<0xca>(lows, x, _mm512_slli_epi16::<8>(y)),
+            _mm512_ternarylogic_epi64::<0xca>(lows, _mm512_srli_epi16::<8>(x), y),
+        ]
     }
 }
 
@@ -151,6 +201,10 @@ impl Multiply for Bytes256 {
                 (_mm256_gf2p8affine_epi64_epi8::<0>(x, by), _mm256_gf2p8affine_epi64_epi8::<0>(y, by));
             [_mm256_xor_si256(a, x), _mm256_xor_si256(b, y)]
         }
+    }
+    #[inline(always)]
+    unsafe fn add_once([a, b]: [__m256i; 2], _: &Byte, [x, y]: [__m256i; 2]) -> [__m256i; 2] {
+        unsafe { [_mm256_xor_si256(a, x), _mm256_xor_si256(b, y)] }
     }
     #[inline(always)]
     unsafe fn store([a, b]: [__m256i; 2], to: *mut u8) {
@@ -194,6 +248,10 @@ impl Multiply for Words256 {
         }
     }
     #[inline(always)]
+    unsafe fn add_once(sum: __m256i, _: &Word, [x, _]: [__m256i; 2]) -> __m256i {
+        unsafe { _mm256_xor_si256(sum, x) }
+    }
+    #[inline(always)]
     unsafe fn store(sum: __m256i, to: *mut u8) {
         unsafe {
             let unsort = _mm256_broadcastsi128_si256(_mm_loadu_si128(UNSORT.as_ptr().cast()));
@@ -203,21 +261,21 @@ impl Multiply for Words256 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,gfni")]
-pub fn bytes_512(elements: &[Byte], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Bytes512>(elements, sources, outputs) }
+pub fn bytes_512(elements: &[Byte], sums: bool, sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
+    unsafe { vector::product::<Bytes512>(elements, sums, sources, outputs) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,gfni")]
-pub fn words_512(elements: &[Word], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Words512>(elements, sources, outputs) }
+pub fn words_512(elements: &[Word], sums: bool, sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
+    unsafe { vector::product::<Words512>(elements, sums, sources, outputs) }
 }
 
 #[target_feature(enable = "avx2,gfni")]
-pub fn bytes_256(elements: &[Byte], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Bytes256>(elements, sources, outputs) }
+pub fn bytes_256(elements: &[Byte], sums: bool, sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
+    unsafe { vector::product::<Bytes256>(elements, sums, sources, outputs) }
 }
 
 #[target_feature(enable = "avx2,gfni")]
-pub fn words_256(elements: &[Word], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Words256>(elements, sources, outputs) }
+pub fn words_256(elements: &[Word], sums: bool, sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
+    unsafe { vector::product::<Words256>(elements, sums, sources, outputs) }
 }

@@ -263,35 +263,35 @@ impl Vector for uint8x16_t {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "ssse3")]
 pub fn bytes_ssse3(elements: &[Byte], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Bytes<__m128i>>(elements, sources, outputs) }
+    unsafe { vector::product::<Bytes<__m128i>>(elements, false, sources, outputs) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "ssse3")]
 pub fn words_ssse3(elements: &[Word], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Words<__m128i>>(elements, sources, outputs) }
+    unsafe { vector::product::<Words<__m128i>>(elements, false, sources, outputs) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 pub fn bytes_avx2(elements: &[Byte], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Bytes<__m256i>>(elements, sources, outputs) }
+    unsafe { vector::product::<Bytes<__m256i>>(elements, false, sources, outputs) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 pub fn words_avx2(elements: &[Word], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Words<__m256i>>(elements, sources, outputs) }
+    unsafe { vector::product::<Words<__m256i>>(elements, false, sources, outputs) }
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
 pub fn bytes_neon(elements: &[Byte], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Bytes<uint8x16_t>>(elements, sources, outputs) }
+    unsafe { vector::product::<Bytes<uint8x16_t>>(elements, false, sources, outputs) }
 }
 
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon")]
 pub fn words_neon(elements: &[Word], sources: &[&[u8]], outputs: &mut [&mut [u8]]) {
-    unsafe { vector::product::<Words<uint8x16_t>>(elements, sources, outputs) }
+    unsafe { vector::product::<Words<uint8x16_t>>(elements, false, sources, outputs) }
 }

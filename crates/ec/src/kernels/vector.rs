@@ -34,12 +34,26 @@ pub trait Multiply {
     unsafe fn load(from: *const u8) -> Self::Source;
     unsafe fn zero() -> Self::Sum;
     unsafe fn add(sum: Self::Sum, coefficient: &Self::Coefficient, source: Self::Source) -> Self::Sum;
+    /// The same where the coefficient is that of the element one.
+    #[inline(always)]
+    unsafe fn add_once(sum: Self::Sum, one: &Self::Coefficient, source: Self::Source) -> Self::Sum {
+        // SAFETY: the caller's.
+        unsafe { Self::add(sum, one, source) }
+    }
+    /// Lets a step of a source be fetched, if it is not beyond the end.
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
     unsafe fn store(sum: Self::Sum, to: *mut u8);
 }
 
 pub const MAX_ROWS: usize = 6;
+/// So many sources are more streams than a CPU sees coming, of those that are not in its cache.
+const MANY_SOURCES: usize = 12;
+/// Bytes from what is read to what is to be read soon.
+const AHEAD: usize = 512;
 
-/// Outputs of all rows. `coefficients` are column by column; all slices have one length.
+/// Outputs of all rows. `coefficients` are column by column; all slices have one length. In the first row all elements are one
+/// if it `sums`: so are the first parity of many codes, and one lost fragment that it replaces.
 ///
 /// # Safety
 ///
@@ -47,6 +61,7 @@ pub const MAX_ROWS: usize = 6;
 #[inline(always)]
 pub unsafe fn product<M: Multiply>(
     coefficients: &[M::Coefficient],
+    sums: bool,
     sources: &[&[u8]],
     outputs: &mut [&mut [u8]],
 ) {
@@ -55,7 +70,7 @@ pub unsafe fn product<M: Multiply>(
     assert!(sources.iter().all(|s| s.len() == len) && outputs.iter().all(|o| o.len() == len));
     if len >= M::STEP {
         // SAFETY: the caller's, and the slices hold a step or more.
-        return unsafe { long::<M>(coefficients, sources, outputs, len) };
+        return unsafe { long::<M>(coefficients, sums, sources, outputs, len) };
     }
     let padded: Vec<Vec<u8>> = sources
         .iter()
@@ -69,13 +84,14 @@ pub unsafe fn product<M: Multiply>(
     let mut made = vec![vec![0; M::STEP]; outputs.len()];
     let mut long_outputs: Vec<&mut [u8]> = made.iter_mut().map(|o| &mut o[..]).collect();
     // SAFETY: as above.
-    unsafe { long::<M>(coefficients, &sources, &mut long_outputs, M::STEP) };
+    unsafe { long::<M>(coefficients, sums, &sources, &mut long_outputs, M::STEP) };
     outputs.iter_mut().zip(&made).for_each(|(output, made)| output.copy_from_slice(&made[..len]));
 }
 
 #[inline(always)]
 unsafe fn long<M: Multiply>(
     coefficients: &[M::Coefficient],
+    sums: bool,
     sources: &[&[u8]],
     outputs: &mut [&mut [u8]],
     len: usize,
@@ -83,41 +99,59 @@ unsafe fn long<M: Multiply>(
     let rows = outputs.len();
     for first in (0..rows).step_by(M::ROWS) {
         let outputs = &mut outputs[first..rows.min(first + M::ROWS)];
+        let columns = Columns { coefficients: &coefficients[first..], rows, sources, len };
         // SAFETY: the caller's.
         unsafe {
-            match outputs.len() {
-                1 => some_rows::<M, 1>(coefficients, rows, first, sources, outputs, len),
-                2 => some_rows::<M, 2>(coefficients, rows, first, sources, outputs, len),
-                3 => some_rows::<M, 3>(coefficients, rows, first, sources, outputs, len),
-                4 => some_rows::<M, 4>(coefficients, rows, first, sources, outputs, len),
-                5 => some_rows::<M, 5>(coefficients, rows, first, sources, outputs, len),
-                _ => some_rows::<M, MAX_ROWS>(coefficients, rows, first, sources, outputs, len),
+            match (sums && first == 0, outputs.len()) {
+                (false, 1) => some_rows::<M, 1, false>(columns, outputs),
+                (false, 2) => some_rows::<M, 2, false>(columns, outputs),
+                (false, 3) => some_rows::<M, 3, false>(columns, outputs),
+                (false, 4) => some_rows::<M, 4, false>(columns, outputs),
+                (false, 5) => some_rows::<M, 5, false>(columns, outputs),
+                (false, _) => some_rows::<M, MAX_ROWS, false>(columns, outputs),
+                (true, 1) => some_rows::<M, 1, true>(columns, outputs),
+                (true, 2) => some_rows::<M, 2, true>(columns, outputs),
+                (true, 3) => some_rows::<M, 3, true>(columns, outputs),
+                (true, 4) => some_rows::<M, 4, true>(columns, outputs),
+                (true, 5) => some_rows::<M, 5, true>(columns, outputs),
+                (true, _) => some_rows::<M, MAX_ROWS, true>(columns, outputs),
             }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn some_rows<M: Multiply, const N: usize>(
-    coefficients: &[M::Coefficient],
+/// All sources, each with the coefficients of all rows from the first one that is wanted.
+struct Columns<'a, T> {
+    coefficients: &'a [T],
     rows: usize,
-    first: usize,
-    sources: &[&[u8]],
-    outputs: &mut [&mut [u8]],
+    sources: &'a [&'a [u8]],
     len: usize,
+}
+
+#[inline(always)]
+unsafe fn some_rows<M: Multiply, const N: usize, const SUMS: bool>(
+    Columns { coefficients, rows, sources, len }: Columns<'_, M::Coefficient>,
+    outputs: &mut [&mut [u8]],
 ) {
     assert_eq!(outputs.len(), N);
     let full = len / M::STEP;
     let steps = full + usize::from(!len.is_multiple_of(M::STEP));
+    let prefetch = sources.len() > MANY_SOURCES;
     for step in 0..steps {
         let at = if step < full { step * M::STEP } else { len - M::STEP };
         // SAFETY: from `at` on there is a step in every slice; there are `rows` coefficients for each source.
         unsafe {
             let mut sums = [M::zero(); N];
-            let mut column = coefficients.as_ptr().add(first);
+            let mut column = coefficients.as_ptr();
             for source in sources {
+                if prefetch {
+                    M::prefetch(source.as_ptr().wrapping_add(at + AHEAD));
+                }
                 let source = M::load(source.as_ptr().add(at));
-                for row in 0..N {
+                if SUMS {
+                    sums[0] = M::add_once(sums[0], &*column, source);
+                }
+                for row in usize::from(SUMS)..N {
                     sums[row] = M::add(sums[row], &*column.add(row), source);
                 }
                 column = column.wrapping_add(rows);
