@@ -449,10 +449,12 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 /// have left who died. Best effort: what cannot be removed is left for the next time.
 pub fn remove_older_than(dir: &Path, oldest: Duration, suffix: &str) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if !entry.file_name().as_encoded_bytes().ends_with(suffix.as_bytes()) {
+            continue;
+        }
         let modified = entry.metadata().ok().and_then(|meta| meta.modified().ok());
         let age = modified.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-        let is_one = entry.file_name().as_encoded_bytes().ends_with(suffix.as_bytes());
-        if is_one && age.is_some_and(|modified| modified < oldest) {
+        if age.is_some_and(|modified| modified < oldest) {
             let _ = remove_file(&entry.path());
         }
     }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use common::timestamp::Timestamp;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
-use super::{Replicated, ReplicationInfo};
+use super::{Replicated, ReplicationInfo, SyncPoint, Syncs};
 use crate::broker::{DatabaseBroker, Kind, Result, Synced, is_missing};
 use crate::metadata::Metadata;
 
@@ -52,9 +52,14 @@ impl Oldest {
     }
 }
 
-/// Reclaim what there is; most databases have nothing, and that is seen without a transaction. Then the answer is what comes first.
-pub fn reclaim<B: Replicated>(broker: &mut B, info: &ReplicationInfo, ages: &Ages) -> Result<Option<Oldest>> {
-    let mut oldest = broker.db().oldest()?;
+/// Reclaim what there is; most databases have nothing, and that is seen without a transaction. Then the answer is what comes first:
+/// `oldest`, with the metadata.
+pub fn reclaim<B: Replicated>(
+    broker: &mut B,
+    info: &ReplicationInfo,
+    mut oldest: Oldest,
+    ages: &Ages,
+) -> Result<Option<Oldest>> {
     oldest.metadata = Metadata::parse(&info.metadata).and_then(|metadata| metadata.first_removed());
     if oldest.has_rows(ages) {
         broker.db().reclaim_rows(&ages.deleted.normal())?;
@@ -67,35 +72,41 @@ pub fn reclaim<B: Replicated>(broker: &mut B, info: &ReplicationInfo, ages: &Age
 }
 
 impl<K: Kind> DatabaseBroker<K> {
-    /// The oldest of tombstones and sync points. What is no text comes before any text, or is never reclaimed.
-    fn oldest(&mut self) -> Result<Oldest> {
+    /// The oldest of tombstones and sync points, and how far others have taken our rows: one statement, as each costs a lock and its
+    /// preparation.
+    pub fn oldest(&mut self) -> Result<(Oldest, Vec<SyncPoint>)> {
         let sql = format!(
-            "SELECT (SELECT MIN({}) FROM {} WHERE deleted = 1), (SELECT MIN(updated_at) FROM \
-             (SELECT updated_at FROM outgoing_sync UNION ALL SELECT updated_at FROM incoming_sync))",
+            "SELECT NULL, (SELECT MIN({}) FROM {} WHERE deleted = 1), (SELECT MIN(updated_at) FROM incoming_sync), 1 \
+             UNION ALL SELECT remote_id, sync_point, updated_at, 0 FROM outgoing_sync",
             K::DB_RECLAIM_TIMESTAMP,
             K::DB_CONTAINS_TYPE,
         );
-        let text = |row: &Row<'_>, at| {
-            Ok::<_, rusqlite::Error>(match row.get_ref(at)? {
-                ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
-                ValueRef::Integer(_) | ValueRef::Real(_) => Some(String::new()),
-                ValueRef::Null | ValueRef::Blob(_) => None,
-            })
-        };
-        self.read(|sqlite| {
-            let found = sqlite.prepare_cached(&sql).and_then(|mut select| {
-                select.query_row([], |row| {
-                    Ok(Oldest { row: text(row, 0)?, sync_point: text(row, 1)?, metadata: None })
-                })
-            });
-            match found {
-                // Databases from before the column: their rows are looked through whenever anybody asks.
-                Err(error) if is_missing(&error, "no such column: updated_at") => {
-                    Ok(Oldest { row: Some(String::new()), ..Oldest::default() })
+        let found = self.read(|sqlite| {
+            let mut statement = match sqlite.prepare_cached(&sql) {
+                Err(error) if is_missing(&error, "no such column: updated_at") => return Ok(None),
+                other => other?,
+            };
+            let (mut oldest, mut outgoing) = (Oldest::default(), Vec::new());
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                if row.get(3)? {
+                    oldest.row = column_as_text(row.get_ref(1)?);
+                } else {
+                    outgoing.push(SyncPoint::of_columns(row)?);
                 }
-                other => other,
+                let since = column_as_text(row.get_ref(2)?);
+                oldest.sync_point = [oldest.sync_point, since].into_iter().flatten().min();
             }
-        })
+            Ok(Some((oldest, outgoing)))
+        })?;
+        match found {
+            Some(found) => Ok(found),
+            // Databases from before the column: their rows are looked through whenever anybody asks.
+            None => {
+                let oldest = Oldest { row: Some(String::new()), ..Oldest::default() };
+                Ok((oldest, self.sync_points(Syncs::Outgoing)?))
+            }
+        }
     }
 
     fn reclaim_rows(&mut self, age: &str) -> Result<()> {
@@ -135,6 +146,15 @@ impl<K: Kind> DatabaseBroker<K> {
             }
             Ok(())
         })
+    }
+}
+
+/// When a row was changed last. What is no text comes before any text, or is never reclaimed.
+fn column_as_text(value: ValueRef<'_>) -> Option<String> {
+    match value {
+        ValueRef::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
+        ValueRef::Integer(_) | ValueRef::Real(_) => Some(String::new()),
+        ValueRef::Null | ValueRef::Blob(_) => None,
     }
 }
 

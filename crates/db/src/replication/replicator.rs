@@ -192,7 +192,7 @@ impl<B: Replicated> Daemon for DatabaseReplicator<B> {
             Mode::Once => self.0.ctx.args.clone(),
             Mode::Forever => DaemonArgs::default(),
         };
-        Box::pin(self.0.clone().pass(args))
+        Box::pin(self.0.clone().pass(mode, args))
     }
 
     fn interval(&self) -> Duration {
@@ -241,7 +241,7 @@ enum Removal {
 }
 
 impl<B: Replicated> Replicator<B> {
-    async fn pass(self: Arc<Self>, args: DaemonArgs) {
+    async fn pass(self: Arc<Self>, mode: Mode, args: DaemonArgs) {
         let (start, began) = (self.ctx.clock.unix_secs(), Instant::now());
         *self.stats.lock() = Stats::default();
         let ring = match B::ring(&self.ctx) {
@@ -267,7 +267,7 @@ impl<B: Replicated> Replicator<B> {
         databases
             .for_each_concurrent(self.conf.concurrency, |found| async {
                 progress.note(format!("{}/{}", found.device.device, found.partition));
-                self.replicate(&ring, found).await;
+                self.replicate(&ring, mode, found).await;
             })
             .await;
         self.ctx.logger.info("Replication run OVER");
@@ -276,7 +276,7 @@ impl<B: Replicated> Replicator<B> {
              disable them.",
         );
         self.report(start, began).await;
-        self.replicate_written(&ring).await;
+        self.replicate_written(&ring, mode).await;
         self.shared.connections.close_all();
     }
 
@@ -376,12 +376,12 @@ impl<B: Replicated> Replicator<B> {
     }
 
     /// Replicate once more what the pass itself has written to, then remove what had to wait for it.
-    async fn replicate_written(self: &Arc<Self>, ring: &Arc<Ring>) {
+    async fn replicate_written(self: &Arc<Self>, ring: &Arc<Ring>, mode: Mode) {
         let Some(written) = self.hooks.written_to() else { return };
         self.ctx.logger.info(format_args!("Replicating {} reconciler containers", written.len()));
         futures_util::stream::iter(written)
             .for_each_concurrent(self.conf.concurrency, |found| async {
-                self.replicate(ring, found).await;
+                self.replicate(ring, mode, found).await;
             })
             .await;
         let removing = self.hooks.to_remove();
@@ -397,12 +397,12 @@ impl<B: Replicated> Replicator<B> {
 
     // --- one database ---
 
-    async fn replicate(self: &Arc<Self>, ring: &Arc<Ring>, mut found: Found) {
+    async fn replicate(self: &Arc<Self>, ring: &Arc<Ring>, mode: Mode, mut found: Found) {
         let start = Instant::now();
         self.ctx.logger.debug(format_args!("Replicating db {}", found.db_file.display()));
         self.stats.lock().attempted += 1;
         self.ctx.statsd.increment("attempts");
-        let prepared = match self.prepare(&found).await {
+        let prepared = match self.prepare(&found, mode).await {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.cannot_read(&found, error).await;
@@ -427,7 +427,7 @@ impl<B: Replicated> Replicator<B> {
         self.ctx.statsd.timing_since("timing", start);
     }
 
-    async fn prepare(self: &Arc<Self>, found: &Found) -> Result<Arc<Prepared>> {
+    async fn prepare(self: &Arc<Self>, found: &Found, mode: Mode) -> Result<Arc<Prepared>> {
         let (replicator, db_file) = (self.clone(), found.db_file.clone());
         let prepare = move || {
             let now = replicator.ctx.clock.since_epoch();
@@ -435,7 +435,11 @@ impl<B: Replicated> Replicator<B> {
             if let Some(known) = replicator.known.get(&db_file).filter(|known| known.holds(&ages)) {
                 return Ok(known);
             }
-            let look = replicator.known.look(&db_file);
+            // After the only pass of a program nobody asks any more.
+            let look = match mode {
+                Mode::Once => None,
+                Mode::Forever => replicator.known.look(&db_file),
+            };
             let mut broker = open::<B>(&replicator.shared, &db_file)?;
             let oldest = now.saturating_sub(replicator.conf.reclaim_age);
             common::fs::remove_older_than(broker.db().db_dir(), oldest, ".tmp");
@@ -649,13 +653,14 @@ fn prepare_database<B: Replicated>(broker: &mut B, ages: &Ages) -> Result<Prepar
         true => broker.db().quarantine_rowless(),
         false => error,
     })?;
-    let mut oldest = reclaim(broker, &info, ages)?;
+    let (oldest, mut outgoing) = broker.db().oldest()?;
+    let mut oldest = reclaim(broker, &info, oldest, ages)?;
     if oldest.is_none() {
         info = broker.replication_info()?;
+        outgoing = broker.db().sync_points(Syncs::Outgoing)?;
     }
     // Shard ranges are reclaimed, too, and nobody keeps account of when.
     oldest = oldest.filter(|_| info.shard_max_row.is_none_or(|highest| highest < 0));
-    let outgoing = broker.db().sync_points(Syncs::Outgoing)?;
     let is_reclaimable = info.was_deleted_before(ages.deleted) && broker.is_reclaimable(&info)?;
     Ok(Prepared { info, outgoing, db_file: broker.db().db_file.clone(), is_reclaimable, oldest })
 }

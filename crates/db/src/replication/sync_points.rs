@@ -1,7 +1,7 @@
 //! What replication reads from a database and writes into it: rows after a ROWID, sync points, its id.
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::Value;
 
 use crate::broker::{DatabaseBroker, Kind, Result, Synced};
@@ -48,6 +48,11 @@ pub struct DatedSyncPoint {
 }
 
 impl SyncPoint {
+    /// Of a row that begins with `remote_id, sync_point`.
+    pub(super) fn of_columns(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self { remote_id: row.get(0)?, sync_point: row.get::<_, Option<i64>>(1)?.unwrap_or(-1) })
+    }
+
     /// A list as `merge_syncs` has it.
     pub fn list_from_json(list: &Value) -> Option<Vec<Self>> {
         let point = |item: &Value| {
@@ -148,9 +153,10 @@ impl<K: Kind> DatabaseBroker<K> {
         self.read(|sqlite| {
             let mut statement = sqlite.prepare_cached(&sql)?;
             let points = statement.query_map([], |row| {
-                let sync_point = row.get::<_, Option<i64>>(1)?.unwrap_or(-1);
-                let point = SyncPoint { remote_id: row.get(0)?, sync_point };
-                Ok(DatedSyncPoint { point, updated_at: row.get::<_, Option<String>>(2)?.unwrap_or_default() })
+                Ok(DatedSyncPoint {
+                    point: SyncPoint::of_columns(row)?,
+                    updated_at: row.get::<_, Option<String>>(2)?.unwrap_or_default(),
+                })
             })?;
             points.collect()
         })

@@ -11,6 +11,7 @@ use crate::replication::{Replicated, SyncPoint, Syncs};
 use common::fs::{KernelTime, Stamp};
 use rusqlite::Connection;
 use serde_json::json;
+use service::daemon::Mode;
 use std::time::Duration;
 
 /// A server that keeps what it knows, and one that keeps nothing, each with a copy of the same database.
@@ -237,11 +238,11 @@ async fn a_daemon_reads_a_database_in_sync_once_and_sees_what_waits() {
     let daemon = cluster.daemon(0, 1);
     // Made there; known there to be in sync; seen here, and by the server, after it has settled.
     for _ in 0..4 {
-        daemon.run_once().await;
+        daemon.run_pass(Mode::Forever).await;
         (0..2).for_each(|node| settle(&cluster.container(node).db().db_file));
     }
     let locks = [0, 1].map(|node| locked(&cluster.container(node).db().db_file));
-    daemon.run_once().await;
+    daemon.run_pass(Mode::Forever).await;
     assert_eq!(cluster.errors(), Vec::<String>::new());
     let recon = std::fs::read_to_string(cluster.dir().join(service::recon::CONTAINER_FILE)).unwrap();
     let recon: serde_json::Value = serde_json::from_str(&recon).unwrap();
@@ -252,7 +253,7 @@ async fn a_daemon_reads_a_database_in_sync_once_and_sees_what_waits() {
     );
     drop(locks);
     cluster.container(0).put_object(record("two", 2, false)).unwrap();
-    daemon.run_once().await;
+    daemon.run_pass(Mode::Forever).await;
     let [here, there] = [0, 1].map(|node| contents(&mut cluster.container(node)));
     assert_eq!((here.1, &here), (2, &there));
 }
@@ -300,11 +301,11 @@ async fn what_becomes_due_in_a_known_database_is_reclaimed() {
         let daemon = cluster.daemon(0, 1);
         for _ in 0..3 {
             settle(&cluster.container(0).db().db_file);
-            daemon.run_once().await;
+            daemon.run_pass(Mode::Forever).await;
         }
         assert_eq!(left(sql)(&mut cluster.container(0)), 1, "{name}");
         cluster.clock().advance(far);
-        daemon.run_once().await;
+        daemon.run_pass(Mode::Forever).await;
         assert_eq!(left(sql)(&mut cluster.container(0)), 0, "{name}");
     }
 }
@@ -322,11 +323,11 @@ async fn a_known_database_is_removed_when_it_has_been_deleted_for_long() {
     let daemon = cluster.daemon(0, 1);
     for _ in 0..3 {
         settle(&file);
-        daemon.run_once().await;
+        daemon.run_pass(Mode::Forever).await;
     }
     assert!(file.exists());
     cluster.clock().advance(Duration::from_secs(700_000));
-    daemon.run_once().await;
+    daemon.run_pass(Mode::Forever).await;
     assert!(!file.exists());
 }
 
