@@ -24,7 +24,8 @@ struct Cli {
 }
 
 /// Requests allocate on one thread what another frees: the C library's allocator makes them wait for each other. Without huge pages:
-/// each thread begins with a few places for each size, and of each place the kernel would clear two MiB.
+/// each thread begins with a few places for each size, and of each place the kernel would clear two MiB. What is written in C has it, too
+/// (`override`): SQLite allocates the schema of a database piece by piece whenever it opens one.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
