@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::config::{ConfigError, Section};
-use common::fs::{KernelTime, Stamp};
+use common::fs::{KernelTime, SETTLED, Stamp};
 use common::used_lately::UsedLately;
 
 use crate::broker::pending_file;
@@ -27,9 +27,6 @@ const KNOWN_DATABASES: usize = 16384;
 pub const MOST_METADATA: usize = 4096;
 /// Sync points of a database that are kept: one for each replica that it ever had.
 pub const MOST_POINTS: usize = 64;
-
-/// Tests of whole servers do not wait so long; several ticks of any kernel's clock are enough.
-pub const SETTLED: Duration = if cfg!(test) { Duration::from_millis(20) } else { common::fs::SETTLED };
 
 /// A database and its directory at some time; nothing was pending.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,11 @@
 //! Rebuilding one fragment archive of those on other nodes, while it is sent to where it is missing.
 //!
-//! The archive that is here is one source; a small one has been read and checked with those of the same batch. As many other primaries as are needed are asked for a fragment of the object's
-//! timestamp, be it durable or not, and all the rest once one has failed, has another one, or is late; their answers are
-//! sorted by timestamp. As soon as one timestamp has enough different fragments, those are read, a fragment of one segment
-//! each at a time, and the wanted fragment of that segment is made of them: memory does not depend on the object's size.
-//! When a source ends early, so does the archive, and the byte count of the PUT keeps the receiver from taking it for whole.
+//! The archive that is here is one source; a small one has been read and checked with those of the same batch. As many other
+//! primaries as are needed are asked for a fragment of the object's timestamp, be it durable or not, and all the rest once
+//! one has failed, has another one, or is late; their answers are sorted by timestamp. As soon as one timestamp has enough
+//! different fragments, those are read, a fragment of one segment each at a time, and the wanted fragment of that segment is
+//! made of them: memory does not depend on the object's size. When a source ends early, so does the archive, and the byte
+//! count of the PUT keeps the receiver from taking it for whole.
 //! (Swift asks all at once, itself too, and drops the answers that come last, with their connections.)
 //!
 //! A fragment of which nobody has any others can never become an object again. With `quarantine_threshold` such a one goes
