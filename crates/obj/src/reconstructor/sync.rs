@@ -29,11 +29,15 @@ impl Reconstructor {
             let wanted = part.scheme.backend_index(partner.index);
             async move { (self.hashes_of(part, partner, wanted).await, wanted) }
         });
+        let mut fresh = None;
         for (answer, wanted) in join_all(asked).await {
             let Some((node, remote)) = answer else { continue };
-            match self.suffixes_to_sync(pass, part, job, hashes, (&remote, wanted)).await {
+            match self.suffixes_to_sync(pass, part, job, hashes, (&remote, wanted), &mut fresh).await {
                 Ok(suffixes) if suffixes.is_empty() => {}
-                Ok(suffixes) => self.send(pass, part, job, &node, wanted, &suffixes).await,
+                Ok(suffixes) => {
+                    self.send(pass, part, job, &node, wanted, &suffixes).await;
+                    fresh = None;
+                }
                 Err(err) => self.logger.error(format_args!("Unable to hash {}: {err}", part.path.display())),
             }
         }
@@ -106,7 +110,7 @@ impl Reconstructor {
     }
 
     /// The suffixes that differ when those that seemed to are hashed anew, and everything is read again: it may have changed since
-    /// the pass came here. (Swift reads it again also when nothing differs.)
+    /// the pass came here. What is `fresh` was read so just now; partners that agree share that.
     async fn suffixes_to_sync(
         &self,
         pass: &Pass,
@@ -114,14 +118,18 @@ impl Reconstructor {
         job: &Job,
         listed: &SuffixHashes,
         (remote, wanted): (&SuffixHashes, u32),
+        fresh: &mut Option<SuffixHashes>,
     ) -> Result<Vec<Suffix>, DiskFileError> {
         let recalculate = suffix_delta(listed, job.frag_index, remote, wanted);
-        if recalculate.is_empty() {
-            self.ctx.statsd.update_stats("suffix.hashes", 0);
-            return Ok(recalculate);
-        }
-        let local = self.hash(part, recalculate, false).await?;
+        let local = match fresh.take().filter(|_| recalculate.is_empty()) {
+            Some(local) => {
+                self.ctx.statsd.update_stats("suffix.hashes", 0);
+                local
+            }
+            None => self.hash(part, recalculate, false).await?,
+        };
         let suffixes = suffix_delta(&local, job.frag_index, remote, wanted);
+        *fresh = Some(local);
         add(&pass.suffix_count, suffixes.len());
         Ok(suffixes)
     }
