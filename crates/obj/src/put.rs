@@ -10,7 +10,7 @@
 //! 5. The container and the expirer's queue are told.
 //!
 //! A small body that nobody waits to be asked for (of a fragment, one that is received before anything is written; in a
-//! session of SSYNC, one of a single batch that has company) is received first, and everything else is one job, up to the
+//! session of SSYNC, a larger one of a single batch that has company) is received first, and everything else is one job, up to the
 //! commit if there are two phases. What is left when a body ends is
 //! written by the job that places the file; of a small body that is all.
 
@@ -54,7 +54,7 @@ impl Put {
     /// All of it is there before those that end with it are hashed, written and synced.
     fn waits_for_company(&self) -> bool {
         self.awaited.is_some_and(|awaited| awaited.has_company)
-            && self.size.is_some_and(|size| (1..WRITE_BATCH as u64).contains(&size))
+            && self.size.is_some_and(|size| (SMALL_OBJECT + 1..WRITE_BATCH as u64).contains(&size))
     }
 }
 
