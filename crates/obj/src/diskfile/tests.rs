@@ -157,6 +157,8 @@ fn streamed_and_small_puts_leave_the_same_file() {
         assert_eq!(reader.close(), None);
         let mut reader = disk.object(name).open(None).unwrap().reader(ReaderOptions::default());
         assert_eq!(reader.read(0, body.len()).unwrap(), body);
+        // Another range of it.
+        assert_eq!(reader.read(5, 1000).unwrap(), body[5..1005]);
         assert_eq!(reader.close(), None);
     }
     assert_eq!(disk.warnings(), 0);
