@@ -102,20 +102,28 @@ unsafe fn long<M: Multiply>(
         let columns = Columns { coefficients: &coefficients[first..], rows, sources, len };
         // SAFETY: the caller's.
         unsafe {
-            match (sums && first == 0, outputs.len()) {
-                (false, 1) => some_rows::<M, 1, false>(columns, outputs),
-                (false, 2) => some_rows::<M, 2, false>(columns, outputs),
-                (false, 3) => some_rows::<M, 3, false>(columns, outputs),
-                (false, 4) => some_rows::<M, 4, false>(columns, outputs),
-                (false, 5) => some_rows::<M, 5, false>(columns, outputs),
-                (false, _) => some_rows::<M, MAX_ROWS, false>(columns, outputs),
-                (true, 1) => some_rows::<M, 1, true>(columns, outputs),
-                (true, 2) => some_rows::<M, 2, true>(columns, outputs),
-                (true, 3) => some_rows::<M, 3, true>(columns, outputs),
-                (true, 4) => some_rows::<M, 4, true>(columns, outputs),
-                (true, 5) => some_rows::<M, 5, true>(columns, outputs),
-                (true, _) => some_rows::<M, MAX_ROWS, true>(columns, outputs),
+            match sums && first == 0 {
+                false => rows_of::<M, false>(columns, outputs),
+                true => rows_of::<M, true>(columns, outputs),
             }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn rows_of<M: Multiply, const SUMS: bool>(
+    columns: Columns<'_, M::Coefficient>,
+    outputs: &mut [&mut [u8]],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match outputs.len() {
+            1 => some_rows::<M, 1, SUMS>(columns, outputs),
+            2 => some_rows::<M, 2, SUMS>(columns, outputs),
+            3 => some_rows::<M, 3, SUMS>(columns, outputs),
+            4 => some_rows::<M, 4, SUMS>(columns, outputs),
+            5 => some_rows::<M, 5, SUMS>(columns, outputs),
+            _ => some_rows::<M, MAX_ROWS, SUMS>(columns, outputs),
         }
     }
 }
