@@ -581,6 +581,7 @@ fn place(
     Ok((writer.put(metadata.clone())?, metadata))
 }
 
+/// Writes what is left. The metadata with the ETag, which must be the one that was wanted.
 fn write_last(
     mut writer: Writer,
     last: Vec<Bytes>,

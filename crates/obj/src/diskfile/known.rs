@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn what_was_changed_a_moment_ago_is_not_kept() {
-        let disk = disk_of(DiskFileConf::default(), "");
+        let mut disk = disk(8);
+        Arc::get_mut(&mut disk.manager).unwrap().known.settled = Duration::from_secs(3600);
         put(&disk, 1, b"one");
         disk.object("o").open_known(None).unwrap();
         assert!(!is_known(&disk));

@@ -157,7 +157,9 @@ impl Batches {
             batch.push((hash, update));
         }
         let mut held: Vec<&mut Held> = batch.iter_mut().filter_map(|(_, update)| update.held()).collect();
-        if let Some(unchecked) = self.unchecked.as_ref().filter(|_| held.len() < CHECKED_TOGETHER) {
+        // What is rebuilt from is checked before.
+        let later = self.unchecked.as_ref().filter(|_| !self.rebuilds && held.len() < CHECKED_TOGETHER);
+        if let Some(unchecked) = later {
             held.iter_mut().for_each(|held| unchecked.add(held));
             return Ok(batch);
         }
