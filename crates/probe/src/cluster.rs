@@ -27,12 +27,17 @@ const OWN_CONFS: [&str; 2] = ["object-expirer.conf", "container-reconciler.conf"
 impl Cluster {
     /// Writes a new cluster's folder below `dir`.
     pub fn prepare(dir: &Path) -> Result<Cluster> {
+        Cluster::prepare_with(dir, &[])
+    }
+
+    /// The same with options of `up`.
+    pub fn prepare_with(dir: &Path, options: &[&str]) -> Result<Cluster> {
         let ports = free_ports(1)?;
         let data = dir.join("cluster");
         let base = base_port()?;
         let mut up = Command::new(peer::martlet()?);
         up.args(["up", "--prepare", "--data"]).arg(&data);
-        up.args(["--port", &ports[0].to_string(), "--base-port", &base.to_string()]);
+        up.args(["--port", &ports[0].to_string(), "--base-port", &base.to_string()]).args(options);
         peer::success(&mut up)?;
         let syslog = Syslog::listen(&dir.join("log"))?;
         let cluster = Cluster { dir: data, port: ports[0], syslog, processes: Vec::new() };

@@ -61,6 +61,9 @@ struct Cli {
     /// Objects of 1 MiB in the cluster that loses a device
     #[arg(long, default_value_t = 500)]
     objects: usize,
+    /// Of the cluster that loses a device: 10 as in Swift's all-in-one, where eight devices share 1,024 partitions
+    #[arg(long, default_value_t = 10)]
+    part_power: u32,
     /// Martlet's proxy shares memcached, too, instead of the cache within itself that `up` configures
     #[arg(long)]
     memcached: bool,
@@ -92,7 +95,7 @@ fn main() -> Result<()> {
             "ec-proxy" => runtime.block_on(proxy_table(&cli, &dir, "erasure"))?,
             "ec-stream" => runtime.block_on(stream::table(&cli, &dir))?,
             "ssync" => ssync::table(&peers(&cli), &cli.rows, &dir)?,
-            "rebuild" => runtime.block_on(rebuild::table(&peers(&cli), cli.objects, &dir))?,
+            "rebuild" => runtime.block_on(rebuild::table(&peers(&cli), cli.objects, cli.part_power, &dir))?,
             "idle" => idle_table(&cli, &dir)?,
             name if name.starts_with("db") => runtime.block_on(db::table(&cli, &peers(&cli), &dir, name))?,
             other => {

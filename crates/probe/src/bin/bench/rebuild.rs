@@ -24,9 +24,11 @@ const QUIET: usize = 3;
 /// After so many something is wrong.
 const MAX_PASSES: usize = 6;
 
-pub async fn table(peers: &[Peer], objects: usize, dir: &Path) -> Result<()> {
-    print_head("reconstructors of four nodes, erasure coded 4+2, start of the programs taken off");
-    let mut cluster = Cluster::prepare(dir)?;
+pub async fn table(peers: &[Peer], objects: usize, part_power: u32, dir: &Path) -> Result<()> {
+    print_head(&format!(
+        "reconstructors of four nodes, erasure coded 4+2, part power {part_power}, start of the programs taken off"
+    ));
+    let mut cluster = Cluster::prepare_with(dir, &["--part-power", &part_power.to_string()])?;
     store(&mut cluster, objects, dir).await?;
     let whole = fragments(&cluster.dir)?;
     ensure!(whole.len() == 6 * objects, "{} fragments of {objects} objects", whole.len());
@@ -36,6 +38,8 @@ pub async fn table(peers: &[Peer], objects: usize, dir: &Path) -> Result<()> {
     for &peer in peers {
         cluster.start(peer, "object-server")?;
         let start = pass(&cluster, peer, &["--devices=none"])?;
+        // What has been stored is hashed: a device that fails has mostly been in use for long.
+        pass(&cluster, peer, &[])?;
         std::fs::remove_dir_all(&device).with_context(|| format!("cannot remove {}", device.display()))?;
         // What has been written is written back now, not during the pass.
         peer::success(&mut Command::new("sync"))?;
