@@ -1,8 +1,8 @@
-//! Buffers that go round: what a segment becomes is large enough for malloc to give its pages back each time, and to
-//! get them anew costs many times what the code does.
+//! Buffers that go round: what a segment of an erasure coded object becomes is large enough for malloc to give its pages back each
+//! time, and to get them anew costs many times what the code does. So is what is read past the page cache.
 //!
-//! A buffer returns to its pool when the last [`Bytes`] that shows a part of it goes. Contents are whatever they were. Small buffers
-//! are no concern of the pool: the allocator keeps those itself.
+//! A buffer returns to where it came from when the last [`Bytes`] that shows a part of it goes. Contents are whatever they were. Small ones are
+//! left to the allocator, which keeps those itself.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ const MAX_IDLE: usize = 32 << 20;
 const LEAST: usize = 64 << 10;
 
 #[derive(Clone, Default)]
-pub struct Pool {
+pub struct Buffers {
     idle: Arc<Mutex<Idle>>,
 }
 
@@ -26,14 +26,14 @@ struct Idle {
     bytes: usize,
 }
 
-/// A buffer of a pool.
+/// A buffer of a buffers.
 pub struct Buffer {
     memory: Vec<u8>,
     len: usize,
-    home: Pool,
+    home: Buffers,
 }
 
-impl Pool {
+impl Buffers {
     /// `len` bytes of any value.
     pub fn take(&self, len: usize) -> Buffer {
         let kept = if len < LEAST { None } else { self.idle.lock().take(len) };
@@ -90,29 +90,29 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_when_its_last_part_goes() {
-        let pool = Pool::default();
-        let mut buffer = pool.take(2 * LEAST);
+        let buffers = Buffers::default();
+        let mut buffer = buffers.take(2 * LEAST);
         buffer.bytes_mut().fill(7);
         let whole = buffer.freeze();
         let part = whole.slice(2..4);
         drop(whole);
-        assert_eq!(pool.idle.lock().bytes, 0);
+        assert_eq!(buffers.idle.lock().bytes, 0);
         assert_eq!(part, [7, 7][..]);
         drop(part);
-        assert_eq!(pool.idle.lock().bytes, 2 * LEAST);
-        assert_eq!(pool.take(LEAST).as_ref(), [7; LEAST], "the same memory");
-        assert_eq!(pool.take(3 * LEAST).as_ref().len(), 3 * LEAST);
+        assert_eq!(buffers.idle.lock().bytes, 2 * LEAST);
+        assert_eq!(buffers.take(LEAST).as_ref(), [7; LEAST], "the same memory");
+        assert_eq!(buffers.take(3 * LEAST).as_ref().len(), 3 * LEAST);
     }
 
     #[test]
     fn what_is_kept_has_a_bound_and_is_not_wasted_on_little() {
-        let pool = Pool::default();
-        let buffers: Vec<Buffer> = (0..9).map(|_| pool.take(MAX_IDLE / 8)).collect();
-        drop(buffers);
-        assert_eq!(pool.idle.lock().bytes, MAX_IDLE);
-        assert_eq!(pool.take(LEAST).memory.len(), LEAST);
-        drop(pool.take(LEAST - 1));
-        assert!(pool.idle.lock().buffers.iter().all(|buffer| buffer.len() >= LEAST));
-        assert!(pool.idle.lock().bytes <= MAX_IDLE);
+        let buffers = Buffers::default();
+        let many: Vec<Buffer> = (0..9).map(|_| buffers.take(MAX_IDLE / 8)).collect();
+        drop(many);
+        assert_eq!(buffers.idle.lock().bytes, MAX_IDLE);
+        assert_eq!(buffers.take(LEAST).memory.len(), LEAST);
+        drop(buffers.take(LEAST - 1));
+        assert!(buffers.idle.lock().buffers.iter().all(|buffer| buffer.len() >= LEAST));
+        assert!(buffers.idle.lock().bytes <= MAX_IDLE);
     }
 }

@@ -1,5 +1,6 @@
 //! The nouns of Swift and the bytes they become: pure, synchronous, no tokio.
 
+pub mod buffers;
 pub mod clock;
 pub mod config;
 pub mod constraints;

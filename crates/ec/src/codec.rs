@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use common::buffers::{Buffer, Buffers};
 use common::policy::PolicyKind;
 use parking_lot::Mutex;
 
@@ -21,7 +22,6 @@ use crate::backend::{Backend, MAX_FRAGMENTS};
 use crate::fragment::{Fragment, FragmentError, HEADER_LEN, Header};
 use crate::kernels::{Kernel, Product};
 use crate::matrix::Matrix;
-use crate::pool::{Buffer, Pool};
 
 /// Sets of lost fragments whose solution is kept.
 const MAX_SOLUTIONS: usize = 256;
@@ -53,7 +53,7 @@ struct Shared {
     backend: Backend,
     kernel: Kernel,
     parity: Product,
-    pool: Pool,
+    buffers: Buffers,
     solutions: Mutex<HashMap<Question, Arc<Solution>>>,
 }
 
@@ -97,8 +97,8 @@ impl Codec {
         let packets = backend.packets;
         let rows: Vec<usize> = (ndata * packets..(ndata + nparity) * packets).collect();
         let parity = Product::new(kernel, backend.field, &backend.generator.pick(&rows));
-        let (pool, solutions) = (Pool::default(), Mutex::default());
-        Ok(Codec { shared: Arc::new(Shared { ndata, nparity, backend, kernel, parity, pool, solutions }) })
+        let (buffers, solutions) = (Buffers::default(), Mutex::default());
+        Ok(Codec { shared: Arc::new(Shared { ndata, nparity, backend, kernel, parity, buffers, solutions }) })
     }
 
     /// The code of an erasure coded policy.
@@ -129,14 +129,14 @@ impl Codec {
 
     /// Room for a segment or a fragment that is to come. Contents are whatever they were.
     pub fn buffer(&self, len: usize) -> Buffer {
-        self.shared.pool.take(len)
+        self.shared.buffers.take(len)
     }
 
     /// All fragments of a segment, in the order of their indexes, data first. Data fragments show parts of the segment.
     pub fn encode(&self, segment: &Bytes) -> Vec<Fragment> {
         let Shared { ndata, nparity, .. } = *self.shared;
         let len = self.payload_len(segment.len());
-        let mut headers = self.shared.pool.take((ndata + nparity) * HEADER_LEN);
+        let mut headers = self.shared.buffers.take((ndata + nparity) * HEADER_LEN);
         for (index, header) in headers.bytes_mut().as_chunks_mut().0.iter_mut().enumerate() {
             self.write_header(index, len, segment.len() as u64, header);
         }
@@ -144,7 +144,7 @@ impl Codec {
 
         // Of the data, what the segment ends in or does not reach is padded.
         let whole = segment.len().checked_div(len).unwrap_or(ndata).min(ndata);
-        let mut padded = self.shared.pool.take((ndata - whole) * len);
+        let mut padded = self.shared.buffers.take((ndata - whole) * len);
         let rest = &segment[whole * len..];
         padded.bytes_mut()[..rest.len()].copy_from_slice(rest);
         padded.bytes_mut()[rest.len()..].fill(0);
@@ -154,7 +154,7 @@ impl Codec {
             .chain((0..ndata - whole).map(|j| padded.slice(j * len..(j + 1) * len)));
         let mut payloads: Vec<Bytes> = data.collect();
 
-        let mut parity = self.shared.pool.take(nparity * len);
+        let mut parity = self.shared.buffers.take(nparity * len);
         if len > 0 {
             let sources: Vec<&[u8]> = payloads.iter().map(|p| &p[..]).collect();
             let mut outputs: Vec<&mut [u8]> = parity.bytes_mut().chunks_mut(len).collect();
@@ -175,7 +175,7 @@ impl Codec {
         let len = survivors.payload_len;
         let mut lost = survivors.payloads[..ndata].iter();
         let lost: Vec<usize> = (0..ndata).filter(|_| lost.next().is_some_and(Option::is_none)).collect();
-        let mut made = self.shared.pool.take(lost.len() * len);
+        let mut made = self.shared.buffers.take(lost.len() * len);
         if len > 0 {
             let mut outputs: Vec<&mut [u8]> = made.bytes_mut().chunks_mut(len).collect();
             self.compute(&survivors, &lost, &mut outputs)?;
@@ -204,7 +204,7 @@ impl Codec {
         }
         let survivors = self.survivors(fragments)?;
         let len = survivors.payload_len;
-        let mut made = self.shared.pool.take(HEADER_LEN + len);
+        let mut made = self.shared.buffers.take(HEADER_LEN + len);
         let (header, payload) = made.bytes_mut().split_at_mut(HEADER_LEN);
         if let Some(header) = header.first_chunk_mut() {
             self.write_header(wanted, len, survivors.segment_len, header);

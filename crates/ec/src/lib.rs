@@ -9,8 +9,7 @@
 //! * [`fragment`]: the header;
 //! * `backend`: the codes by their `ec_type`, as matrices;
 //! * `matrix`, `gf`: linear algebra over finite fields;
-//! * `kernels`: a matrix times megabytes, with the vector instructions that the CPU has;
-//! * `pool`: memory that goes round.
+//! * `kernels`: a matrix times megabytes, with the vector instructions that the CPU has.
 
 mod backend;
 pub mod codec;
@@ -18,8 +17,7 @@ pub mod fragment;
 mod gf;
 mod kernels;
 mod matrix;
-mod pool;
 
 pub use codec::{Codec, CodecError};
+pub use common::buffers::Buffer;
 pub use fragment::{Fragment, HEADER_LEN};
-pub use pool::Buffer;

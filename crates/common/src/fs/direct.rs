@@ -5,26 +5,32 @@
 //! Memory, offset and length must be aligned, which is of no interest to anybody else.
 
 use std::os::fd::AsFd;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::pread;
 
+use crate::buffers::Buffers;
+
 /// What any disk is content with.
 const ALIGNMENT: usize = 4096;
+
+static BUFFERS: LazyLock<Buffers> = LazyLock::new(Buffers::default);
 
 /// The first `len` bytes of a file. `None` if its file system can't do it, or if it fails: reading as usual tells why.
 pub fn read_direct(file: impl AsFd, len: usize) -> Option<Bytes> {
     let flags = fcntl_getfl(&file).ok()?;
     fcntl_setfl(&file, flags | OFlags::DIRECT).ok()?;
     let aligned = len.next_multiple_of(ALIGNMENT);
-    let mut data = vec![0; aligned + ALIGNMENT];
+    let mut buffer = BUFFERS.take(aligned + ALIGNMENT);
+    let data = buffer.bytes_mut();
     let start = data.as_ptr().align_offset(ALIGNMENT);
     // It ends at the end of the file, wherever that is.
     let read = pread(&file, &mut data[start..start + aligned], 0);
     // Other reads are not aligned.
     fcntl_setfl(&file, flags).ok()?;
-    read.is_ok_and(|read| read >= len).then(|| Bytes::from(data).slice(start..start + len))
+    read.is_ok_and(|read| read >= len).then(|| buffer.freeze().slice(start..start + len))
 }
 
 #[cfg(test)]
