@@ -4,14 +4,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use common::{Conf, ConfigError};
-use service::daemonize::{self, Build};
+use service::daemonize::{self, Build, Threads};
 use service::supervisor;
 use service::{Context, Daemon, Registry};
 
 use crate::cli::swift::{self, Takes};
 
-/// Daemons that compute on threads of their runtime: codes, TLS.
-const COMPUTING: [&str; 2] = ["object-reconstructor", "container-sync"];
+/// Threads of a daemon's runtime, by its name.
+fn threads(daemon: &str) -> Threads {
+    match daemon {
+        "object-reconstructor" => Threads::Workers("reconstructor_workers"),
+        // TLS.
+        "container-sync" => Threads::Cores,
+        _ => Threads::One,
+    }
+}
 
 /// A server or daemon of Swift.
 pub struct Program {
@@ -198,7 +205,7 @@ impl Program {
             once: asked.once,
             verbose: asked.verbose,
             args: asked.args,
-            computes: COMPUTING.contains(&self.name),
+            threads: threads(self.name),
         }
     }
 }

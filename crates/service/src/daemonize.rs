@@ -24,7 +24,7 @@ pub type Build = fn(&Conf, &Context) -> Result<Arc<dyn Daemon>, ConfigError>;
 
 /// What disk work gets to finish when the daemon ends.
 const END_GRACE: Duration = Duration::from_secs(2);
-/// Threads of a runtime on which a daemon computes.
+/// Most threads of a runtime on which a daemon computes.
 const MAX_THREADS: usize = 4;
 
 /// Which daemon to run, and how it was asked for.
@@ -36,9 +36,31 @@ pub struct Launch {
     pub once: bool,
     pub verbose: bool,
     pub args: DaemonArgs,
-    /// It computes on threads of the runtime. Any other waits for disks and peers, and on one thread nobody has to wake another for
-    /// what comes.
-    pub computes: bool,
+    pub threads: Threads,
+}
+
+/// Threads of a daemon's runtime; the disks have others.
+#[derive(Clone, Copy, Debug)]
+pub enum Threads {
+    /// It waits for disks and peers: on one thread nobody has to wake another for what comes.
+    One,
+    /// One for each worker, of which there are as many as an option says.
+    Workers(&'static str),
+    /// It computes.
+    Cores,
+}
+
+impl Threads {
+    fn count(self, section: &Section) -> Result<usize, ConfigError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(match self {
+            Threads::One => 1,
+            Threads::Workers(option) => {
+                usize::try_from(section.int::<i64>(option, 0)?).map_or(1, |n| n.clamp(1, cores))
+            }
+            Threads::Cores => cores.min(MAX_THREADS),
+        })
+    }
 }
 
 /// What can go wrong before a daemon runs.
@@ -69,12 +91,9 @@ fn run(launch: &Launch, build: Build) -> Result<(), StartError> {
     // What only root may have stays when the program is run again.
     ctx.priority.apply(&ctx.logger);
     drop_privileges(&section)?;
-    let runtime = match launch.computes {
-        true => {
-            let threads = std::thread::available_parallelism().map_or(1, usize::from).clamp(1, MAX_THREADS);
-            Builder::new_multi_thread().worker_threads(threads).enable_all().build()?
-        }
-        false => Builder::new_current_thread().enable_all().build()?,
+    let runtime = match launch.threads.count(&section)? {
+        1 => Builder::new_current_thread().enable_all().build()?,
+        threads => Builder::new_multi_thread().worker_threads(threads).enable_all().build()?,
     };
     let daemonize = section.bool("daemonize", true)?;
     let once = launch.once || !daemonize;

@@ -467,6 +467,13 @@ impl Reconstructor {
         recalculate: Vec<common::Suffix>,
         do_listdir: bool,
     ) -> Result<crate::diskfile::SuffixHashes, crate::diskfile::DiskFileError> {
+        if recalculate.is_empty()
+            && !do_listdir
+            && let Some(hashes) = part.manager.hashes_in_memory(&part.dev.device, part.partition)
+        {
+            self.ctx.statsd.update_stats("suffix.hashes", 0);
+            return Ok(hashes);
+        }
         let hashed_part = part.clone();
         let rehash = move || {
             let Part { manager, dev, partition, .. } = &*hashed_part;
