@@ -57,6 +57,7 @@ impl Reconstructor {
                 include_non_durable: true,
                 max_objects: self.conf.max_objects_per_revert,
                 rebuilder: None,
+                lacked: &[],
             };
             let sent = self.sender(part, node, &job.suffixes, fragments).run_limited().await;
             limited |= sent.limited;

@@ -35,7 +35,7 @@ impl Reconstructor {
             match self.suffixes_to_sync(pass, part, job, hashes, (&remote, wanted), &mut fresh).await {
                 Ok(suffixes) if suffixes.is_empty() => {}
                 Ok(suffixes) => {
-                    self.send(pass, part, job, &node, wanted, &suffixes).await;
+                    self.send(pass, part, job, (&node, &remote, wanted), &suffixes).await;
                     fresh = None;
                 }
                 Err(err) => self.logger.error(format_args!("Unable to hash {}: {err}", part.path.display())),
@@ -49,10 +49,12 @@ impl Reconstructor {
         pass: &Pass,
         part: &Arc<Part>,
         job: &Job,
-        node: &Node,
-        wanted: u32,
+        (node, remote, wanted): (&Node, &SuffixHashes, u32),
         suffixes: &[Suffix],
     ) {
+        let has_some =
+            |suffix: Suffix| remote.get(suffix).is_some_and(|hash| hash.of(Some(wanted)).is_some());
+        let lacked: Vec<Suffix> = suffixes.iter().copied().filter(|suffix| !has_some(*suffix)).collect();
         let rebuilder = FragmentRebuilder {
             ctx: &self.ctx,
             logger: &self.logger,
@@ -68,6 +70,7 @@ impl Reconstructor {
             include_non_durable: false,
             max_objects: 0,
             rebuilder: Some(&rebuilder),
+            lacked: &lacked,
         };
         // What has failed is logged, and comes again in the next pass.
         self.sender(part, node, suffixes, fragments).run().await;

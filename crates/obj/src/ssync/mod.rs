@@ -18,9 +18,10 @@
 //! ```
 //! or, at any point, `:ERROR: STATUS 'reason'` from the receiver, which then closes.
 //!
-//! `protocol.rs` is the grammar, `sender.rs` with `update.rs` the end in the replicator, `receiver.rs` and
-//! `session.rs` the end in the object server.
+//! `protocol.rs` is the grammar, `sender.rs` with `update.rs` and `foreseen.rs` the end in the replicator, `receiver.rs`
+//! and `session.rs` the end in the object server.
 
+mod foreseen;
 mod input;
 pub mod protocol;
 pub mod receiver;

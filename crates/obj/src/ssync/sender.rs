@@ -12,14 +12,14 @@
 //! Of an EC policy it offers the fragments of one index. Those of the receiver's own index, which are not here, come from
 //! a [`Rebuilder`]: small ones as other objects are read ahead, large ones as they are sent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use common::config::{ConfigError, Section};
 use common::hash::{ObjHash, Suffix};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use indexmap::IndexMap;
 use ring::Device;
 use service::context::Context;
@@ -30,6 +30,7 @@ use service::logs::Logger;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::foreseen::{Foreseen, MOST_FORESEEN};
 use super::input::timeout_message;
 use super::protocol::{
     MISSING_CHECK_END, MISSING_CHECK_START, Offer, UPDATES_END, UPDATES_START, Wanted, printable,
@@ -105,6 +106,8 @@ pub struct Fragments<'a> {
     pub max_objects: usize,
     /// Makes the receiver's fragments of others'; without it, those here are sent as they are.
     pub rebuilder: Option<&'a dyn Rebuilder>,
+    /// Suffixes in which the receiver has none of its fragments.
+    pub lacked: &'a [Suffix],
 }
 
 /// Makes a fragment that is nowhere of those elsewhere.
@@ -131,6 +134,13 @@ pub struct Sent {
 
 /// Objects that the receiver has in the state of this side, so that they may be deleted from a handoff.
 pub type InSync = HashMap<ObjHash, TimestampSet>;
+
+/// What is to be offered.
+struct Listed {
+    objects: Vec<(ObjHash, TimestampSet)>,
+    /// Suffixes that are still to be listed.
+    rest: Vec<Suffix>,
+}
 
 /// Why a session has failed.
 #[derive(Debug)]
@@ -184,8 +194,11 @@ impl Sender<'_> {
     }
 
     async fn converse(&self, limited: &mut bool) -> Result<InSync, SendError> {
-        let mut link = self.connect().await?;
-        let result = self.exchange(&mut link, limited).await;
+        let listed = self.list_first().await?;
+        let lacked = self.lacked(&listed.objects);
+        let mut foreseen = Foreseen::new(lacked.clone(), self.foresee(lacked));
+        let mut link = foreseen.beside(self.connect()).await?;
+        let result = self.exchange(&mut link, listed, foreseen, limited).await;
         // Best effort: the receiver sees the end of the connection too.
         let finished = link.conn.finish_body().await;
         if result.is_ok() && finished.is_ok() && link.is_at_end().await {
@@ -194,13 +207,20 @@ impl Sender<'_> {
         result
     }
 
-    async fn exchange(&self, link: &mut Link, limited: &mut bool) -> Result<InSync, SendError> {
-        let mut available = self.offer(link, limited).await?;
-        let wanted = link.read_wanted().await?;
+    async fn exchange(
+        &self,
+        link: &mut Link,
+        listed: Listed,
+        mut foreseen: Foreseen<'_>,
+        limited: &mut bool,
+    ) -> Result<InSync, SendError> {
+        let mut available = foreseen.beside(self.offer(link, listed, limited)).await?;
+        let mut wanted = foreseen.beside(link.read_wanted()).await?;
         let sent = wanted.len();
         let offered = available.len();
         if self.remote_check_objs.is_none() {
-            for skipped in self.updates(link, wanted).await? {
+            let foreseen = foreseen.take(&mut wanted).await;
+            for skipped in self.updates(link, foreseen, wanted).await? {
                 available.remove(&skipped);
             }
         } else {
@@ -304,16 +324,44 @@ impl Sender<'_> {
         Want { frag_index: fragments.frag_index, frag_prefs: non_durable.then_some(&[]) }
     }
 
+    /// What is known of the objects before there is a connection.
+    async fn list_first(&self) -> Result<Listed, DiskFileError> {
+        if let Some(seen) = self.seen {
+            let (objects, rest) = seen.of(self.suffixes);
+            return Ok(Listed { objects, rest });
+        }
+        // Unless it is for the receiver to say what there is to offer.
+        let is_sync = self.fragments.as_ref().is_some_and(|fragments| fragments.rebuilder.is_some());
+        let (first, rest) =
+            self.suffixes.split_at(if is_sync { self.suffixes.len().min(SUFFIXES_LISTED) } else { 0 });
+        let objects = if first.is_empty() { Vec::new() } else { self.list(first, self.want(true)).await? };
+        Ok(Listed { objects, rest: rest.to_vec() })
+    }
+
+    /// Objects of which the receiver lacks its fragment, as many as are worth preparing.
+    fn lacked(&self, objects: &[(ObjHash, TimestampSet)]) -> Vec<ObjHash> {
+        let Some(fragments) = &self.fragments else { return Vec::new() };
+        let is_lacked = |hash: &ObjHash| fragments.lacked.contains(&hash.suffix());
+        objects.iter().map(|(hash, _)| *hash).filter(is_lacked).take(MOST_FORESEEN).collect()
+    }
+
+    /// Rebuilds those that are small.
+    async fn foresee(&self, objects: Vec<ObjHash>) -> Vec<(ObjHash, Update)> {
+        let all = Wanted { data: true, meta: true };
+        let batches = self.batches(self.want(true), objects.into_iter().map(|hash| (hash, all)).collect());
+        // What has failed is tried again when it is wanted, and the error is told then.
+        let Ok(Ok((batch, _))) = self.prepare(batches).await else { return Vec::new() };
+        let made = self.rebuild_small(batch).collect::<Vec<_>>().await;
+        made.into_iter().filter(|(_, update)| update.rebuild_from.is_none()).collect()
+    }
+
     /// Offers what is here, and returns it.
-    async fn offer(&self, link: &mut Link, limited: &mut bool) -> Result<InSync, SendError> {
+    async fn offer(&self, link: &mut Link, listed: Listed, limited: &mut bool) -> Result<InSync, SendError> {
         let (mut available, mut last, mut sent, mut bytes_sent) = (InSync::new(), None, 0, 0);
         let max_objects = self.fragments.as_ref().map_or(0, |fragments| fragments.max_objects);
         let mut chunk = format!("{MISSING_CHECK_START}\r\n");
-        let (mut objects, unseen) = match self.seen {
-            Some(seen) => seen.of(self.suffixes),
-            None => (Vec::new(), self.suffixes.to_vec()),
-        };
-        let mut unseen = unseen.chunks(SUFFIXES_LISTED);
+        let Listed { mut objects, rest } = listed;
+        let mut rest = rest.chunks(SUFFIXES_LISTED);
         'suffixes: loop {
             for (hash, timestamps) in objects {
                 if self.remote_check_objs.is_some_and(|objs| !objs.contains(&hash)) {
@@ -343,7 +391,7 @@ impl Sender<'_> {
                     chunk.clear();
                 }
             }
-            let Some(suffixes) = unseen.next() else { break };
+            let Some(suffixes) = rest.next() else { break };
             objects = self.list(suffixes, link.want).await?;
         }
         chunk.push_str(MISSING_CHECK_END);
@@ -367,28 +415,18 @@ impl Sender<'_> {
     async fn updates(
         &self,
         link: &mut Link,
+        foreseen: Batch,
         wanted: IndexMap<ObjHash, Wanted>,
     ) -> Result<Vec<ObjHash>, SendError> {
         let mut skipped = Vec::new();
         let mut out = format!("{UPDATES_START}\r\n").into_bytes();
-        let mut ahead = self.prepare(Batches {
-            manager: self.manager.clone(),
-            device: self.device.to_string(),
-            partition: self.partition,
-            want: link.want,
-            rebuilds: self.fragments.as_ref().is_some_and(|fragments| fragments.rebuilder.is_some()),
-            unchecked: self.unchecked.cloned(),
-            wanted: wanted.into_iter().collect(),
-        });
+        let mut ahead = None;
+        let mut batch = foreseen;
+        if !wanted.is_empty() {
+            ahead = Some(self.prepare(self.batches(link.want, wanted.into_iter().collect())));
+        }
         loop {
-            let (batch, batches) = ahead.await.map_err(|err| SendError::Unexpected(err.to_string()))??;
-            if batch.is_empty() {
-                break;
-            }
-            ahead = self.prepare(batches);
-            let rebuilt = futures_util::stream::iter(batch)
-                .map(|(hash, update)| async move { (hash, self.rebuild_small(update).await) });
-            let mut rebuilt = std::pin::pin!(rebuilt.buffered(REBUILT_AHEAD));
+            let mut rebuilt = std::pin::pin!(self.rebuild_small(batch));
             while let Some((hash, mut update)) = rebuilt.next().await {
                 if let Some(archive) = update.rebuild_from.take() {
                     update = self.rebuild(*archive, update).await;
@@ -404,12 +442,30 @@ impl Sender<'_> {
                     link.write_beyond(UPDATES_CHUNK, &mut out, &format!("send_{method}")).await?;
                 }
             }
+            let Some(prepared) = ahead.take() else { break };
             link.write_beyond(0, &mut out, "send_put").await?;
+            let batches;
+            (batch, batches) = prepared.await.map_err(|err| SendError::Unexpected(err.to_string()))??;
+            if !batches.wanted.is_empty() {
+                ahead = Some(self.prepare(batches));
+            }
         }
         out.extend_from_slice(format!("{UPDATES_END}\r\n").as_bytes());
         link.write(out, "updates end").await?;
         link.read_updates_reply().await?;
         Ok(skipped)
+    }
+
+    fn batches(&self, want: Want<'static>, wanted: VecDeque<(ObjHash, Wanted)>) -> Batches {
+        Batches {
+            manager: self.manager.clone(),
+            device: self.device.to_string(),
+            partition: self.partition,
+            want,
+            rebuilds: self.fragments.as_ref().is_some_and(|fragments| fragments.rebuilder.is_some()),
+            unchecked: self.unchecked.cloned(),
+            wanted,
+        }
     }
 
     /// Starts to prepare a batch; a task of its own, so that the disk works while the last one is on its way.
@@ -418,7 +474,14 @@ impl Sender<'_> {
         tokio::spawn(self.ctx.disk_pools.run(self.device, next))
     }
 
-    async fn rebuild_small(&self, mut update: Update) -> Update {
+    /// Those of a batch, some ahead; what is small is whole.
+    fn rebuild_small(&self, batch: Batch) -> impl Stream<Item = (ObjHash, Update)> + Send {
+        futures_util::stream::iter(batch)
+            .map(move |(hash, update)| async move { (hash, self.rebuild_if_small(update).await) })
+            .buffered(REBUILT_AHEAD)
+    }
+
+    async fn rebuild_if_small(&self, mut update: Update) -> Update {
         let is_small = |archive: &mut Box<LocalArchive>| archive.reader.content_length() <= MAX_REBUILT_AHEAD;
         if let Some(archive) = update.rebuild_from.take_if(is_small) {
             update = self.rebuild(*archive, update).await;
