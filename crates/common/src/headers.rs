@@ -87,6 +87,8 @@ pub const X_BACKEND_ALLOW_PRIVATE_METHODS: &str = "X-Backend-Allow-Private-Metho
 pub const X_BACKEND_ALLOW_RESERVED_NAMES: &str = "X-Backend-Allow-Reserved-Names";
 pub const X_BACKEND_AUTO_CREATE: &str = "X-Backend-Auto-Create";
 pub const X_BACKEND_CACHED_RESULTS: &str = "X-Backend-Cached-Results";
+/// Not Swift's, whose servers don't know it: who asks for a whole fragment archive would check its ETag itself, together with others.
+pub const X_BACKEND_CHECKS_ETAG: &str = "X-Backend-Checks-Etag";
 pub const X_BACKEND_CLEAN_EXPIRING_OBJECT_QUEUE: &str = "X-Backend-Clean-Expiring-Object-Queue";
 pub const X_BACKEND_CONTAINER_PATH: &str = "X-Backend-Container-Path";
 pub const X_BACKEND_CONTAINER_UPDATE_OVERRIDE_ETAG: &str = "X-Backend-Container-Update-Override-Etag";
@@ -97,6 +99,8 @@ pub const X_BACKEND_DATA_TIMESTAMP: &str = "X-Backend-Data-Timestamp";
 pub const X_BACKEND_DELETE_TIMESTAMP: &str = "X-Backend-Delete-Timestamp";
 pub const X_BACKEND_DURABLE_TIMESTAMP: &str = "X-Backend-Durable-Timestamp";
 pub const X_BACKEND_ETAG_IS_AT: &str = "X-Backend-Etag-Is-At";
+/// The answer to [`X_BACKEND_CHECKS_ETAG`]: nobody else has checked it.
+pub const X_BACKEND_ETAG_UNCHECKED: &str = "X-Backend-Etag-Unchecked";
 pub const X_BACKEND_FRAGMENT_PREFERENCES: &str = "X-Backend-Fragment-Preferences";
 pub const X_BACKEND_FRAGMENTS: &str = "X-Backend-Fragments";
 pub const X_BACKEND_IGNORE_RANGE_IF_METADATA_PRESENT: &str = "X-Backend-Ignore-Range-If-Metadata-Present";

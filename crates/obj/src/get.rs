@@ -63,17 +63,29 @@ enum Content {
     None,
     /// Unless it has been checked already, it is to be before it is sent.
     Small(Bytes, Option<GroupedMd5>),
-    /// With what has been read of it.
-    Large(Box<Reader>, Option<Bytes>),
+    Large(Box<Begun>),
+}
+
+/// A large object.
+struct Begun {
+    reader: Reader,
+    /// All of it, if it has been read.
+    ahead: Option<Bytes>,
+    /// Whoever has asked for it checks its ETag.
+    is_unchecked: bool,
 }
 
 /// How an object is to be read.
 #[derive(Clone)]
 struct Reading {
     is_private: bool,
+    /// A daemon reads it, as nobody else will soon.
+    for_replication: bool,
     keep_cache_private: bool,
     keep_cache_slo_manifest: bool,
     verify_etag: bool,
+    /// Whoever asks would check the ETag.
+    reader_checks: bool,
     /// All of it is asked for.
     whole: bool,
     /// Where what is [`QUICKLY_HASHED`] may wait to be checked with others.
@@ -81,25 +93,28 @@ struct Reading {
 }
 
 impl Reading {
-    fn begin(self, opened: OpenDiskFile) -> Result<(Reader, Option<Bytes>), DiskFileError> {
+    fn begin(self, opened: OpenDiskFile) -> Result<Begun, DiskFileError> {
         let keep_cache = self.keeps_cache(opened.metadata());
-        let mut reader =
-            opened.reader(ReaderOptions { keep_cache, verify_etag: self.verify_etag, patient: false });
-        let length = reader.content_length();
-        if !self.whole || length > READ_BATCH {
-            return Ok((reader, None));
+        let length = opened.content_length();
+        let is_one_batch = self.whole && length <= READ_BATCH;
+        let is_unchecked = self.verify_etag && self.reader_checks && is_one_batch && opened.is_one_fragment();
+        let verify_etag = self.verify_etag && !is_unchecked;
+        let mut reader = opened.reader(ReaderOptions { keep_cache, verify_etag, patient: false });
+        if !is_one_batch {
+            return Ok(Begun { reader, ahead: None, is_unchecked });
         }
         let ahead = reader.read(0, length as usize)?;
         match reader.check() {
             Some(reason) => Err(DiskFileError::Quarantined(reason)),
-            None => Ok((reader, Some(ahead))),
+            None => Ok(Begun { reader, ahead: Some(ahead), is_unchecked }),
         }
     }
 
     /// Whether an object may stay in the page cache, if it is not too large.
     fn keeps_cache(&self, metadata: &Metadata) -> bool {
         let is_manifest = metadata.get_str(X_STATIC_LARGE_OBJECT).is_some_and(is_true_value);
-        self.keep_cache_private || !self.is_private || (self.keep_cache_slo_manifest && is_manifest)
+        let is_kept = self.keep_cache_private || !self.is_private;
+        !self.for_replication && (is_kept || (self.keep_cache_slo_manifest && is_manifest))
     }
 }
 
@@ -151,8 +166,12 @@ impl ObjectServer {
         match content {
             Content::None => response.headers.insert(CONTENT_LENGTH, info.content_length),
             Content::Small(data, _) => response.body = data.into(),
-            Content::Large(reader, ahead) => {
-                let reader = Arc::new(Mutex::new(Some(*reader)));
+            Content::Large(begun) => {
+                let Begun { reader, ahead, is_unchecked } = *begun;
+                if is_unchecked {
+                    response.headers.insert(X_BACKEND_ETAG_UNCHECKED, "true");
+                }
+                let reader = Arc::new(Mutex::new(Some(reader)));
                 let file = DiskBody { reader, ahead, pools: self.ctx.disk_pools.clone(), device };
                 response.body = file.stream(0, info.content_length);
                 options.source = Some(Box::new(file));
@@ -230,9 +249,11 @@ impl ObjectServer {
         let frac = self.options.etag_validate_frac;
         Reading {
             is_private: headers.contains(X_AUTH_TOKEN) || headers.contains(X_STORAGE_TOKEN),
+            for_replication: headers.get_bool(X_BACKEND_REPLICATION),
             keep_cache_private: self.options.keep_cache_private,
             keep_cache_slo_manifest: self.options.keep_cache_slo_manifest,
             verify_etag: frac >= 1.0 || self.ctx.rng.next_f64() < frac,
+            reader_checks: headers.get_bool(X_BACKEND_CHECKS_ETAG),
             whole: !headers.contains(RANGE),
             company: None,
         }
@@ -260,8 +281,7 @@ fn open(
     };
     if opened.content_length() > SMALL_OBJECT {
         let info = info.with_metadata(opened.metadata().clone());
-        let (reader, ahead) = reading.begin(opened)?;
-        return Ok((info, Content::Large(Box::new(reader), ahead)));
+        return Ok((info, Content::Large(Box::new(reading.begin(opened)?))));
     }
     let company = reading.company.filter(|_| reading.verify_etag && info.content_length <= QUICKLY_HASHED);
     let read = opened.read_small_with(reading.verify_etag && company.is_none())?;
@@ -380,12 +400,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn private_objects_leave_the_page_cache_unless_an_option_keeps_them_there() {
+    fn what_leaves_the_page_cache() {
         let reading = |is_private, keep_cache_private, keep_cache_slo_manifest| Reading {
             is_private,
+            for_replication: false,
             keep_cache_private,
             keep_cache_slo_manifest,
             verify_etag: true,
+            reader_checks: false,
             whole: true,
             company: None,
         };
@@ -396,5 +418,6 @@ mod tests {
         assert_eq!(keeps(reading(true, false, false)), (false, false));
         assert_eq!(keeps(reading(true, false, true)), (false, true));
         assert_eq!(keeps(reading(true, true, false)), (true, true));
+        assert_eq!(keeps(Reading { for_replication: true, ..reading(false, true, true) }), (false, false));
     }
 }

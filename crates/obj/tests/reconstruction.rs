@@ -114,23 +114,84 @@ async fn a_source_that_runs_dry_leaves_nothing() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_corrupt_source_is_quarantined_and_all_is_rebuilt_without_it() {
-    let cluster = Fragments::new(4);
-    let homes = cluster.store("o", &body(1000), &[0, 1, 2]).await;
-    let path = cluster.0.files(homes[1]).into_keys().next().unwrap();
-    let path = cluster.0.device(homes[1]).join(path);
+/// In place: the metadata stays.
+fn spoil(cluster: &Fragments, node: usize) {
+    let path = cluster.0.files(node).into_keys().next().unwrap();
+    let path = cluster.0.device(node).join(path);
     let mut archive = std::fs::read(&path).unwrap();
-    archive[70] ^= 1;
-    // In place: the metadata stays.
+    let last = archive.len() - 1;
+    archive[last] ^= 1;
     std::io::Write::write_all(&mut std::fs::File::options().write(true).open(&path).unwrap(), &archive)
         .unwrap();
-    cluster.pass("").await;
-    cluster.pass("").await;
-    for (archive, &node) in archives(&body(1000)).iter().zip(&homes) {
-        assert_eq!(cluster.data(node, "o"), *archive);
+}
+
+/// Small archives are checked by their servers, some larger ones by whoever rebuilds, long ones by both in their way.
+const LENGTHS: [usize; 3] = [1000, SEGMENT / 4, 2 * SEGMENT + 7];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_source_is_quarantined_and_all_is_rebuilt_without_it() {
+    for length in LENGTHS {
+        let cluster = Fragments::new(4);
+        let homes = cluster.store("o", &body(length), &[0, 1, 2]).await;
+        spoil(&cluster, homes[1]);
+        cluster.pass("").await;
+        cluster.pass("").await;
+        for (archive, &node) in archives(&body(length)).iter().zip(&homes) {
+            assert_eq!(cluster.data(node, "o"), *archive);
+        }
+        assert!(cluster.0.device(homes[1]).join("quarantined/objects").exists(), "{length}");
     }
-    assert!(cluster.0.device(homes[1]).join("quarantined/objects").exists());
+}
+
+/// The reconstructor of the first primary asks the third, the only other one, for what the fourth lacks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_made_of_a_corrupt_archive() {
+    for length in LENGTHS {
+        for corrupt in [0, 2] {
+            let cluster = Fragments::new(4);
+            let homes = cluster.store("o", &body(length), &[0, 2]).await;
+            spoil(&cluster, homes[corrupt]);
+            cluster.0.reconstruct(homes[0], "").await;
+            assert!(cluster.files(homes[1], "o").is_empty() && cluster.files(homes[3], "o").is_empty());
+            let quarantined = cluster.0.device(homes[corrupt]).join("quarantined/objects");
+            assert!(quarantined.exists(), "{length}, {corrupt}");
+            assert!(cluster.files(homes[corrupt], "o").is_empty());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_source_is_asked_in_the_stead_of_a_corrupt_one_in_the_same_pass() {
+    let cluster = Fragments::new(4);
+    let homes = cluster.store("o", &body(SEGMENT / 4), &[0, 1, 2]).await;
+    spoil(&cluster, homes[1]);
+    cluster.0.reconstruct(homes[0], "").await;
+    assert_eq!(cluster.data(homes[3], "o"), archives(&body(SEGMENT / 4))[3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_check_of_an_etag_is_left_to_the_reader_of_one_whole_fragment() {
+    let cluster = Fragments::new(4);
+    let told = async |length: usize, headers: &[(&str, &str)]| {
+        let object = format!("o{length}");
+        let homes = cluster.store(&object, &body(length), &[0]).await;
+        let mut request = cluster.0.request(homes[0], Method::Get, &object, OLD + 1.0);
+        headers.iter().for_each(|(name, value)| request.headers.insert(name, value));
+        let mut response = cluster.0.nodes[homes[0]].app.call(request).await;
+        assert!(response.status.is_success(), "{}", response.status.0);
+        let archive = archives(&body(length))[0].clone();
+        let whole = response.body.collect(1 << 22).await.unwrap() == archive;
+        let etag = format!("\"{}\"", hex(&md5(&archive)));
+        assert_eq!(response.headers.get_str("Etag"), Some(&*etag));
+        (whole, response.headers.get_bool("X-Backend-Etag-Unchecked"))
+    };
+    let checks = ("X-Backend-Checks-Etag", "true");
+    assert_eq!(told(SEGMENT / 4, &[checks]).await, (true, true));
+    assert_eq!(told(SEGMENT / 4 + 1, &[]).await, (true, false));
+    assert_eq!(told(SEGMENT / 4 + 2, &[checks, ("Range", "bytes=0-9")]).await, (false, false));
+    assert_eq!(told(1000, &[checks]).await, (true, false), "it costs nothing");
+    assert_eq!(told(SEGMENT, &[checks]).await, (true, false), "larger than a batch");
+    assert_eq!(told(SEGMENT + 1, &[checks]).await, (true, false), "two fragments");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -501,6 +501,11 @@ impl OpenDiskFile {
         self.content_length
     }
 
+    /// Of a fragment archive: whether it is of an object of one segment.
+    pub fn is_one_fragment(&self) -> bool {
+        self.diskfile.manager().fragment_len().is_some_and(|length| self.content_length <= length as u64)
+    }
+
     /// The ETag in the metadata: the MD5 of the data.
     pub fn etag(&self) -> &[u8] {
         self.metadata().get("ETag").unwrap_or_default()

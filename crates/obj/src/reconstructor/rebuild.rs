@@ -6,6 +6,9 @@
 //! different fragments, those are read, a fragment of one segment each at a time, and the wanted fragment of that segment is
 //! made of them: memory does not depend on the object's size. When a source ends early, so does the archive, and the byte
 //! count of the PUT keeps the receiver from taking it for whole.
+//! Archives of one fragment are read as a whole, and servers that can (ours) are asked to leave the check of their ETags to us: hashed
+//! together all of them cost little more than one does at its server. Of one that is corrupt its server is asked again, so that it
+//! checks and quarantines it, and so are all others.
 //! (Swift asks all at once, itself too, and drops the answers that come last, with their connections.)
 //!
 //! A fragment of which nobody has any others can never become an object again. With `quarantine_threshold` such a one goes
@@ -18,9 +21,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::Timestamp;
+use common::digest::Md5Stream;
 use common::headers::{
-    X_BACKEND_DATA_TIMESTAMP, X_BACKEND_DURABLE_TIMESTAMP, X_BACKEND_FRAGMENT_PREFERENCES,
-    X_BACKEND_REPLICATION, X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_OBJECT_SYSMETA_EC_ETAG,
+    ETAG, X_BACKEND_CHECKS_ETAG, X_BACKEND_DATA_TIMESTAMP, X_BACKEND_DURABLE_TIMESTAMP,
+    X_BACKEND_ETAG_UNCHECKED, X_BACKEND_FRAGMENT_PREFERENCES, X_BACKEND_REPLICATION,
+    X_BACKEND_STORAGE_POLICY_INDEX, X_BACKEND_TIMESTAMP, X_OBJECT_SYSMETA_EC_ETAG,
     X_OBJECT_SYSMETA_EC_FRAG_INDEX,
 };
 use common::quote::quote_path;
@@ -44,6 +49,8 @@ use crate::ssync::sender::{LocalArchive, Rebuilder, Rebuilt};
 /// Stands for an answer that did not come, or that says nothing.
 const UNKNOWN: u16 = 0;
 
+const COULD_NOT: &str = "Unable to reconstruct EC archive of";
+
 /// For so long nobody else is asked.
 const LATE: Duration = Duration::from_millis(500);
 
@@ -63,7 +70,15 @@ pub struct FragmentRebuilder<'a> {
 /// Where a fragment archive comes from.
 enum Found {
     Here,
-    There(Body),
+    There(There),
+}
+
+/// The archive of another server.
+struct There {
+    node: Node,
+    body: Body,
+    /// Its ETag, if it is for us to check that.
+    unchecked: Option<String>,
 }
 
 /// Answers of one timestamp.
@@ -102,7 +117,7 @@ impl Rebuilder for FragmentRebuilder<'_> {
 }
 
 impl FragmentRebuilder<'_> {
-    async fn rebuild_fragment(&self, archive: LocalArchive) -> Result<Rebuilt, DiskFileError> {
+    async fn rebuild_fragment(&self, mut archive: LocalArchive) -> Result<Rebuilt, DiskFileError> {
         let opened = archive.reader.opened();
         if !opened.validate_metadata() {
             return Err(self.quarantine(archive, format!("Invalid fragment #{}", self.local)).await);
@@ -111,23 +126,6 @@ impl FragmentRebuilder<'_> {
         let (Some(codec), Some(fragment_len)) = (manager.codec(), manager.fragment_len()) else {
             return Err(cannot(opened, "no code for"));
         };
-        let local = opened.data_timestamp();
-        let mut answers = Answers::default();
-        let Some(timestamp) = self.ask(opened, &mut answers).await else {
-            self.log_failure(opened, &answers);
-            if self.is_quarantine_candidate(&answers, local) {
-                return Err(self.quarantine(archive, format!("Solitary fragment #{}", self.local)).await);
-            }
-            return Err(cannot(opened, "Unable to reconstruct EC archive of"));
-        };
-        let bucket = answers.buckets.remove(&timestamp).unwrap_or_default();
-        let mut sources = bucket.useful;
-        sources.truncate(self.part.scheme.ndata);
-        self.logger.debug(format_args!(
-            "Reconstruct frag #{} with frag indexes {:?}",
-            self.wanted,
-            sources.iter().map(|(index, _)| index).collect::<Vec<_>>()
-        ));
         let mut metadata = opened.datafile_metadata().clone();
         // The receiver computes its own.
         metadata.remove("ETag");
@@ -135,9 +133,28 @@ impl FragmentRebuilder<'_> {
         metadata.insert(X_OBJECT_SYSMETA_EC_FRAG_INDEX, self.wanted.to_string());
         let content_length = opened.content_length();
         let name = format!("{} policy#{}", opened.name(), manager.policy().0);
+        if archive.whole.is_some() && archive.is_one_fragment() {
+            // Of one that is not what its ETag says the server is told, and checks the next time.
+            for we_check in [true, false] {
+                let sources;
+                (archive, sources) = self.sources(archive, we_check).await?;
+                let fragments;
+                (archive, fragments) = self.read_and_check(archive, codec, sources, &name).await?;
+                let Some(fragments) = fragments else { continue };
+                return match codec.reconstruct(&fragments, self.wanted as usize) {
+                    Ok(fragment) => Ok(Rebuilt { metadata, content_length, body: Body::from(fragment) }),
+                    Err(err) => {
+                        self.log_error(&name, &err.to_string());
+                        Err(cannot(archive.reader.opened(), COULD_NOT))
+                    }
+                };
+            }
+            return Err(cannot(archive.reader.opened(), COULD_NOT));
+        }
+        let (archive, sources) = self.sources(archive, false).await?;
         let mut here = Some(archive);
         let sources = sources.into_iter().filter_map(|(_, found)| match found {
-            Found::There(body) => Some(Source::There(body)),
+            Found::There(there) => Some(Source::There(there.body)),
             Found::Here => {
                 here.take().map(|archive| Source::Here(Box::new(self.read(archive, fragment_len))))
             }
@@ -151,6 +168,98 @@ impl FragmentRebuilder<'_> {
             logger: self.logger.clone(),
         };
         Ok(Rebuilt { metadata, content_length, body: Body::stream(archive) })
+    }
+
+    /// As many archives as are needed, by their fragment indexes.
+    async fn sources(
+        &self,
+        archive: LocalArchive,
+        we_check: bool,
+    ) -> Result<(LocalArchive, Vec<(u32, Found)>), DiskFileError> {
+        let opened = archive.reader.opened();
+        let mut answers = Answers::default();
+        let Some(timestamp) = self.ask(opened, we_check, &mut answers).await else {
+            self.log_failure(opened, &answers);
+            if self.is_quarantine_candidate(&answers, opened.data_timestamp()) {
+                return Err(self.quarantine(archive, format!("Solitary fragment #{}", self.local)).await);
+            }
+            return Err(cannot(opened, COULD_NOT));
+        };
+        let mut sources = answers.buckets.remove(&timestamp).unwrap_or_default().useful;
+        sources.truncate(self.part.scheme.ndata);
+        self.logger.debug(format_args!(
+            "Reconstruct frag #{} with frag indexes {:?}",
+            self.wanted,
+            sources.iter().map(|(index, _)| index).collect::<Vec<_>>()
+        ));
+        Ok((archive, sources))
+    }
+
+    /// Archives of one fragment, which are all that is read of each of them. Those whose ETags nobody has checked, and the one that
+    /// is here, are hashed together. None if another one is not what its ETag says, or shorter.
+    async fn read_and_check(
+        &self,
+        archive: LocalArchive,
+        codec: &Codec,
+        sources: Vec<(u32, Found)>,
+        name: &str,
+    ) -> Result<(LocalArchive, Option<Vec<Bytes>>), DiskFileError> {
+        let len = archive.reader.content_length() as usize;
+        let here = archive.whole.as_ref().map(|(whole, _)| whole.clone()).unwrap_or_default();
+        let read = join_all(sources.into_iter().map(|(index, found)| {
+            let here = here.clone();
+            async move {
+                match found {
+                    Found::Here => Ok((here, None)),
+                    Found::There(mut there) => {
+                        let read = read_whole(&mut there.body, codec, len).await;
+                        read.map_err(|err| (index, err)).map(|read| (read, Some((index, there))))
+                    }
+                }
+            }
+        }));
+        let mut fragments = Vec::new();
+        let mut unchecked = Vec::new();
+        for read in read.await {
+            let (fragment, there) = match read {
+                Ok(read) => read,
+                Err((index, err)) => {
+                    self.log_error(name, &format!("frag #{index}: {err}"));
+                    return Ok((archive, None));
+                }
+            };
+            if let Some((index, There { unchecked: Some(etag), node, .. })) = there {
+                let mut md5 = Md5Stream::patient(len);
+                md5.update(fragment.clone());
+                unchecked.push((index, node, etag, md5));
+            }
+            fragments.push(fragment);
+        }
+        let check = move || {
+            let mut archive = archive;
+            unchecked.retain(|(_, _, etag, md5)| *etag != md5.hexdigest());
+            match archive.reader.check() {
+                Some(reason) => Err(DiskFileError::Quarantined(reason)),
+                None => Ok((archive, unchecked)),
+            }
+        };
+        let (archive, corrupt) = self.ctx.disk_pools.run(&self.part.dev.device, check).await?;
+        let path = archive.reader.opened().name().to_owned();
+        let headers = self.headers(archive.reader.opened().data_timestamp(), false);
+        let are_sound = corrupt.is_empty();
+        for (index, node, ..) in corrupt {
+            let shown = full_path(&node, self.part, &path);
+            self.logger.error(format_args!("Frag #{index} from {shown} is not what its ETag says"));
+            // Its server finds that out when it reads it, and sees to it.
+            if let (_, Some(mut response)) = self.get(node, &path, &headers).await {
+                drop(response.body.collect(len).await);
+            }
+        }
+        Ok((archive, are_sound.then_some(fragments)))
+    }
+
+    fn log_error(&self, name: &str, err: &str) {
+        self.logger.error(format_args!("Error trying to rebuild {name} frag#{}: {err}", self.wanted));
     }
 
     /// The archive that is here.
@@ -168,14 +277,14 @@ impl FragmentRebuilder<'_> {
 
     /// Asks other primaries and, if all of that looks like a fragment without any others, handoffs. The timestamp that has
     /// enough.
-    async fn ask(&self, opened: &OpenDiskFile, answers: &mut Answers) -> Option<Timestamp> {
+    async fn ask(&self, opened: &OpenDiskFile, we_check: bool, answers: &mut Answers) -> Option<Timestamp> {
         let Part { ring, partition, .. } = &**self.part;
         let primaries = ring.get_part_nodes(*partition);
         let count = primaries.len();
         let concurrency = primaries.iter().filter(|node| node.id != self.node.id).count();
         let mut others = self.in_order(primaries);
         let local = opened.data_timestamp();
-        let headers = self.headers(local);
+        let headers = self.headers(local, we_check);
         let path = opened.name();
         if let Some(timestamp) = self.take_own(opened, answers) {
             return Some(timestamp);
@@ -257,8 +366,11 @@ impl FragmentRebuilder<'_> {
         enough.then_some(opened.data_timestamp())
     }
 
-    fn headers(&self, timestamp: Timestamp) -> Headers {
+    fn headers(&self, timestamp: Timestamp, we_check: bool) -> Headers {
         let mut headers = Headers::new();
+        if we_check {
+            headers.insert(X_BACKEND_CHECKS_ETAG, "true");
+        }
         headers.insert("User-Agent", format!("obj-reconstructor {}", std::process::id()));
         headers.insert(X_BACKEND_STORAGE_POLICY_INDEX, self.part.manager.policy().0);
         headers.insert(X_BACKEND_REPLICATION, "True");
@@ -343,7 +455,10 @@ impl FragmentRebuilder<'_> {
                 super::full_path(self.node, self.part, path)
             ));
         } else if bucket.useful.iter().all(|(other, _)| *other != index) {
-            bucket.useful.push((index, Found::There(response.body)));
+            let etag = || headers.get_str(ETAG).map(|etag| etag.trim_matches('"').to_owned());
+            let unchecked = headers.get_bool(X_BACKEND_ETAG_UNCHECKED).then(|| etag().unwrap_or_default());
+            let there = There { node: node.clone(), body: response.body, unchecked };
+            bucket.useful.push((index, Found::There(there)));
         }
         let enough = bucket.useful.len() >= self.part.scheme.ndata;
         if let Some(durable) = durable {
@@ -411,18 +526,32 @@ enum Source {
 impl Source {
     /// The next `len` bytes, or what is left.
     async fn take(&mut self, codec: &Codec, len: usize) -> Result<Bytes, BodyError> {
-        let body = match self {
-            Source::Here(here) => return here.next_fragment().await,
-            Source::There(body) => body,
-        };
-        let (mut fragment, mut filled) = (codec.buffer(len), 0);
-        while filled < len {
-            match body.read(&mut fragment.bytes_mut()[filled..]).await? {
-                0 => break,
-                read => filled += read,
-            }
+        match self {
+            Source::Here(here) => here.next_fragment().await,
+            Source::There(body) => read_fragment(body, codec, len).await,
         }
-        Ok(fragment.freeze().slice(..filled))
+    }
+}
+
+/// The next `len` bytes, or what is left.
+async fn read_fragment(body: &mut Body, codec: &Codec, len: usize) -> Result<Bytes, BodyError> {
+    let (mut fragment, mut filled) = (codec.buffer(len), 0);
+    while filled < len {
+        match body.read(&mut fragment.bytes_mut()[filled..]).await? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    Ok(fragment.freeze().slice(..filled))
+}
+
+/// A body of so many bytes, to its end, which frees its connection.
+async fn read_whole(body: &mut Body, codec: &Codec, len: usize) -> Result<Bytes, BodyError> {
+    let fragment = read_fragment(body, codec, len).await?;
+    match body.next().await {
+        None if fragment.len() == len => Ok(fragment),
+        None => Err(BodyError::Disconnected),
+        Some(more) => more.and(Err(BodyError::Malformed("an archive is longer than the others"))),
     }
 }
 

@@ -66,8 +66,14 @@ pub(super) enum Data {
 /// The archive that is here, of which another one is made.
 pub struct LocalArchive {
     pub reader: Reader,
-    /// All of it, read and checked, if it is held.
+    /// All of it, if it is held: checked, unless it is one fragment, which whoever rebuilds checks with those of others.
     pub whole: Option<(Bytes, SemaphorePermit<'static>)>,
+}
+
+impl LocalArchive {
+    pub fn is_one_fragment(&self) -> bool {
+        self.reader.opened().is_one_fragment()
+    }
 }
 
 /// An object in memory.
@@ -165,8 +171,9 @@ impl Batches {
         }
         // With the first ETag those of the others are computed.
         for (_, update) in &mut batch {
-            let whole = update.rebuild_from.as_mut().filter(|archive| archive.whole.is_some());
-            if whole.is_some_and(|archive| archive.reader.check().is_some()) {
+            let archive = update.rebuild_from.as_mut();
+            let archive = archive.filter(|archive| archive.whole.is_some() && !archive.is_one_fragment());
+            if archive.is_some_and(|archive| archive.reader.check().is_some()) {
                 *update = Update::skipped();
             }
             let reader = update.held().and_then(|held| held.reader.take());
@@ -245,7 +252,7 @@ fn local_archive(opened: OpenDiskFile, most_held: u64) -> Result<LocalArchive, D
     let is_held = (1..=MAX_REBUILT_AHEAD).contains(&length);
     let permit = is_held.then(|| HELD_KIB.try_acquire_many(kib).ok()).flatten();
     let patient = permit.is_some() || length <= most_held;
-    let mut reader = opened.reader(ReaderOptions { keep_cache: true, verify_etag: true, patient });
+    let mut reader = opened.reader(ReaderOptions { patient, ..ReaderOptions::default() });
     let whole = match permit {
         Some(permit) => Some((reader.read(0, length as usize)?, permit)),
         None => None,

@@ -4,14 +4,19 @@
 //! `multipart/byteranges` document. When the server fails, or sends what is no fragment, another one is asked for the rest,
 //! from the beginning of the fragment that failed. It may have another archive of the same object: each segment is decoded
 //! by itself. It must be one that is not read already.
+//!
+//! Servers that can (ours) leave it to the proxy to check the ETag of an archive of a single fragment: hashed together, all archives of
+//! an object cost little more than one does at its server.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use common::digest::Md5Stream;
 use common::headers::{
-    CONTENT_TYPE, RANGE, X_BACKEND_DATA_TIMESTAMP, X_BACKEND_FRAGMENT_PREFERENCES,
-    X_BACKEND_IGNORE_RANGE_IF_METADATA_PRESENT, X_OBJECT_SYSMETA_EC_ETAG, X_OBJECT_SYSMETA_EC_FRAG_INDEX,
+    CONTENT_TYPE, ETAG, RANGE, X_BACKEND_DATA_TIMESTAMP, X_BACKEND_ETAG_UNCHECKED,
+    X_BACKEND_FRAGMENT_PREFERENCES, X_BACKEND_IGNORE_RANGE_IF_METADATA_PRESENT, X_OBJECT_SYSMETA_EC_ETAG,
+    X_OBJECT_SYSMETA_EC_FRAG_INDEX,
 };
 use common::timestamp::Timestamp;
 use ec::Codec;
@@ -77,6 +82,10 @@ pub struct Archive {
     /// Parts that are still to come, the present one first, from where it is read: start and end.
     parts: VecDeque<(u64, u64)>,
     body: Arriving,
+    /// Of the archive.
+    etag: String,
+    /// Its server has left it to us to check that: it is a single fragment.
+    is_unchecked: bool,
     /// Of the whole object, from the first part.
     pub content_type: Option<Bytes>,
 }
@@ -104,6 +113,8 @@ impl Archive {
             node,
             parts: parts.collect(),
             body: Arriving::Wrong,
+            etag: String::new(),
+            is_unchecked: false,
             content_type: None,
         };
         archive.set_body(resp);
@@ -113,6 +124,8 @@ impl Archive {
     fn set_body(&mut self, mut resp: Response) {
         let content_type = resp.headers.get(CONTENT_TYPE).map(Bytes::copy_from_slice);
         let body = std::mem::take(&mut resp.body);
+        self.etag = resp.headers.get_str(ETAG).unwrap_or_default().trim_matches('"').to_owned();
+        self.is_unchecked = resp.headers.get_bool(X_BACKEND_ETAG_UNCHECKED);
         let one = match (resp.status.0, self.parts.front()) {
             (200, Some(part)) => {
                 self.parts.len() == 1 && resp.content_length() == Some(part.1) && part.0 == 0
@@ -163,6 +176,35 @@ impl Archive {
             };
             if !self.replace(at, &error).await {
                 return Err(error);
+            }
+        }
+    }
+
+    /// The check of this fragment, which is all of the archive, if that is left to us.
+    pub fn check(&self, fragment: &Bytes) -> Option<Check> {
+        self.is_unchecked.then(|| Check::new(fragment, &self.etag))
+    }
+
+    /// The fragment at an offset of another archive, as this one has turned out corrupt. Its server finds that out when it reads it once
+    /// more, and sees to it.
+    pub async fn fragment_of_another(&mut self, at: u64, len: usize) -> Result<Bytes, BodyError> {
+        loop {
+            let (ask, node) = (self.sources.ask.clone(), self.node.clone());
+            let headers = Arc::new(self.sources.headers.clone());
+            tokio::spawn(async move {
+                if let (_, Some(Ok(mut resp))) = ask.ask(node, headers).await {
+                    while let Some(Ok(_)) = resp.body.next().await {}
+                }
+            });
+            let error = BodyError::Malformed("an archive is not what its ETag says");
+            if !self.replace(at, &error).await {
+                return Err(error);
+            }
+            let fragment = self.fragment(at, len).await?;
+            // Of a range, as it is here, no server of Swift checks the ETag.
+            let check = Check::new(&fragment, &self.etag);
+            if corrupt(vec![Some(check)]).await?.is_empty() {
+                return Ok(fragment);
             }
         }
     }
@@ -271,4 +313,29 @@ impl Archive {
 fn begins_and_ends(headers: &Headers, (start, end): (u64, u64)) -> bool {
     let range = headers.get("Content-Range").and_then(parse_content_range);
     range.is_some_and(|(first, last, _)| first == start && last + 1 == end)
+}
+
+/// The MD5 of a fragment that is all of its archive, and what it is to be.
+pub struct Check {
+    md5: Md5Stream,
+    etag: String,
+}
+
+impl Check {
+    fn new(fragment: &Bytes, etag: &str) -> Self {
+        let mut md5 = Md5Stream::patient(fragment.len());
+        md5.update(fragment.clone());
+        Check { md5, etag: etag.to_owned() }
+    }
+}
+
+/// Which archives are corrupt, of those that are to be checked; they are hashed together.
+pub async fn corrupt(checks: Vec<Option<Check>>) -> Result<Vec<usize>, BodyError> {
+    if checks.iter().all(Option::is_none) {
+        return Ok(Vec::new());
+    }
+    let is_corrupt =
+        |check: &Option<Check>| check.as_ref().is_some_and(|check| check.md5.hexdigest() != check.etag);
+    let hash = move || (0..checks.len()).filter(|place| is_corrupt(&checks[*place])).collect();
+    tokio::task::spawn_blocking(hash).await.map_err(|err| BodyError::Other(err.to_string()))
 }

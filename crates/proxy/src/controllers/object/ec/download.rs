@@ -11,7 +11,7 @@ use futures_util::future::{join_all, try_join_all};
 use service::http::{BodyError, BodyStream, BoxFuture};
 
 use super::EcPolicy;
-use super::archive::{Archive, Sources};
+use super::archive::{Archive, Sources, corrupt};
 use super::ranges::Part;
 use crate::environ::NonClientDisconnect;
 
@@ -62,7 +62,12 @@ impl Download {
     async fn decode(&mut self, at: u64, offset: u64, (start, end): (u64, u64)) -> Result<(), BodyError> {
         let len = self.policy.fragment_len_at(offset, self.object_len) as usize;
         let reads = self.archives.iter_mut().map(|archive| archive.fragment(at, len));
-        let fragments = try_join_all(reads).await?;
+        let mut fragments = try_join_all(reads).await?;
+        let check = |(archive, fragment): (&Archive, &Bytes)| archive.check(fragment);
+        let checks = self.archives.iter().zip(&fragments).map(check).collect();
+        for place in corrupt(checks).await? {
+            fragments[place] = self.archives[place].fragment_of_another(at, len).await?;
+        }
         let slices = self.policy.codec.decode(&fragments).map_err(|error| {
             let path = &self.sources.ask.target.path;
             self.sources.ask.logger.error(format_args!(

@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use common::headers::{
-    CONTENT_LENGTH, CONTENT_TYPE, ETAG, RANGE, ServerType, X_BACKEND_DATA_TIMESTAMP,
-    X_BACKEND_FRAGMENT_PREFERENCES, X_BACKEND_IGNORE_RANGE_IF_METADATA_PRESENT, X_BACKEND_TIMESTAMP,
-    X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, X_OBJECT_SYSMETA_EC_ETAG, X_TIMESTAMP,
+    CONTENT_LENGTH, CONTENT_TYPE, ETAG, RANGE, ServerType, X_BACKEND_CHECKS_ETAG, X_BACKEND_DATA_TIMESTAMP,
+    X_BACKEND_ETAG_UNCHECKED, X_BACKEND_FRAGMENT_PREFERENCES, X_BACKEND_IGNORE_RANGE_IF_METADATA_PRESENT,
+    X_BACKEND_TIMESTAMP, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, X_OBJECT_SYSMETA_EC_ETAG, X_TIMESTAMP,
 };
 use common::policy::PolicyIndex;
 use common::timestamp::Timestamp;
@@ -64,6 +64,7 @@ pub async fn get_or_head(
     if let Some(ranges) = &ranges {
         headers.insert(RANGE, of_archive(ranges, &policy).to_string());
     }
+    headers.insert(X_BACKEND_CHECKS_ETAG, "true");
     let node_timeout = app.options.recoverable_node_timeout;
     let logger = app.logger(req.trans_id());
     let server_type = ServerType::Object;
@@ -223,6 +224,8 @@ impl Search {
         let etag = headers.get(X_OBJECT_SYSMETA_EC_ETAG).map(<[u8]>::to_vec);
         let mut base = self.headers;
         base.remove(RANGE);
+        // Who is asked from now on checks it.
+        base.remove(X_BACKEND_CHECKS_ETAG);
         let of_object = (data_timestamp, etag);
         let (ask, codec) = (self.ask.clone(), self.policy.codec.clone());
         let sources = Arc::new(Sources::new(ask, codec, base, of_object, self.nodes, others, used));
@@ -244,6 +247,7 @@ impl Search {
         let mut resp = Response::new(200);
         update_headers(&mut resp.headers, &headers);
         resp.headers.remove("Content-Range");
+        resp.headers.remove(X_BACKEND_ETAG_UNCHECKED);
         let content_type = content_type.as_deref().or_else(|| headers.get(CONTENT_TYPE));
         if let Some(content_type) = content_type {
             resp.headers.insert(CONTENT_TYPE, content_type);

@@ -8,7 +8,7 @@ use ec::Codec;
 use service::http::{Method, Request, Response};
 
 use crate::environ::NonClientDisconnect;
-use crate::testing::{Cluster, Ending, Fault, chunked_request, put_request};
+use crate::testing::{Asked, Cluster, Ending, Fault, chunked_request, put_request};
 
 const OBJECT: &str = "/v1/a/c/o";
 const PATH: &str = "/a/c/o";
@@ -141,6 +141,28 @@ async fn what_is_no_fragment_is_not_decoded() {
         assert_eq!(get(&cluster).await, (200, data(4)));
     }
     assert!(cluster.lines.contains("Trying to read EC fragment during GET (retrying)"));
+}
+
+#[tokio::test]
+async fn a_corrupt_archive_that_nobody_else_has_checked_is_replaced_and_its_server_told() {
+    let cluster = cluster(6, &[]).await;
+    assert_eq!(put_small(&cluster, 6).await, 201);
+    // In the payload, of which only the ETag tells.
+    let corrupt = [cluster.holder_without_fault(PATH, 0), cluster.holder_without_fault(PATH, 3)];
+    for node in corrupt {
+        cluster.fail(node, Fault::Spoil(100));
+    }
+    for _ in 0..10 {
+        assert!(get(&cluster).await == (200, data(6).slice(..4096)));
+    }
+    assert!(cluster.lines.contains("an archive is not what its ETag says"));
+    let is_told = |asked: &Asked| {
+        let checks = asked.headers.get_bool("X-Backend-Checks-Etag") || asked.headers.contains("Range");
+        corrupt.contains(&asked.node) && asked.path == PATH && asked.method == Method::Get && !checks
+    };
+    while !cluster.asked().iter().any(is_told) {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
