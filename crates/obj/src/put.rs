@@ -48,6 +48,8 @@ struct Put {
     /// What the client says about the body's length.
     size: Option<u64>,
     awaited: Option<Awaited>,
+    /// The footers tell the CRC of the data besides their MD5, which is then not computed once more.
+    has_crc: bool,
 }
 
 impl Put {
@@ -121,6 +123,7 @@ impl ObjectServer {
             if_none_match: req.headers.get(IF_NONE_MATCH).map(Match::parse),
             size: body_size(&req.headers)?,
             awaited: req.env.get::<Awaited>().copied(),
+            has_crc: MultiStage::is_wanted(&req.headers) && req.headers.contains(X_BACKEND_ARCHIVE_CRC),
         };
         let origin = Origin::of(&req, timestamp);
         let is_small = put.size.is_some_and(|size| size <= SMALL_OBJECT);
@@ -251,7 +254,15 @@ impl ObjectServer {
             },
             Err(refusal) => Err(refusal),
         };
-        let ((last, footers), writer) = self.or_discard(put, received, writer).await?;
+        let received = received.and_then(|(last, footers)| {
+            let crc = footers.crc(put.has_crc)?;
+            Ok((last, footers, crc))
+        });
+        let ((last, footers, crc), writer) = self.or_discard(put, received, writer).await?;
+        let writer = match crc {
+            Some(crc) => writer.expecting_crc(crc),
+            None => writer,
+        };
         let uploaded = writer.upload_size() + length_of(&last);
         let (metadata, wanted_etag) = self.metadata_with_footers(&req.headers, &footers, put, uploaded);
         let rate = self.rate(put);
@@ -298,9 +309,14 @@ impl ObjectServer {
             };
             self.run_staged(put, job).await?
         } else {
+            let crc = footers.crc(put.has_crc)?;
             let job = move || {
                 let (diskfile, original) = checked()?;
-                let writer = diskfile.writer(Some(length))?.patient(length);
+                let writer = diskfile.writer(Some(length))?;
+                let writer = match crc {
+                    Some(crc) => writer.with_crc().expecting_crc(crc),
+                    None => writer.patient(length),
+                };
                 let (placed, metadata) = place(writer, data, metadata, &wanted_etag, &rate)?;
                 Ok((original, metadata, placed))
             };
@@ -334,11 +350,13 @@ impl ObjectServer {
         let has_company = put.awaited.is_some_and(|awaited| awaited.has_company);
         let patience = size.filter(|size| has_company || *size < WRITE_BATCH as u64);
         let writes_early = put.awaited.is_some() || patience.is_some();
+        let has_crc = put.has_crc;
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
             let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
             let (writer, most_held) = (diskfile.writer(size)?, diskfile.manager().most_held());
             let writer = match patience.filter(|size| *size <= most_held) {
+                _ if has_crc => writer.with_crc(),
                 Some(size) => writer.patient(size),
                 None => writer,
             };

@@ -5,7 +5,7 @@
 mod cluster;
 
 use cluster::Cluster;
-use common::digest::{hex, md5};
+use common::digest::{Crc64, hex, md5};
 use service::http::client::{BodyFraming, ClientConn, Timeouts};
 use service::http::{Headers, Method};
 
@@ -13,21 +13,35 @@ const DATA: &str = "a fragment";
 
 struct Put {
     at: u32,
+    data: Vec<u8>,
     etag: String,
     length: usize,
     commits: bool,
+    announces_crc: bool,
+    crc: Option<String>,
 }
 
 impl Put {
     fn right(at: u32) -> Self {
-        Put { at, etag: hex(&md5(DATA.as_bytes())), length: DATA.len(), commits: true }
+        Put::of(at, DATA.as_bytes().to_vec())
+    }
+
+    fn of(at: u32, data: Vec<u8>) -> Self {
+        let (etag, length) = (hex(&md5(&data)), data.len());
+        Put { at, data, etag, length, commits: true, announces_crc: false, crc: None }
+    }
+
+    fn with_crc(at: u32, data: &[u8], crc_of: &[u8]) -> Self {
+        let mut crc = Crc64::default();
+        crc.update(crc_of);
+        Put { announces_crc: true, crc: Some(crc.hexdigest()), ..Put::of(at, data.to_vec()) }
     }
 
     /// The statuses, each with whether it says that a commit is possible.
     async fn statuses(self, cluster: &Cluster) -> Vec<(u16, bool)> {
         let port = cluster.nodes[0].port;
         let mut conn = ClientConn::connect(("127.0.0.1", port), Timeouts::default()).await.unwrap();
-        let headers = Headers::from([
+        let mut headers = Headers::from([
             ("Expect", "100-continue"),
             ("X-Timestamp", &format!("{:010}.00000", self.at)),
             ("Content-Type", "text/plain"),
@@ -37,12 +51,16 @@ impl Put {
             ("X-Backend-Obj-Multiphase-Commit", "yes"),
             ("X-Backend-Obj-Multipart-Mime-Boundary", "b"),
         ]);
-        let footers = format!(r#"{{"X-Object-Sysmeta-Ec-Frag-Index": "1", "Etag": "{}"}}"#, self.etag);
+        if self.announces_crc {
+            headers.insert("X-Backend-Archive-Crc", "crc64nvme");
+        }
+        let crc = self.crc.map_or(String::new(), |crc| format!(r#""X-Backend-Archive-Crc": "{crc}", "#));
+        let footers = format!(r#"{{{crc}"X-Object-Sysmeta-Ec-Frag-Index": "1", "Etag": "{}"}}"#, self.etag);
         let digest = hex(&md5(footers.as_bytes()));
         conn.hold_request_head(&Method::Put, "/sd0/3/a/c/o", &headers, BodyFraming::Chunked).unwrap();
         conn.hold_body(&[
             b"--b\r\nX-Document: object body\r\n\r\n",
-            DATA.as_bytes(),
+            &self.data,
             format!("\r\n--b\r\nX-Document: object metadata\r\nContent-MD5: {digest}\r\n\r\n").as_bytes(),
             footers.as_bytes(),
             b"\r\n--b\r\n",
@@ -65,7 +83,7 @@ impl Put {
             }
         }
         while conn.next_body().await.transpose().unwrap().is_some() {}
-        assert_eq!(conn.reusable(), statuses.len() == 3);
+        assert!(self.announces_crc || conn.reusable() == (statuses.len() == 3));
         statuses
     }
 }
@@ -108,4 +126,33 @@ async fn it_is_nobodys_object_before_its_commit() {
     let uncommitted = Put { commits: false, ..Put::right(10) };
     assert_eq!(uncommitted.statuses(&cluster).await, [(100, true), (100, true)]);
     assert_eq!(names(&cluster), ["0000000010.00000#1.data"]);
+}
+
+/// Both in one batch and in several.
+#[tokio::test]
+async fn a_crc_stands_for_the_md5_that_the_proxy_has_computed() {
+    for length in [100_000, 1_000_000] {
+        let cluster = Cluster::of_fragments(3, (2, 1), "");
+        // Only a fragment's head is looked at.
+        let fragment = cluster::archives(&vec![7; 2 * length])[1].clone();
+        let stored = [(100, true), (100, true), (201, false)];
+        assert_eq!(Put::with_crc(10, &fragment, &fragment).statuses(&cluster).await, stored);
+        assert_eq!(names(&cluster), ["0000000010.00000#1#d.data"]);
+        let other = Put::with_crc(11, &fragment, b"other");
+        let unannounced = Put { announces_crc: false, ..Put::with_crc(11, &fragment, b"other") };
+        let lacking = Put { crc: None, ..Put::with_crc(11, &fragment, &fragment) };
+        let no_md5 = Put { etag: String::new(), ..Put::with_crc(11, &fragment, &fragment) };
+        for (put, statuses) in [(other, [422]), (lacking, [422]), (no_md5, [422])] {
+            let got: Vec<u16> = put.statuses(&cluster).await.into_iter().map(|(status, _)| status).collect();
+            assert_eq!(got.last(), statuses.last());
+            assert_eq!(names(&cluster), ["0000000010.00000#1#d.data"]);
+        }
+        assert_eq!(unannounced.statuses(&cluster).await.last(), Some(&(201, false)), "its MD5 is right");
+        // What is stored says the MD5.
+        let mut request = cluster.request(0, Method::Get, "o", 12.0);
+        request.path = "/sd0/3/a/c/o".into();
+        let mut response = cluster.nodes[0].app.call(request).await;
+        assert_eq!(response.headers.get_str("Etag"), Some(&*format!("\"{}\"", hex(&md5(&fragment)))));
+        assert!(response.body.collect(1 << 22).await.unwrap() == fragment);
+    }
 }

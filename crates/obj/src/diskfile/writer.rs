@@ -5,7 +5,7 @@
 //! | make the hash dir, open a file without a name in it (O_TMPFILE) | an empty hash dir, which the next rehash removes |
 //! | write data and metadata | the same: a file without a name is gone |
 //! | name the suffix in hashes.invalid, sync that | a suffix to be rehashed for nothing |
-//! | sync the file, and the parent of each directory made; compare its MD5 | the same |
+//! | sync the file, and the parent of each directory made; compare its MD5 or CRC | the same |
 //! | link it under its name, while the suffix is named in hashes.invalid | the old version or the new one, whole |
 //! | sync the hash dir | the new version: only now the request may succeed |
 //! | unlink what it supersedes | obsolete files, which every listing ignores and every cleanup removes |
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::Timestamp;
 use common::config::FallocateReserve;
-use common::digest::Md5Stream;
+use common::digest::{Crc64, Md5Stream};
 use common::fs::{self, Since, Staged, Step, TmpFile, fail};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::CWD;
@@ -50,6 +50,8 @@ pub struct Writer {
     md5: Option<Md5Stream>,
     /// What the MD5 must be for the file to get its name.
     expected_etag: Option<String>,
+    /// In the place of the MD5, and what it must be.
+    crc: Option<(Crc64, String)>,
     /// How far the MD5 has got ahead of what is written.
     hashed: u64,
     upload_size: u64,
@@ -79,6 +81,7 @@ impl Writer {
             ext,
             md5: Some(Md5Stream::new()),
             expected_etag: None,
+            crc: None,
             hashed: 0,
             upload_size: 0,
             last_sync: 0,
@@ -96,6 +99,13 @@ impl Writer {
     /// Leaves computing the MD5 to the caller.
     pub fn without_etag(mut self) -> Self {
         self.md5 = None;
+        self
+    }
+
+    /// Leaves the MD5 to whoever sends the data, and says what their CRC is ([`Writer::expecting_crc`]).
+    pub fn with_crc(mut self) -> Self {
+        self.md5 = None;
+        self.crc = Some((Crc64::default(), String::new()));
         self
     }
 
@@ -154,6 +164,9 @@ impl Writer {
         if let Some(md5) = self.md5.as_mut().filter(|_| self.upload_size >= self.hashed) {
             md5.update(chunk.clone());
         }
+        if let Some((crc, _)) = &mut self.crc {
+            crc.update(&chunk);
+        }
         let appended = self.append(&chunk);
         self.write_time += began.elapsed();
         appended
@@ -210,7 +223,8 @@ impl Writer {
         self.write_time
     }
 
-    /// The MD5 of what has been written so far, in hex; may have to compute it. Empty after [`Writer::without_etag`].
+    /// The MD5 of what has been written so far, in hex; may have to compute it. Empty after [`Writer::without_etag`] and
+    /// [`Writer::with_crc`].
     pub fn etag(&self) -> String {
         self.md5.as_ref().map_or(String::new(), Md5Stream::hexdigest)
     }
@@ -219,6 +233,19 @@ impl Writer {
     /// for the disk meanwhile has data to be hashed together.
     pub fn expect_etag(&mut self, etag: &str) {
         self.expected_etag = Some(etag.to_owned());
+    }
+
+    /// What the CRC must be for the file to get its name.
+    pub fn expecting_crc(mut self, expected: String) -> Self {
+        self.crc = self.crc.map(|(crc, _)| (crc, expected));
+        self
+    }
+
+    fn is_as_expected(&self) -> bool {
+        match &self.crc {
+            Some((crc, expected)) => crc.hexdigest() == *expected,
+            None => self.expected_etag.as_ref().is_none_or(|expected| *expected == self.etag()),
+        }
     }
 
     /// Makes the file durable and visible under the name that the metadata's `X-Timestamp` says (for a POST, its
@@ -287,7 +314,7 @@ impl Unlinked {
         let Unlinked { mut writer, target, .. } = self;
         synced.map_err(|err| writer.failed("cannot sync a file in", err))?;
         writer.file.dirs_are_durable();
-        if writer.expected_etag.as_ref().is_some_and(|expected| *expected != writer.etag()) {
+        if !writer.is_as_expected() {
             return Err(DiskFileError::WrongEtag);
         }
         // A page of a small object costs less to keep than to read again.

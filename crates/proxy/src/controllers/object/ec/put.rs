@@ -13,10 +13,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use common::digest::Md5Stream;
+use common::digest::{Crc64, Md5Stream};
 use common::headers::{
-    ETAG, EXPECT, IF_NONE_MATCH, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH, X_OBJECT_SYSMETA_EC_ETAG,
-    X_OBJECT_SYSMETA_EC_FRAG_INDEX, X_OBJECT_SYSMETA_EC_SCHEME, X_OBJECT_SYSMETA_EC_SEGMENT_SIZE,
+    ETAG, EXPECT, IF_NONE_MATCH, X_BACKEND_ARCHIVE_CRC, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH,
+    X_OBJECT_SYSMETA_EC_ETAG, X_OBJECT_SYSMETA_EC_FRAG_INDEX, X_OBJECT_SYSMETA_EC_SCHEME,
+    X_OBJECT_SYSMETA_EC_SEGMENT_SIZE,
 };
 use common::policy::PolicyIndex;
 use ec::Fragment;
@@ -55,12 +56,17 @@ impl Put {
         // The ETag that the client has sent is of other bytes than those the servers get.
         headers.iter_mut().for_each(|headers| drop(headers.remove(ETAG)));
         let archive_len = length.filter(|length| *length > 0).map(|length| policy.archive_len(length));
+        // Of what is little the MD5 costs nothing.
+        let has_crc = archive_len.is_none_or(|length| length > LITTLE as u64);
+        if has_crc {
+            headers.iter_mut().for_each(|headers| headers.insert(X_BACKEND_ARCHIVE_CRC, "crc64nvme"));
+        }
         let conditional = req.headers.contains(IF_NONE_MATCH);
         let wanted = Wanted { length: archive_len, conditional, footers: true, commit: true };
         let is_one_segment = length.is_some_and(|length| (1..=policy.segment_size).contains(&length))
             && archive_len.is_some_and(|length| length <= UNASKED_ARCHIVE);
         let prepared = match is_one_segment && !conditional && !req.headers.contains(EXPECT) {
-            true => Some(self.prepare(req, &policy, length).await?),
+            true => Some(self.prepare(req, Encoder::patient(policy.clone(), has_crc), length).await?),
             false => None,
         };
         let ahead = |node: &Node| prepared.as_ref().and_then(|prepared| prepared.whole(&policy, node));
@@ -73,7 +79,8 @@ impl Put {
         let Prepared { encoded, footers, fragments } = match prepared {
             Some(prepared) => prepared,
             None => {
-                let encoded = self.transfer_segments(req, &policy, &mut archives, min, length).await?;
+                let encoder = Encoder::new(policy.clone(), has_crc);
+                let encoded = self.transfer_segments(req, encoder, &mut archives, min, length).await?;
                 let footers = checked_footers(req, &encoded)?;
                 Prepared { encoded, footers, fragments: None }
             }
@@ -109,12 +116,11 @@ impl Put {
     async fn prepare(
         &self,
         req: &mut Request,
-        policy: &Arc<EcPolicy>,
+        encoder: Encoder,
         length: Option<u64>,
     ) -> Result<Prepared, Response> {
-        let encoder = Encoder::patient(policy.clone());
         let mut source = Source { length, transferred: 0 };
-        let segment = self.next_segment(req, policy, &mut source).await?;
+        let segment = self.next_segment(req, &encoder.policy, &mut source).await?;
         self.check_length(&source)?;
         let fragments = segment.map(|segment| encoder.encode_now(segment));
         let encoded = encoder.finish(source.transferred).await.map_err(|error| self.stuck(&error))?;
@@ -133,17 +139,17 @@ impl Put {
     async fn transfer_segments(
         &self,
         req: &mut Request,
-        policy: &Arc<EcPolicy>,
+        mut encoder: Encoder,
         archives: &mut Vec<Archive>,
         min: usize,
         length: Option<u64>,
     ) -> Result<Encoded, Response> {
-        let mut encoder = Encoder::new(policy.clone());
+        let policy = encoder.policy.clone();
         let mut source = Source { length, transferred: 0 };
         let mut ready: Option<Vec<Fragment>> = None;
         loop {
             let next = async {
-                match self.next_segment(req, policy, &mut source).await? {
+                match self.next_segment(req, &policy, &mut source).await? {
                     Some(segment) => encoder.encode(segment).await.map(Some).map_err(|e| self.stuck(&e)),
                     None => Ok(None),
                 }
@@ -282,6 +288,8 @@ struct Encoder {
 struct Digests {
     etag: Md5Stream,
     archives: Vec<Md5Stream>,
+    /// Of the archives too, if their servers are to have them.
+    crcs: Vec<Crc64>,
 }
 
 /// What is known of the object at its end.
@@ -289,23 +297,26 @@ struct Encoded {
     etag: String,
     /// The ETags of the archives.
     archives: Vec<String>,
+    /// If the servers are to have them.
+    crcs: Vec<String>,
     len: u64,
 }
 
 impl Encoder {
-    fn new(policy: Arc<EcPolicy>) -> Self {
-        Self::hashing_with(policy, Md5Stream::new)
+    fn new(policy: Arc<EcPolicy>, has_crc: bool) -> Self {
+        Self::hashing_with(policy, has_crc, Md5Stream::new)
     }
 
     /// Hashes at the end, together with others: for a single segment.
-    fn patient(policy: Arc<EcPolicy>) -> Self {
+    fn patient(policy: Arc<EcPolicy>, has_crc: bool) -> Self {
         let size = policy.segment_size as usize;
-        Self::hashing_with(policy, || Md5Stream::patient(size))
+        Self::hashing_with(policy, has_crc, || Md5Stream::patient(size))
     }
 
-    fn hashing_with(policy: Arc<EcPolicy>, stream: impl Fn() -> Md5Stream) -> Self {
+    fn hashing_with(policy: Arc<EcPolicy>, has_crc: bool, stream: impl Fn() -> Md5Stream) -> Self {
         let archives = (0..policy.archives()).map(|_| stream()).collect();
-        let digests = Arc::new(Mutex::new(Digests { etag: stream(), archives }));
+        let crcs = (0..if has_crc { policy.archives() } else { 0 }).map(|_| Crc64::default()).collect();
+        let digests = Arc::new(Mutex::new(Digests { etag: stream(), archives, crcs }));
         Self { policy, digests, hashing: None }
     }
 
@@ -343,7 +354,9 @@ impl Encoder {
             let digests = self.digests.lock();
             // The longest first: it takes others of its length along.
             let etag = digests.etag.hexdigest();
-            Encoded { etag, archives: digests.archives.iter().map(Md5Stream::hexdigest).collect(), len }
+            let archives = digests.archives.iter().map(Md5Stream::hexdigest).collect();
+            let crcs = digests.crcs.iter().map(Crc64::hexdigest).collect();
+            Encoded { etag, archives, crcs, len }
         };
         if len <= LITTLE as u64 { Ok(hash()) } else { tokio::task::spawn_blocking(hash).await }
     }
@@ -355,6 +368,10 @@ impl Digests {
             archive.update(fragment.header.clone());
             archive.update(fragment.payload.clone());
         }
+        for (crc, fragment) in self.crcs.iter_mut().zip(fragments) {
+            crc.update(&fragment.header);
+            crc.update(&fragment.payload);
+        }
         self.etag.update(segment);
     }
 }
@@ -365,6 +382,9 @@ impl Encoded {
         let mut trailer = self.metadata(policy, index);
         trailer.update(footers);
         trailer.insert("Etag", &self.archives[index]);
+        if let Some(crc) = self.crcs.get(index) {
+            trailer.insert(X_BACKEND_ARCHIVE_CRC, crc);
+        }
         trailer
     }
 

@@ -166,6 +166,30 @@ async fn a_corrupt_archive_that_nobody_else_has_checked_is_replaced_and_its_serv
 }
 
 #[tokio::test]
+async fn crcs_of_archives_are_announced_unless_they_are_little() {
+    let cluster = cluster(6, &[]).await;
+    let announced = |cluster: &Cluster| {
+        let asked = cluster.asked_with(&Method::Put);
+        let of_object: Vec<bool> = asked
+            .iter()
+            .filter(|asked| asked.path == PATH)
+            .map(|asked| asked.headers.contains("X-Backend-Archive-Crc"))
+            .collect();
+        assert_eq!(of_object.len(), 6);
+        of_object[0]
+    };
+    let pieces = |len: usize| vec![Ok(data(1).slice(..len))];
+    assert_eq!(call(&cluster, chunked_request(OBJECT, pieces(9))).await.0.status.0, 201);
+    assert!(announced(&cluster), "of any length");
+    assert_eq!(put_small(&cluster, 2).await, 201);
+    assert!(!announced(&cluster));
+    let large = Bytes::from(vec![7; 400_000]);
+    assert_eq!(call(&cluster, put_request(OBJECT, large.clone())).await.0.status.0, 201);
+    assert!(announced(&cluster));
+    assert!(get(&cluster).await == (200, large));
+}
+
+#[tokio::test]
 async fn too_many_failures_on_the_way_break_the_download_off() {
     let cluster = cluster(6, &[]).await;
     assert_eq!(put(&cluster, 5).await, 201);
