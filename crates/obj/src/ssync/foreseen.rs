@@ -5,13 +5,14 @@
 //! What it does not want in the end has been made by somebody else meanwhile, and is dropped.
 
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 
 use common::hash::ObjHash;
 use indexmap::IndexMap;
+use service::http::BoxFuture;
 
 use super::protocol::Wanted;
-use super::update::Update;
+use super::update::Batch;
 
 /// Objects of a session; each is small, or is left until it is wanted.
 pub(super) const MOST_FORESEEN: usize = 4;
@@ -19,15 +20,12 @@ pub(super) const MOST_FORESEEN: usize = 4;
 /// Objects in the making.
 pub(super) struct Foreseen<'a> {
     objects: Vec<ObjHash>,
-    making: Pin<Box<dyn Future<Output = Vec<(ObjHash, Update)>> + Send + 'a>>,
-    made: Option<Vec<(ObjHash, Update)>>,
+    making: BoxFuture<'a, Batch>,
+    made: Option<Batch>,
 }
 
 impl<'a> Foreseen<'a> {
-    pub(super) fn new(
-        objects: Vec<ObjHash>,
-        making: impl Future<Output = Vec<(ObjHash, Update)>> + Send + 'a,
-    ) -> Self {
+    pub(super) fn new(objects: Vec<ObjHash>, making: impl Future<Output = Batch> + Send + 'a) -> Self {
         Self { made: objects.is_empty().then(Vec::new), objects, making: Box::pin(making) }
     }
 
@@ -43,7 +41,7 @@ impl<'a> Foreseen<'a> {
     }
 
     /// Those that are wanted, which they are no longer then.
-    pub(super) async fn take(self, wanted: &mut IndexMap<ObjHash, Wanted>) -> Vec<(ObjHash, Update)> {
+    pub(super) async fn take(self, wanted: &mut IndexMap<ObjHash, Wanted>) -> Batch {
         const ALL: Wanted = Wanted { data: true, meta: true };
         if !self.objects.iter().any(|hash| wanted.get(hash) == Some(&ALL)) {
             return Vec::new();
@@ -62,6 +60,7 @@ impl<'a> Foreseen<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::update::Update;
     use super::*;
 
     fn hash(n: u8) -> ObjHash {
@@ -76,7 +75,7 @@ mod tests {
         updates.iter().map(|(hash, _)| *hash).collect()
     }
 
-    async fn made(of: &[u8]) -> Vec<(ObjHash, Update)> {
+    async fn made(of: &[u8]) -> Batch {
         tokio::task::yield_now().await;
         of.iter().map(|n| (hash(*n), Update::default())).collect()
     }

@@ -346,11 +346,11 @@ impl Sender<'_> {
     }
 
     /// Rebuilds those that are small.
-    async fn foresee(&self, objects: Vec<ObjHash>) -> Vec<(ObjHash, Update)> {
+    async fn foresee(&self, objects: Vec<ObjHash>) -> Batch {
         let all = Wanted { data: true, meta: true };
         let batches = self.batches(self.want(true), objects.into_iter().map(|hash| (hash, all)).collect());
         // What has failed is tried again when it is wanted, and the error is told then.
-        let Ok(Ok((batch, _))) = self.prepare(batches).await else { return Vec::new() };
+        let Ok(Ok((batch, _))) = self.prepare(batches).await else { return Batch::new() };
         let made = self.rebuild_small(batch).collect::<Vec<_>>().await;
         made.into_iter().filter(|(_, update)| update.rebuild_from.is_none()).collect()
     }
