@@ -36,6 +36,8 @@ use crate::update::{Origin, apply_overrides};
 
 /// What is received before it is handed to the disk: a little more than a fragment of a fourth of a MiB.
 const WRITE_BATCH: usize = 320 * 1024;
+/// What is longer goes to the disk while it comes, so that not all of it is left to be written at the end.
+const LONG: u64 = 8 << 20;
 
 /// A PUT that has passed its first checks.
 struct Put {
@@ -349,7 +351,8 @@ impl ObjectServer {
         let if_none_match = put.if_none_match.clone();
         let has_company = put.awaited.is_some_and(|awaited| awaited.has_company);
         let patience = size.filter(|size| has_company || *size < WRITE_BATCH as u64);
-        let writes_early = put.awaited.is_some() || patience.is_some();
+        let is_long = size.is_none_or(|size| size > LONG);
+        let writes_early = put.awaited.is_some() || patience.is_some() || is_long;
         let has_crc = put.has_crc;
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
