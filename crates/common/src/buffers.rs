@@ -26,7 +26,7 @@ struct Idle {
     bytes: usize,
 }
 
-/// A buffer of a buffers.
+/// One of [`Buffers`].
 pub struct Buffer {
     memory: Vec<u8>,
     len: usize,

@@ -746,8 +746,9 @@ async fn linger(writer: &Writer, mut reader: Box<Reader>) {
 /// Writes header lines. A value that would split the head is left out.
 pub(super) fn write_headers(out: &mut Vec<u8>, headers: &Headers, title: bool, keep: impl Fn(&[u8]) -> bool) {
     for (name, value) in headers.iter() {
-        let splits = |bytes: &[u8]| memchr::memchr3(b'\r', b'\n', b'\0', bytes).is_some();
-        if !keep(name) || splits(name) || splits(value) || name.is_empty() || name.contains(&b':') {
+        let splits = |bytes: &[u8]| memchr::memchr2(b'\r', b'\n', bytes).is_some();
+        let is_name = !name.is_empty() && !splits(name) && memchr::memchr2(b'\0', b':', name).is_none();
+        if !keep(name) || !is_name || splits(value) {
             continue;
         }
         if title {
