@@ -160,6 +160,25 @@ async fn nothing_is_made_of_a_corrupt_archive() {
     }
 }
 
+/// Where all others have a newer version, which is enough to rebuild, the older one's metadata must not go with it. Swift's do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fragments_of_another_version_are_not_rebuilt_from() {
+    for length in LENGTHS {
+        let cluster = Fragments::new(4);
+        let homes = cluster.store("o", &body(length), &[0]).await;
+        let newer: Vec<u8> = body(length).into_iter().rev().collect();
+        for index in [2, 3] {
+            cluster.put(homes[index], "o", index, &newer, OLD + 100.0, true).await;
+        }
+        cluster.0.reconstruct(homes[0], "").await;
+        assert!(cluster.files(homes[1], "o").is_empty(), "{length}");
+        cluster.pass("").await;
+        for (archive, &node) in archives(&newer).iter().zip(&homes) {
+            assert_eq!(cluster.data(node, "o"), *archive);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_source_is_asked_in_the_stead_of_a_corrupt_one_in_the_same_pass() {
     let cluster = Fragments::new(4);

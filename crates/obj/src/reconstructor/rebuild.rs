@@ -2,9 +2,9 @@
 //!
 //! The archive that is here is one source; a small one has been read and checked with those of the same batch. As many other
 //! primaries as are needed are asked for a fragment of the object's timestamp, be it durable or not, and all the rest once
-//! one has failed, has another one, or is late; their answers are sorted by timestamp. As soon as one timestamp has enough
-//! different fragments, those are read, a fragment of one segment each at a time, and the wanted fragment of that segment is
-//! made of them: memory does not depend on the object's size. When a source ends early, so does the archive, and the byte
+//! one has failed, has another one, or is late; their answers are sorted by timestamp. As soon as that one has enough
+//! different fragments (not another one, as Swift allows: the metadata are those of the archive here), those are read, a fragment of
+//! one segment each at a time, and the wanted fragment of that segment is made of them: memory does not depend on the object's size. When a source ends early, so does the archive, and the byte
 //! count of the PUT keeps the receiver from taking it for whole.
 //! Archives of one fragment are read as a whole, and servers that can (ours) are asked to leave the check of their ETags to us: hashed
 //! together all of them cost little more than one does at its server. Of one that is corrupt its server is asked again, so that it
@@ -301,8 +301,9 @@ impl FragmentRebuilder<'_> {
             tokio::select! {
                 answer = pile.next() => match answer {
                     Some((node, response)) => {
-                        if let Some(timestamp) = self.sort(&node, path, response, answers) {
-                            return Some(timestamp);
+                        let enough = self.sort(&node, path, response, answers);
+                        if enough == Some(local) {
+                            return enough;
                         }
                     }
                     None => break,
@@ -317,8 +318,9 @@ impl FragmentRebuilder<'_> {
         let mut handoffs = ring.get_more_nodes(*partition).take(more);
         pile.extend(handoffs.by_ref().take(concurrency).map(|node| self.get(node, path, &headers)));
         while let Some((node, response)) = pile.next().await {
-            if let Some(timestamp) = self.sort(&node, path, response, answers) {
-                return Some(timestamp);
+            let enough = self.sort(&node, path, response, answers);
+            if enough == Some(local) {
+                return enough;
             }
             if self.is_quarantine_candidate(answers, local)
                 && let Some(node) = handoffs.next()
