@@ -4,8 +4,8 @@
 //! primaries as are needed are asked for a fragment of the object's timestamp, be it durable or not, and all the rest once
 //! one has failed, has another one, or is late; their answers are sorted by timestamp. As soon as that one has enough
 //! different fragments (not another one, as Swift allows: the metadata are those of the archive here), those are read, a fragment of
-//! one segment each at a time, and the wanted fragment of that segment is made of them: memory does not depend on the object's size. When a source ends early, so does the archive, and the byte
-//! count of the PUT keeps the receiver from taking it for whole.
+//! one segment each at a time, and the wanted fragment of that segment is made of them: memory does not depend on the object's size.
+//! When a source ends early, so does the archive, and the byte count of the PUT keeps the receiver from taking it for whole.
 //! Archives of one fragment are read as a whole, and servers that can (ours) are asked to leave the check of their ETags to us: hashed
 //! together all of them cost little more than one does at its server. Of one that is corrupt its server is asked again, so that it
 //! checks and quarantines it, and so are all others.
