@@ -2,8 +2,8 @@
 //!
 //! The archive that is here is one source; a small one has been read and checked with those of the same batch. As many other
 //! primaries as are needed are asked for a fragment of the object's timestamp, be it durable or not, and all the rest once
-//! one has failed, has another one, or is late; their answers are sorted by timestamp. As soon as that one has enough
-//! different fragments (not another one, as Swift allows: the metadata are those of the archive here), those are read, a fragment of
+//! one has failed, has another one, or is late; their answers are sorted by timestamp. As soon as one has enough
+//! different fragments (not of other data, as Swift allows: the metadata are those of the archive here), those are read, a fragment of
 //! one segment each at a time, and the wanted fragment of that segment is made of them: memory does not depend on the object's size.
 //! When a source ends early, so does the archive, and the byte count of the PUT keeps the receiver from taking it for whole.
 //! Archives of one fragment are read as a whole, and servers that can (ours) are asked to leave the check of their ETags to us: hashed
@@ -103,6 +103,12 @@ impl Answers {
     /// Different fragments of a timestamp.
     fn useful(&self, timestamp: Timestamp) -> usize {
         self.buckets.get(&timestamp).map_or(0, |bucket| bucket.useful.len())
+    }
+
+    /// Whether fragments of one timestamp may go with the metadata of the other.
+    fn have_same_data(&self, one: Timestamp, other: Timestamp) -> bool {
+        let etag = |timestamp| self.buckets.get(&timestamp).and_then(|bucket| bucket.etag.as_ref());
+        one == other || (etag(one).is_some() && etag(one) == etag(other))
     }
 
     fn error(&mut self, status: u16) {
@@ -302,7 +308,7 @@ impl FragmentRebuilder<'_> {
                 answer = pile.next() => match answer {
                     Some((node, response)) => {
                         let enough = self.sort(&node, path, response, answers);
-                        if enough == Some(local) {
+                        if enough.is_some_and(|timestamp| answers.have_same_data(timestamp, local)) {
                             return enough;
                         }
                     }
@@ -319,7 +325,7 @@ impl FragmentRebuilder<'_> {
         pile.extend(handoffs.by_ref().take(concurrency).map(|node| self.get(node, path, &headers)));
         while let Some((node, response)) = pile.next().await {
             let enough = self.sort(&node, path, response, answers);
-            if enough == Some(local) {
+            if enough.is_some_and(|timestamp| answers.have_same_data(timestamp, local)) {
                 return enough;
             }
             if self.is_quarantine_candidate(answers, local)
