@@ -345,14 +345,13 @@ impl Sender<'_> {
         objects.iter().map(|(hash, _)| *hash).filter(is_lacked).take(MOST_FORESEEN).collect()
     }
 
-    /// Rebuilds those that are small.
+    /// Rebuilds those that are small, and opens the others.
     async fn foresee(&self, objects: Vec<ObjHash>) -> Batch {
         let all = Wanted { data: true, meta: true };
         let batches = self.batches(self.want(true), objects.into_iter().map(|hash| (hash, all)).collect());
         // What has failed is tried again when it is wanted, and the error is told then.
         let Ok(Ok((batch, _))) = self.prepare(batches).await else { return Batch::new() };
-        let made = self.rebuild_small(batch).collect::<Vec<_>>().await;
-        made.into_iter().filter(|(_, update)| update.rebuild_from.is_none()).collect()
+        self.rebuild_small(batch).collect().await
     }
 
     /// Offers what is here, and returns it.
