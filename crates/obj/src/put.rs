@@ -618,7 +618,10 @@ fn write_last(
             writer.expect_etag(expected);
             with_etag(metadata, expected.to_owned(), wanted_etag)?
         }
-        _ => with_etag(metadata, writer.etag(), wanted_etag)?,
+        _ => {
+            writer.begin_sync();
+            with_etag(metadata, writer.etag(), wanted_etag)?
+        }
     };
     Ok((writer, metadata))
 }

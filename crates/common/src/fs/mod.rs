@@ -517,6 +517,12 @@ pub fn drop_cache(file: impl AsFd, offset: u64, len: u64) {
     let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
 }
 
+/// Has the disk begin to write this part of a file, and does not wait for it.
+pub fn write_ahead(file: impl AsFd, offset: u64, len: u64) {
+    // The kernel writes what is dirty before it drops anything, and drops nothing that is being written.
+    drop_cache(file, offset, len);
+}
+
 /// Tells the kernel to read this part of a file ahead.
 pub fn read_ahead(file: impl AsFd, offset: u64, len: u64) {
     let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(len), rustix::fs::Advice::WillNeed);

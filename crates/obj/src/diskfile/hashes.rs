@@ -118,8 +118,10 @@ fn consolidate_hashes(
         }
     }
     if stale {
-        // On disk before hashes.invalid is truncated.
-        write_hashes(partition_dir, &mut file, now, true)?;
+        // On disk before hashes.invalid is truncated, unless all the suffixes are to be hashed anyway: then it only tells
+        // whoever hashes them meanwhile that there is more.
+        let durable = file.valid;
+        write_hashes(partition_dir, &mut file, now, durable)?;
     }
     // Not synced: a crash brings the names back, which costs rehashing what is right already.
     let truncated = fail::hit("hashes.truncate_invalid")
@@ -174,6 +176,11 @@ impl Invalidation {
         invalidation.append()?;
         invalidation.lock.unlock();
         Ok(invalidation)
+    }
+
+    /// Has the disk begin with what [`Invalidation::sync_begun`] waits for: another sync may take it along meanwhile.
+    pub fn begin_sync(&self) {
+        fs::write_ahead(&self.file, self.at, self.lines.len() as u64);
     }
 
     /// Waits until the suffixes are on disk.

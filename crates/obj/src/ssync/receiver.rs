@@ -2,7 +2,8 @@
 //!
 //! A session holds one of `replication_concurrency` permits of the process and, on disk, the replication locks of the
 //! partition and the device, which Python's servers and replicators honour too. It waits for the locks without holding a
-//! thread; those of this process that wait for one device take turns. Where Swift refuses a session at once because as many as
+//! thread; those of this process that wait for one device take turns. A session gives the device up when the sender has said all, and
+//! nothing but its last objects' way to the disk is left (Swift: when those are there too). Where Swift refuses a session at once because as many as
 //! may run do so, as many more wait for a moment here: a refused partition is left to the sender's next pass.
 //!
 //! A fragment that is offered as durable, and is here without its commit, is committed: no data need be sent.
@@ -92,12 +93,12 @@ impl SsyncReceiver {
             limits: self.limits,
             logger: self.ctx.logger.with_txn(req.trans_id()),
         };
-        let guard = acquire(self.ctx.clone(), self.admission.clone(), place);
+        let locks = acquire(self.ctx.clone(), self.admission.clone(), place);
         let body = std::mem::take(&mut req.body);
         let (chunk_size, timeout) = (self.chunk_size, self.timeout);
         Response::new(Status::OK)
             .with_header("X-Backend-Accept-No-Commit", "True")
-            .with_body(Body::driven(move |tx| session.run(body, chunk_size, timeout, guard, tx)))
+            .with_body(Body::driven(move |tx| session.run(body, chunk_size, timeout, locks, tx)))
     }
 
     fn placement(&self, req: &Request) -> Result<Placement, Box<Response>> {
@@ -175,15 +176,16 @@ impl Admission {
     }
 }
 
-/// What a session holds to its end.
-struct Guard {
-    _locks: (LockGuard, Option<LockGuard>),
-    /// Given up after the locks.
-    _turn: Option<OwnedSemaphorePermit>,
-    _permit: Option<OwnedSemaphorePermit>,
-}
+/// What lets a session talk: the device's lock, and its turn among those of this process.
+type Turn = (Option<LockGuard>, Option<OwnedSemaphorePermit>);
+/// What a session holds to its end: the partition's lock, and its permit.
+type Locks = (LockGuard, Option<OwnedSemaphorePermit>);
 
-async fn acquire(ctx: Context, admission: Arc<Admission>, place: Placement) -> Result<Guard, Refusal> {
+async fn acquire(
+    ctx: Context,
+    admission: Arc<Admission>,
+    place: Placement,
+) -> Result<(Turn, Locks), Refusal> {
     let permit = admission.permit().await?;
     let conf = place.manager.conf();
     let timeout = conf.replication_lock_timeout;
@@ -197,7 +199,7 @@ async fn acquire(ctx: Context, admission: Arc<Admission>, place: Placement) -> R
         let (manager, device, partition) = (place.manager.clone(), place.device.clone(), place.partition);
         let lock = move || manager.replication_lock(&device, partition, Some(Duration::ZERO));
         match ctx.disk_pools.run(&place.device, lock).await {
-            Ok(locks) => return Ok(Guard { _locks: locks, _turn: turn, _permit: permit }),
+            Ok((partition, device)) => return Ok(((device, turn), (partition, permit))),
             Err(DiskFileError::LockTimeout(path)) if started.elapsed() >= timeout => {
                 return Err(Refusal::LockTimeout(lock_message(timeout, &path)));
             }

@@ -114,28 +114,29 @@ pub struct Session {
 }
 
 impl Session {
-    /// The conversation from its first line to its last; `guard` is what must be held meanwhile.
-    pub async fn run<G>(
+    /// The conversation from its first line to its last. `locks` are what must be held meanwhile: its turn until the sender has
+    /// had its last word, and the others until what it said is done.
+    pub async fn run<T, L>(
         self,
         body: Body,
         chunk_size: usize,
         timeout: Duration,
-        guard: impl Future<Output = Result<G, Refusal>>,
+        locks: impl Future<Output = Result<(T, L), Refusal>>,
         reply: BodySender,
     ) {
-        if let Err(failure) = self.converse(Input::new(body, chunk_size, timeout), guard, &reply).await {
+        if let Err(failure) = self.converse(Input::new(body, chunk_size, timeout), locks, &reply).await {
             self.report(failure, reply).await;
         }
     }
 
-    async fn converse<G>(
+    async fn converse<T, L>(
         &self,
         input: Input,
-        guard: impl Future<Output = Result<G, Refusal>>,
+        locks: impl Future<Output = Result<(T, L), Refusal>>,
         reply: &BodySender,
     ) -> Result<(), Failure> {
         reply.send("\r\n").await?;
-        let _guard = guard.await.map_err(Failure::from)?;
+        let (turn, _locks) = locks.await.map_err(Failure::from)?;
         let mut input = input;
         let wanted_data = self.missing_check(&mut input, reply).await?;
         let mut updates = Updates {
@@ -148,7 +149,9 @@ impl Session {
             held: Held::default(),
         };
         let outcome = updates.receive().await;
-        // Before the locks go, and also when the session has failed: what was begun is finished.
+        // What is left waits for the disk, mostly, and the next session has a while to talk before it does.
+        drop(turn);
+        // Before the other locks go, and also when the session has failed: what was begun is finished.
         updates.release();
         while updates.in_flight_done().await {}
         updates.check_failures()?;
@@ -467,14 +470,7 @@ impl Updates<'_> {
                     self.start(subrequest, Body::from(body));
                 }
                 length @ ..=HELD_PUT if self.has_company => self.start_held(subrequest, length, input),
-                length => {
-                    let mut subrequest = subrequest;
-                    subrequest.request.env.insert(Awaited { has_company: false });
-                    let body = SubrequestBody { input: Some(input), end: None };
-                    let body = Body::stream(body).with_length(length);
-                    let outcome = call(self.session.app.clone(), subrequest, body).await;
-                    self.record(Ok(outcome));
-                }
+                length => self.start_alone(subrequest, length, input),
             }
         }
     }
@@ -493,6 +489,18 @@ impl Updates<'_> {
     fn start(&mut self, subrequest: Subrequest, body: Body) {
         self.paths.insert(subrequest.path.clone());
         self.in_flight.spawn(call(self.session.app.clone(), subrequest, body));
+    }
+
+    /// The next line is read when all of the body has been.
+    fn start_alone(
+        &mut self,
+        mut subrequest: Subrequest,
+        length: u64,
+        input: OwnedMutexGuard<SubrequestInput>,
+    ) {
+        subrequest.request.env.insert(Awaited { has_company: false });
+        let body = SubrequestBody { input: Some(input), end: None };
+        self.start(subrequest, Body::stream(body).with_length(length));
     }
 
     fn start_held(
@@ -647,6 +655,7 @@ mod tests {
     use common::hash::ObjHash;
     use common::timestamp::Timestamp;
     use service::http::app_fn;
+    use tokio::sync::OwnedSemaphorePermit;
 
     type Seen = Arc<parking_lot::Mutex<Vec<(String, String, Vec<u8>)>>>;
 
@@ -685,15 +694,17 @@ mod tests {
         })
     }
 
+    type Locks = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
+
     async fn converse(request: String, seen: &Seen) -> (String, bool) {
-        converse_with(request, app(seen), async { Ok(()) }).await
+        converse_with(request, app(seen), async { Ok((None, None)) }).await
     }
 
     /// What the receiver says, and whether its body ends well.
     async fn converse_with(
         request: String,
         app: SharedApp,
-        guard: impl Future<Output = Result<(), Refusal>> + Send + 'static,
+        locks: impl Future<Output = Result<Locks, Refusal>> + Send + 'static,
     ) -> (String, bool) {
         let session = Session {
             device: "sda1".into(),
@@ -708,7 +719,7 @@ mod tests {
         };
         let body = Body::from(request);
         let timeout = Duration::from_secs(5);
-        let mut body = Body::driven(|tx| session.run(body, 65536, timeout, guard, tx));
+        let mut body = Body::driven(|tx| session.run(body, 65536, timeout, locks, tx));
         let mut text = Vec::new();
         loop {
             match body.next().await {
@@ -798,7 +809,7 @@ mod tests {
         for n in 0..2 * HELD_PUTS {
             request += &format!("PUT /a/c/{n}\r\nContent-Length: {LENGTH}\r\n\r\n{}", "z".repeat(LENGTH));
         }
-        let conversation = converse_with(request + ":UPDATES: END\r\n", app, async { Ok(()) });
+        let conversation = converse_with(request + ":UPDATES: END\r\n", app, async { Ok((None, None)) });
         let (reply, whole) = tokio::time::timeout(Duration::from_secs(20), conversation).await.unwrap();
         assert!(whole, "{reply}");
     }
@@ -815,8 +826,32 @@ mod tests {
             for n in 0..count {
                 request += &format!("PUT /a/c/{n}\r\nContent-Length: 70000\r\n\r\n{}", "z".repeat(70_000));
             }
-            let (reply, whole) = converse_with(request + ":UPDATES: END\r\n", app, async { Ok(()) }).await;
+            let (reply, whole) =
+                converse_with(request + ":UPDATES: END\r\n", app, async { Ok((None, None)) }).await;
             assert!(whole, "{count}: {reply}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_turn_ends_with_the_senders_last_word_and_the_other_locks_with_the_last_object() {
+        for length in [10, 70_000, 20 << 20] {
+            let (turn, lock) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(1)));
+            let (next_turn, held_lock) = (turn.clone(), lock.clone());
+            let app = app_fn(move |mut req| {
+                let (next_turn, held_lock) = (next_turn.clone(), held_lock.clone());
+                async move {
+                    while req.body.next().await.is_some() {}
+                    let _next = next_turn.acquire().await;
+                    assert_eq!(held_lock.available_permits(), 0);
+                    Response::new(201)
+                }
+            });
+            let put = format!("PUT /a/c/o\r\nContent-Length: {length}\r\n\r\n{}", "z".repeat(length));
+            let request = format!("{}:UPDATES: START\r\n{put}:UPDATES: END\r\n", missing(1));
+            let locks = async { Ok((turn.acquire_owned().await.ok(), lock.acquire_owned().await.ok())) };
+            let conversation = converse_with(request, app, locks);
+            let (reply, whole) = tokio::time::timeout(Duration::from_secs(20), conversation).await.unwrap();
+            assert!(whole, "{reply}");
         }
     }
 
