@@ -36,7 +36,7 @@ use crate::update::{Origin, apply_overrides};
 
 /// What is received before it is handed to the disk: a little more than a fragment of a fourth of a MiB.
 const WRITE_BATCH: usize = 320 * 1024;
-/// What is longer goes to the disk while it comes, so that not all of it is left to be written at the end.
+/// What is longer goes to the disk while it comes, past the page cache, out of which it would be dropped in the end.
 const LONG: u64 = 8 << 20;
 
 /// A PUT that has passed its first checks.
@@ -351,8 +351,9 @@ impl ObjectServer {
         let if_none_match = put.if_none_match.clone();
         let has_company = put.awaited.is_some_and(|awaited| awaited.has_company);
         let patience = size.filter(|size| has_company || *size < WRITE_BATCH as u64);
-        let is_long = size.is_none_or(|size| size > LONG);
-        let writes_early = put.awaited.is_some() || patience.is_some() || is_long;
+        // Of an unknown length most are short, and many.
+        let is_known_long = size.is_some_and(|size| size > LONG);
+        let writes_early = put.awaited.is_some() || patience.is_some() || is_known_long || size.is_none();
         let has_crc = put.has_crc;
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
@@ -363,6 +364,7 @@ impl ObjectServer {
                 Some(size) => writer.patient(size),
                 None => writer,
             };
+            let writer = if is_known_long { writer.writes_direct() } else { writer };
             Ok((original, if writes_early { writer.writes_early() } else { writer }))
         };
         self.run(put, job).await

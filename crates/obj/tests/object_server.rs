@@ -499,6 +499,30 @@ async fn corrupt_objects_are_not_handed_out() {
 }
 
 #[tokio::test]
+async fn what_goes_past_the_page_cache_is_what_was_sent() {
+    let server = Server::new();
+    const LONG: usize = 8 << 20;
+    for (n, length) in
+        [LONG, LONG + 1, LONG + 4095, LONG + 4096, LONG + (3 << 20) + 5].into_iter().enumerate()
+    {
+        let data: Vec<u8> = (0..length).map(|i| (i % 251) as u8).collect();
+        let at = NOW + 2.0 * n as f64;
+        let put = server.put(at, data.clone(), &[]).await;
+        assert_eq!(
+            (put.status, put.header("ETag")),
+            (201, &*format!("\"{}\"", hex(&md5(&data)))),
+            "{length}"
+        );
+        let longer = (length + 1).to_string();
+        let cut = server.put(at + 1.0, data.clone(), &[("Content-Length", &longer)]).await;
+        assert_eq!(cut.status, 499, "{length}");
+        let got = server.get(&[]).await;
+        assert!((got.status, got.body) == (200, data), "{length}");
+    }
+    assert_eq!(server.names("objects", "data").len(), 1);
+}
+
+#[tokio::test]
 async fn corrupt_objects_are_not_handed_out_in_a_rush() {
     let server = Server::new();
     let other = || Request::new(Method::Get, "/sda1/5/a/c/other").with_header("Host", "h:6200");

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, OFlags};
 use rustix::io::Errno;
 
-pub use direct::read_direct;
+pub use direct::{DirectWrites, read_direct};
 pub use filesystem_sync::Since;
 pub use lock::{LockError, LockedFile, PathLock, lock_file, lock_path, lock_path_limited};
 pub use staged::{Staged, Step, sync_together};

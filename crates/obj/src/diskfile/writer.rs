@@ -27,7 +27,7 @@ use bytes::Bytes;
 use common::Timestamp;
 use common::config::FallocateReserve;
 use common::digest::{Crc64, Md5Stream};
-use common::fs::{self, Since, Staged, Step, TmpFile, fail};
+use common::fs::{self, DirectWrites, Since, Staged, Step, TmpFile, fail};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::CWD;
 use rustix::io::Errno;
@@ -58,6 +58,8 @@ pub struct Writer {
     last_sync: u64,
     /// Up to where the kernel has been told to write; `None`: that is left to the sync.
     written_early: Option<u64>,
+    /// Past the page cache.
+    direct: Option<DirectWrites>,
     /// Others wait for the same sync, and all for each other.
     has_company: bool,
     write_time: Duration,
@@ -86,6 +88,7 @@ impl Writer {
             upload_size: 0,
             last_sync: 0,
             written_early: None,
+            direct: None,
             has_company: false,
             write_time: Duration::ZERO,
         };
@@ -134,6 +137,12 @@ impl Writer {
         self
     }
 
+    /// Writes past the page cache, where the file system can.
+    pub fn writes_direct(mut self) -> Self {
+        self.direct = DirectWrites::begin(self.file.file());
+        self
+    }
+
     /// Sees to it that there is room, and that enough stays free. Without a size Swift takes just the reserve for
     /// enough; with one it does not.
     fn reserve(&self, size: u64) -> Result<(), DiskFileError> {
@@ -174,9 +183,15 @@ impl Writer {
 
     /// Writes without computing the MD5.
     pub(super) fn append(&mut self, chunk: &[u8]) -> Result<(), DiskFileError> {
-        let written = fail::hit("put.write").and_then(|()| self.file.file_mut().write_all(chunk));
+        let written = fail::hit("put.write").and_then(|()| match &mut self.direct {
+            Some(direct) => direct.write(self.file.file(), chunk),
+            None => self.file.file_mut().write_all(chunk),
+        });
         written.map_err(|err| self.failed("cannot write to", err))?;
         self.upload_size += chunk.len() as u64;
+        if self.direct.is_some() {
+            return Ok(());
+        }
         let unsynced = self.upload_size - self.last_sync;
         if unsynced > 0 && unsynced >= self.diskfile.manager().conf().bytes_per_sync {
             fs::fdatasync(self.file.file()).map_err(|err| self.failed("cannot sync", err))?;
@@ -192,6 +207,9 @@ impl Writer {
 
     /// Has the disk begin with all that is written, for who has an MD5 to compute before the sync.
     pub fn begin_sync(&self) {
+        if self.direct.is_some() {
+            return;
+        }
         let unsynced = self.upload_size - self.last_sync;
         if unsynced > SMALL_OBJECT {
             fs::write_ahead(self.file.file(), self.last_sync, unsynced);
@@ -270,7 +288,10 @@ impl Writer {
         }
     }
 
-    fn write_metadata(self, mut metadata: Metadata) -> Result<Unlinked, DiskFileError> {
+    fn write_metadata(mut self, mut metadata: Metadata) -> Result<Unlinked, DiskFileError> {
+        if let Some(direct) = self.direct.take() {
+            direct.finish(self.file.file()).map_err(|err| self.failed("cannot write to", err))?;
+        }
         let (timestamp, ctype) = self.timestamps(&metadata)?;
         let frag_index = self.diskfile.fragment_to_write(self.ext, &mut metadata)?;
         let filename = match frag_index {
