@@ -9,8 +9,8 @@
 //! The one rule: **when a file of an object is visible, and its suffix has a hash in hashes.pkl that was made without
 //! it, then hashes.invalid names the suffix.** Otherwise no replicator would ever carry that file anywhere. So a writer
 //!
-//! 1. appends its suffix under the lock, and syncs hashes.invalid;
-//! 2. syncs its own file;
+//! 1. appends its suffix under the lock;
+//! 2. syncs its own file and hashes.invalid, which the disk writes side by side;
 //! 3. takes the lock again, appends once more if hashes.invalid has been consolidated meanwhile, and links.
 //!
 //! Swift appends without a sync and links after releasing the lock: a loss of power, or a rehash in between, can leave

@@ -4,13 +4,15 @@
 //! |---|---|
 //! | make the hash dir, open a file without a name in it (O_TMPFILE) | an empty hash dir, which the next rehash removes |
 //! | write data and metadata | the same: a file without a name is gone |
-//! | name the suffix in hashes.invalid, sync that | a suffix to be rehashed for nothing |
-//! | sync the file, and the parent of each directory made; compare its MD5 or CRC | the same |
+//! | name the suffix in hashes.invalid | the same, or a suffix to be rehashed for nothing |
+//! | sync the file, hashes.invalid, and the parent of each directory made; compare the MD5 or CRC | the same |
 //! | link it under its name, while the suffix is named in hashes.invalid | the old version or the new one, whole |
 //! | sync the hash dir | the new version: only now the request may succeed |
 //! | unlink what it supersedes | obsolete files, which every listing ignores and every cleanup removes |
 //!
 //! A fragment of an EC policy is not what readers see before its commit (`fragment.rs`), which does the last two steps.
+//!
+//! Long data goes past the page cache, out of which it would be dropped in the end, where the file system can (`DirectWrites`).
 //!
 //! Where several writes wait for a disk (`syncs_together`), one `syncfs` stands for the syncs before the link, and one for those
 //! after it: `common::fs` tells when.

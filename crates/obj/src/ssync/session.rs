@@ -9,7 +9,7 @@
 //!
 //! Objects of a few megabytes are held together: the bodies of several are received, one after the other, before any of them
 //! ends, so that their ETags are computed together (`common::digest`). Larger ones, and one that is alone in its session, are
-//! hashed and written as they come.
+//! hashed and written as they come, each while the one before it is on its way to the disk.
 //!
 //! Not here: what is on disk (a [`Check`]) and how subrequests are answered (the app), see `receiver.rs`.
 
