@@ -35,9 +35,9 @@ fuzz_target!(|data: &[u8]| {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (said, whole) = runtime.block_on(async {
         let start: &[u8] = b":MISSING_CHECK: START\r\n:MISSING_CHECK: END\r\n:UPDATES: START\r\n";
-        let (body, guard) = (Body::from([start, data].concat()), async { Ok::<(), Refusal>(()) });
+        let (body, locks) = (Body::from([start, data].concat()), async { Ok::<(), Refusal>(()) });
         let (session, timeout) = (session(), Duration::from_secs(60));
-        let mut reply = Body::driven(move |tx| session.run(body, 4096, timeout, guard, tx));
+        let mut reply = Body::driven(move |tx| session.run(body, 4096, timeout, locks, tx));
         let mut said = Vec::new();
         loop {
             match reply.next().await {
