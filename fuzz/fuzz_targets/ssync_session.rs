@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let (said, whole) = runtime.block_on(async {
         let start: &[u8] = b":MISSING_CHECK: START\r\n:MISSING_CHECK: END\r\n:UPDATES: START\r\n";
-        let (body, locks) = (Body::from([start, data].concat()), async { Ok::<(), Refusal>(()) });
+        let (body, locks) = (Body::from([start, data].concat()), async { Ok::<_, Refusal>(((), ())) });
         let (session, timeout) = (session(), Duration::from_secs(60));
         let mut reply = Body::driven(move |tx| session.run(body, 4096, timeout, locks, tx));
         let mut said = Vec::new();
