@@ -19,7 +19,7 @@
 //! or, at any point, `:ERROR: STATUS 'reason'` from the receiver, which then closes.
 //!
 //! `protocol.rs` is the grammar, `sender.rs` with `update.rs` and `foreseen.rs` the end in the replicator, `receiver.rs`
-//! and `session.rs` the end in the object server.
+//! and `session.rs` with `tally.rs` the end in the object server.
 
 mod foreseen;
 mod input;
@@ -27,6 +27,7 @@ pub mod protocol;
 pub mod receiver;
 pub mod sender;
 pub mod session;
+mod tally;
 mod update;
 
 pub use receiver::SsyncReceiver;

@@ -13,7 +13,7 @@
 //!
 //! Not here: what is on disk (a [`Check`]) and how subrequests are answered (the app), see `receiver.rs`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,8 @@ use super::protocol::{
     LineError, MISSING_CHECK_END, MISSING_CHECK_START, Offer, UPDATES_END, UPDATES_START, Wanted, error_line,
     parse_header_line, parse_subrequest_line, printable, python_repr, python_repr_bytes,
 };
+pub use super::tally::FailureLimits;
+use super::tally::Tally;
 
 /// Offers which are compared with the disk in one job, and jobs at a time.
 const OFFERS_PER_CHECK: usize = 64;
@@ -53,19 +55,6 @@ const REPLY_CHUNK: usize = 64 * 1024;
 
 /// Compares offers with what is on disk; the result has an entry per offer, or the error ends the session.
 pub type Check = Arc<dyn Fn(Vec<Offer>) -> BoxFuture<'static, Result<Vec<Wanted>, String>> + Send + Sync>;
-
-/// How many subrequests may fail before the rest is not worth the time.
-#[derive(Debug, Clone, Copy)]
-pub struct FailureLimits {
-    pub threshold: u64,
-    pub ratio: f64,
-}
-
-impl FailureLimits {
-    fn exceeded(&self, failures: u64, successes: u64) -> bool {
-        failures >= self.threshold && (successes == 0 || failures as f64 / successes as f64 > self.ratio)
-    }
-}
 
 /// Why a session ends early.
 #[derive(Debug)]
@@ -156,7 +145,8 @@ impl Session {
         while updates.in_flight_done().await {}
         updates.check_failures()?;
         outcome?;
-        updates.tally.verdict()?;
+        let verdict = updates.tally.verdict();
+        verdict.map_err(|message| Failure::Http(Status::INTERNAL_SERVER_ERROR, message.into()))?;
         reply.send(format!("{UPDATES_START}\r\n{UPDATES_END}\r\n")).await?;
         Ok(())
     }
@@ -378,45 +368,6 @@ struct Updates<'a> {
     held: Held,
 }
 
-/// How subrequests ended, in the order in which they came: several are at work at a time, and Swift, which has one, gives up
-/// when so many have failed of those before.
-#[derive(Default)]
-struct Tally {
-    successes: u64,
-    failures: u64,
-    /// Subrequests that have been read.
-    begun: u64,
-    /// Those that ended before one that came before them: whether they succeeded.
-    ahead: BTreeMap<u64, bool>,
-}
-
-impl Tally {
-    /// The number of the next subrequest.
-    fn begin(&mut self) -> u64 {
-        self.begun += 1;
-        self.begun - 1
-    }
-
-    /// Counts one, and those that waited for it; no more once there were too many failures.
-    fn end(&mut self, number: u64, succeeded: bool, limits: &FailureLimits) {
-        self.ahead.insert(number, succeeded);
-        while !limits.exceeded(self.failures, self.successes)
-            && let Some(succeeded) = self.ahead.remove(&(self.successes + self.failures))
-        {
-            *(if succeeded { &mut self.successes } else { &mut self.failures }) += 1;
-        }
-    }
-
-    fn verdict(&self) -> Result<(), Failure> {
-        if self.failures == 0 {
-            return Ok(());
-        }
-        let message =
-            format!("ERROR: With :UPDATES: {} failures to {} successes", self.failures, self.successes);
-        Err(Failure::Http(Status::INTERNAL_SERVER_ERROR, message.into()))
-    }
-}
-
 struct Subrequest {
     number: u64,
     /// The head's first line, for messages.
@@ -470,7 +421,7 @@ impl Updates<'_> {
                     self.start(subrequest, Body::from(body));
                 }
                 length @ ..=HELD_PUT if self.has_company => self.start_held(subrequest, length, input),
-                length => self.start_alone(subrequest, length, input),
+                length => self.start_long(subrequest, length, input, None),
             }
         }
     }
@@ -479,11 +430,7 @@ impl Updates<'_> {
         while let Some(done) = self.in_flight.try_join_next() {
             self.record(done);
         }
-        let Tally { successes, failures, .. } = self.tally;
-        match self.session.limits.exceeded(failures, successes) {
-            true => Err(Failure::Other(format!("Too many {failures} failures to {successes} successes"))),
-            false => Ok(()),
-        }
+        self.tally.check(&self.session.limits).map_err(Failure::Other)
     }
 
     fn start(&mut self, subrequest: Subrequest, body: Body) {
@@ -491,28 +438,23 @@ impl Updates<'_> {
         self.in_flight.spawn(call(self.session.app.clone(), subrequest, body));
     }
 
-    /// The next line is read when all of the body has been.
-    fn start_alone(
-        &mut self,
-        mut subrequest: Subrequest,
-        length: u64,
-        input: OwnedMutexGuard<SubrequestInput>,
-    ) {
-        subrequest.request.env.insert(Awaited { has_company: false });
-        let body = SubrequestBody { input: Some(input), end: None };
-        self.start(subrequest, Body::stream(body).with_length(length));
-    }
-
-    fn start_held(
-        &mut self,
-        mut subrequest: Subrequest,
-        length: u64,
-        input: OwnedMutexGuard<SubrequestInput>,
-    ) {
+    fn start_held(&mut self, subrequest: Subrequest, length: u64, input: OwnedMutexGuard<SubrequestInput>) {
         self.held.paths.insert(subrequest.path.clone());
         self.held.bytes += length;
-        subrequest.request.env.insert(Awaited { has_company: true });
-        let body = SubrequestBody { input: Some(input), end: Some(self.held.end.clone()) };
+        let end = self.held.end.clone();
+        self.start_long(subrequest, length, input, Some(end));
+    }
+
+    /// The next line is read when all of the body has been, which ends when `end` is closed, if it waits for others.
+    fn start_long(
+        &mut self,
+        mut subrequest: Subrequest,
+        length: u64,
+        input: OwnedMutexGuard<SubrequestInput>,
+        end: Option<Arc<Semaphore>>,
+    ) {
+        subrequest.request.env.insert(Awaited { has_company: end.is_some() });
+        let body = SubrequestBody { input: Some(input), end };
         self.start(subrequest, Body::stream(body).with_length(length));
     }
 
