@@ -85,8 +85,8 @@ pub const X_BACKEND_ACCEPT_QUOTED_LOCATION: &str = "X-Backend-Accept-Quoted-Loca
 pub const X_BACKEND_ACCEPT_REDIRECT: &str = "X-Backend-Accept-Redirect";
 pub const X_BACKEND_ALLOW_PRIVATE_METHODS: &str = "X-Backend-Allow-Private-Methods";
 pub const X_BACKEND_ALLOW_RESERVED_NAMES: &str = "X-Backend-Allow-Reserved-Names";
-/// Not Swift's, whose servers don't know it: a proxy announces by it the CRC of the archive, and tells it in the footer of that name.
-pub const X_BACKEND_ARCHIVE_CRC: &str = "X-Backend-Archive-Crc";
+/// Not Swift's, whose servers don't know it: a proxy announces by it the checksum of the archive, and tells it in the footer of that name.
+pub const X_BACKEND_ARCHIVE_CHECKSUM: &str = "X-Backend-Archive-Checksum";
 pub const X_BACKEND_AUTO_CREATE: &str = "X-Backend-Auto-Create";
 pub const X_BACKEND_CACHED_RESULTS: &str = "X-Backend-Cached-Results";
 /// Not Swift's, whose servers don't know it: who asks for a whole fragment archive would check its ETag itself, together with others.

@@ -9,8 +9,8 @@
 //! <- 201 Created
 //! ```
 //!
-//! A proxy of ours announces the CRC of the data (`X-Backend-Archive-Crc` in the head), and tells it in the footers, beside the MD5 that it
-//! has computed: the CRC is then all that is computed of what arrives.
+//! A proxy of ours announces a checksum of the data (`X-Backend-Archive-Checksum` in the head names the algorithm), and tells it in the
+//! footers, beside the MD5 that it has computed: the checksum is then all that is computed of what arrives.
 //!
 //! A proxy that does not wait to be asked sends the documents with the head, and hears both `100 Continue` when the data
 //! is durable. Proxies use the footers for EC and for encrypted objects, the commit for EC.
@@ -40,15 +40,15 @@ impl Footers {
         self.0.get(ETAG).map(<[u8]>::to_ascii_lowercase)
     }
 
-    /// The CRC of the data if it `is_announced`. Footers without it, or without the MD5 that need not be computed then, are refused.
-    pub fn crc(&self, is_announced: bool) -> Result<Option<String>, Response> {
+    /// The checksum of the data if it `is_announced`. Footers without it, or without the MD5 that need not be computed then, are refused.
+    pub fn checksum(&self, is_announced: bool) -> Result<Option<String>, Response> {
         if !is_announced {
             return Ok(None);
         }
         let is_md5 =
             self.etag().is_some_and(|etag| etag.len() == 32 && etag.iter().all(u8::is_ascii_hexdigit));
-        match self.0.get_str(X_BACKEND_ARCHIVE_CRC) {
-            Some(crc) if is_md5 => Ok(Some(crc.to_owned())),
+        match self.0.get_str(X_BACKEND_ARCHIVE_CHECKSUM) {
+            Some(checksum) if is_md5 => Ok(Some(checksum.to_owned())),
             _ => Err(Response::error(422)),
         }
     }

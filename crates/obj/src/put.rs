@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::constraints::message_length;
-use common::digest::{Md5Stream, hex, md5};
+use common::digest::{Checksum, Md5Stream, hex, md5};
 use common::fs::Step;
 use common::headers::*;
 use common::wsgi::to_stored;
@@ -50,8 +50,8 @@ struct Put {
     /// What the client says about the body's length.
     size: Option<u64>,
     awaited: Option<Awaited>,
-    /// The footers tell the CRC of the data besides their MD5, which is then not computed once more.
-    has_crc: bool,
+    /// The footers tell the checksum of the data besides their MD5, which is then not computed once more.
+    has_checksum: bool,
 }
 
 impl Put {
@@ -125,7 +125,8 @@ impl ObjectServer {
             if_none_match: req.headers.get(IF_NONE_MATCH).map(Match::parse),
             size: body_size(&req.headers)?,
             awaited: req.env.get::<Awaited>().copied(),
-            has_crc: MultiStage::is_wanted(&req.headers) && req.headers.contains(X_BACKEND_ARCHIVE_CRC),
+            has_checksum: MultiStage::is_wanted(&req.headers)
+                && req.headers.get_str(X_BACKEND_ARCHIVE_CHECKSUM) == Some(Checksum::ALGORITHM),
         };
         let origin = Origin::of(&req, timestamp);
         let is_small = put.size.is_some_and(|size| size <= SMALL_OBJECT);
@@ -257,12 +258,12 @@ impl ObjectServer {
             Err(refusal) => Err(refusal),
         };
         let received = received.and_then(|(last, footers)| {
-            let crc = footers.crc(put.has_crc)?;
-            Ok((last, footers, crc))
+            let checksum = footers.checksum(put.has_checksum)?;
+            Ok((last, footers, checksum))
         });
-        let ((last, footers, crc), writer) = self.or_discard(put, received, writer).await?;
-        let writer = match crc {
-            Some(crc) => writer.expecting_crc(crc),
+        let ((last, footers, checksum), writer) = self.or_discard(put, received, writer).await?;
+        let writer = match checksum {
+            Some(checksum) => writer.expecting_checksum(checksum),
             None => writer,
         };
         let uploaded = writer.upload_size() + length_of(&last);
@@ -311,12 +312,12 @@ impl ObjectServer {
             };
             self.run_staged(put, job).await?
         } else {
-            let crc = footers.crc(put.has_crc)?;
+            let checksum = footers.checksum(put.has_checksum)?;
             let job = move || {
                 let (diskfile, original) = checked()?;
                 let writer = diskfile.writer(Some(length))?;
-                let writer = match crc {
-                    Some(crc) => writer.with_crc().expecting_crc(crc),
+                let writer = match checksum {
+                    Some(checksum) => writer.with_checksum().expecting_checksum(checksum),
                     None => writer.patient(length),
                 };
                 let (placed, metadata) = place(writer, data, metadata, &wanted_etag, &rate)?;
@@ -354,13 +355,13 @@ impl ObjectServer {
         // Of an unknown length most are short, and many.
         let is_known_long = size.is_some_and(|size| size > LONG);
         let writes_early = put.awaited.is_some() || patience.is_some() || is_known_long || size.is_none();
-        let has_crc = put.has_crc;
+        let has_checksum = put.has_checksum;
         let job = move || {
             let diskfile = target.diskfile(&wants)?;
             let original = check(&diskfile, timestamp, if_none_match.as_ref())?;
             let (writer, most_held) = (diskfile.writer(size)?, diskfile.manager().most_held());
             let writer = match patience.filter(|size| *size <= most_held) {
-                _ if has_crc => writer.with_crc(),
+                _ if has_checksum => writer.with_checksum(),
                 Some(size) => writer.patient(size),
                 None => writer,
             };

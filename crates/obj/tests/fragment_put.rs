@@ -5,7 +5,7 @@
 mod cluster;
 
 use cluster::Cluster;
-use common::digest::{Crc64, hex, md5};
+use common::digest::{Checksum, hex, md5};
 use service::http::client::{BodyFraming, ClientConn, Timeouts};
 use service::http::{Headers, Method};
 
@@ -17,8 +17,9 @@ struct Put {
     etag: String,
     length: usize,
     commits: bool,
-    announces_crc: bool,
-    crc: Option<String>,
+    /// An algorithm.
+    announces: Option<&'static str>,
+    checksum: Option<String>,
 }
 
 impl Put {
@@ -28,13 +29,17 @@ impl Put {
 
     fn of(at: u32, data: Vec<u8>) -> Self {
         let (etag, length) = (hex(&md5(&data)), data.len());
-        Put { at, data, etag, length, commits: true, announces_crc: false, crc: None }
+        Put { at, data, etag, length, commits: true, announces: None, checksum: None }
     }
 
-    fn with_crc(at: u32, data: &[u8], crc_of: &[u8]) -> Self {
-        let mut crc = Crc64::default();
-        crc.update(crc_of);
-        Put { announces_crc: true, crc: Some(crc.hexdigest()), ..Put::of(at, data.to_vec()) }
+    fn with_checksum(at: u32, data: &[u8], checksum_of: &[u8]) -> Self {
+        let mut checksum = Checksum::default();
+        checksum.update(checksum_of);
+        Put {
+            announces: Some(Checksum::ALGORITHM),
+            checksum: Some(checksum.hexdigest()),
+            ..Put::of(at, data.to_vec())
+        }
     }
 
     /// The statuses, each with whether it says that a commit is possible.
@@ -51,11 +56,14 @@ impl Put {
             ("X-Backend-Obj-Multiphase-Commit", "yes"),
             ("X-Backend-Obj-Multipart-Mime-Boundary", "b"),
         ]);
-        if self.announces_crc {
-            headers.insert("X-Backend-Archive-Crc", "crc64nvme");
+        if let Some(algorithm) = self.announces {
+            headers.insert("X-Backend-Archive-Checksum", algorithm);
         }
-        let crc = self.crc.map_or(String::new(), |crc| format!(r#""X-Backend-Archive-Crc": "{crc}", "#));
-        let footers = format!(r#"{{{crc}"X-Object-Sysmeta-Ec-Frag-Index": "1", "Etag": "{}"}}"#, self.etag);
+        let checksum = self
+            .checksum
+            .map_or(String::new(), |checksum| format!(r#""X-Backend-Archive-Checksum": "{checksum}", "#));
+        let footers =
+            format!(r#"{{{checksum}"X-Object-Sysmeta-Ec-Frag-Index": "1", "Etag": "{}"}}"#, self.etag);
         let digest = hex(&md5(footers.as_bytes()));
         conn.hold_request_head(&Method::Put, "/sd0/3/a/c/o", &headers, BodyFraming::Chunked).unwrap();
         conn.hold_body(&[
@@ -83,7 +91,7 @@ impl Put {
             }
         }
         while conn.next_body().await.transpose().unwrap().is_some() {}
-        assert!(self.announces_crc || conn.reusable() == (statuses.len() == 3));
+        assert!(self.announces.is_some() || conn.reusable() == (statuses.len() == 3));
         statuses
     }
 }
@@ -130,26 +138,29 @@ async fn it_is_nobodys_object_before_its_commit() {
 
 /// Both in one batch and in several.
 #[tokio::test]
-async fn a_crc_stands_for_the_md5_that_the_proxy_has_computed() {
+async fn a_checksum_stands_for_the_md5_that_the_proxy_has_computed() {
     for length in [100_000, 1_000_000] {
         let cluster = Cluster::of_fragments(3, (2, 1), "");
         // Only a fragment's head is looked at.
         let fragment = cluster::archives(&vec![7; 2 * length])[1].clone();
         let stored = [(100, true), (100, true), (201, false)];
-        assert_eq!(Put::with_crc(10, &fragment, &fragment).statuses(&cluster).await, stored);
+        assert_eq!(Put::with_checksum(10, &fragment, &fragment).statuses(&cluster).await, stored);
         assert_eq!(names(&cluster), ["0000000010.00000#1#d.data"]);
-        let other = Put::with_crc(11, &fragment, b"other");
-        let unannounced = Put { announces_crc: false, ..Put::with_crc(11, &fragment, b"other") };
-        let lacking = Put { crc: None, ..Put::with_crc(11, &fragment, &fragment) };
-        let no_md5 = Put { etag: String::new(), ..Put::with_crc(11, &fragment, &fragment) };
+        let other = Put::with_checksum(11, &fragment, b"other");
+        let unannounced = Put { announces: None, ..Put::with_checksum(11, &fragment, b"other") };
+        let unknown = Put { announces: Some("other"), ..Put::with_checksum(12, &fragment, b"other") };
+        let lacking = Put { checksum: None, ..Put::with_checksum(11, &fragment, &fragment) };
+        let no_md5 = Put { etag: String::new(), ..Put::with_checksum(11, &fragment, &fragment) };
         for (put, statuses) in [(other, [422]), (lacking, [422]), (no_md5, [422])] {
             let got: Vec<u16> = put.statuses(&cluster).await.into_iter().map(|(status, _)| status).collect();
             assert_eq!(got.last(), statuses.last());
             assert_eq!(names(&cluster), ["0000000010.00000#1#d.data"]);
         }
-        assert_eq!(unannounced.statuses(&cluster).await.last(), Some(&(201, false)), "its MD5 is right");
+        for put in [unannounced, unknown] {
+            assert_eq!(put.statuses(&cluster).await.last(), Some(&(201, false)), "its MD5 is right");
+        }
         // What is stored says the MD5.
-        let mut request = cluster.request(0, Method::Get, "o", 12.0);
+        let mut request = cluster.request(0, Method::Get, "o", 13.0);
         request.path = "/sd0/3/a/c/o".into();
         let mut response = cluster.nodes[0].app.call(request).await;
         assert_eq!(response.headers.get_str("Etag"), Some(&*format!("\"{}\"", hex(&md5(&fragment)))));

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::config::{Section, SwiftConf};
-use common::digest::{Crc64, hex, md5};
-use common::headers::{X_BACKEND_ARCHIVE_CRC, X_OBJECT_SYSMETA_EC_FRAG_INDEX};
+use common::digest::{Checksum, hex, md5};
+use common::headers::{X_BACKEND_ARCHIVE_CHECKSUM, X_OBJECT_SYSMETA_EC_FRAG_INDEX};
 use parking_lot::Mutex;
 use ring::{Device, FormatVersion, RingBuilder};
 use service::http::{
@@ -361,10 +361,10 @@ async fn commit(
     let footers: HashMap<String, String> = serde_json::from_slice(&document[start..end]).unwrap();
     footers.iter().for_each(|(name, value)| headers.insert(name, value));
     assert_eq!(headers.get_str("Etag"), Some(&*hex(&md5(&data))), "an archive with the wrong ETag");
-    if req.headers.contains(X_BACKEND_ARCHIVE_CRC) {
-        let mut crc = Crc64::default();
-        crc.update(&data);
-        assert_eq!(headers.get_str(X_BACKEND_ARCHIVE_CRC), Some(&*crc.hexdigest()));
+    if req.headers.contains(X_BACKEND_ARCHIVE_CHECKSUM) {
+        let mut checksum = Checksum::default();
+        checksum.update(&data);
+        assert_eq!(headers.get_str(X_BACKEND_ARCHIVE_CHECKSUM), Some(&*checksum.hexdigest()));
     }
     let key = (node, path);
     state.lock().objects.insert(key.clone(), StoredObject { data, headers });

@@ -4,12 +4,12 @@
 //! [`md5`] and [`Md5`] hash on the spot. [`Md5Stream`] is for the bodies of large objects: streams that are there at the
 //! same time hash together, which costs a fraction. [`Md5Group`] does the same for small bodies.
 
-mod crc;
+mod checksum;
 mod group;
 mod kernels;
 mod stream;
 
-pub use crc::Crc64;
+pub use checksum::Checksum;
 pub use group::{GroupedMd5, Md5Group};
 use kernels::{Block, INITIAL, State, compress};
 pub use stream::Md5Stream;

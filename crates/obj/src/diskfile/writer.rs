@@ -5,7 +5,7 @@
 //! | make the hash dir, open a file without a name in it (O_TMPFILE) | an empty hash dir, which the next rehash removes |
 //! | write data and metadata | the same: a file without a name is gone |
 //! | name the suffix in hashes.invalid | the same, or a suffix to be rehashed for nothing |
-//! | sync the file, hashes.invalid, and the parent of each directory made; compare the MD5 or CRC | the same |
+//! | sync the file, hashes.invalid, and the parent of each directory made; compare the MD5 or checksum | the same |
 //! | link it under its name, while the suffix is named in hashes.invalid | the old version or the new one, whole |
 //! | sync the hash dir | the new version: only now the request may succeed |
 //! | unlink what it supersedes | obsolete files, which every listing ignores and every cleanup removes |
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::Timestamp;
 use common::config::FallocateReserve;
-use common::digest::{Crc64, Md5Stream};
+use common::digest::{Checksum, Md5Stream};
 use common::fs::{self, DirectWrites, Since, Staged, Step, TmpFile, fail};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::CWD;
@@ -53,7 +53,7 @@ pub struct Writer {
     /// What the MD5 must be for the file to get its name.
     expected_etag: Option<String>,
     /// In the place of the MD5, and what it must be.
-    crc: Option<(Crc64, String)>,
+    checksum: Option<(Checksum, String)>,
     /// How far the MD5 has got ahead of what is written.
     hashed: u64,
     upload_size: u64,
@@ -85,7 +85,7 @@ impl Writer {
             ext,
             md5: Some(Md5Stream::new()),
             expected_etag: None,
-            crc: None,
+            checksum: None,
             hashed: 0,
             upload_size: 0,
             last_sync: 0,
@@ -107,10 +107,10 @@ impl Writer {
         self
     }
 
-    /// Leaves the MD5 to whoever sends the data, and says what their CRC is ([`Writer::expecting_crc`]).
-    pub fn with_crc(mut self) -> Self {
+    /// Leaves the MD5 to whoever sends the data, and says what their checksum is ([`Writer::expecting_checksum`]).
+    pub fn with_checksum(mut self) -> Self {
         self.md5 = None;
-        self.crc = Some((Crc64::default(), String::new()));
+        self.checksum = Some((Checksum::default(), String::new()));
         self
     }
 
@@ -175,8 +175,8 @@ impl Writer {
         if let Some(md5) = self.md5.as_mut().filter(|_| self.upload_size >= self.hashed) {
             md5.update(chunk.clone());
         }
-        if let Some((crc, _)) = &mut self.crc {
-            crc.update(&chunk);
+        if let Some((checksum, _)) = &mut self.checksum {
+            checksum.update(&chunk);
         }
         let appended = self.append(&chunk);
         self.write_time += began.elapsed();
@@ -251,7 +251,7 @@ impl Writer {
     }
 
     /// The MD5 of what has been written so far, in hex; may have to compute it. Empty after [`Writer::without_etag`] and
-    /// [`Writer::with_crc`].
+    /// [`Writer::with_checksum`].
     pub fn etag(&self) -> String {
         self.md5.as_ref().map_or(String::new(), Md5Stream::hexdigest)
     }
@@ -262,15 +262,15 @@ impl Writer {
         self.expected_etag = Some(etag.to_owned());
     }
 
-    /// What the CRC must be for the file to get its name.
-    pub fn expecting_crc(mut self, expected: String) -> Self {
-        self.crc = self.crc.map(|(crc, _)| (crc, expected));
+    /// What the checksum must be for the file to get its name.
+    pub fn expecting_checksum(mut self, expected: String) -> Self {
+        self.checksum = self.checksum.map(|(checksum, _)| (checksum, expected));
         self
     }
 
     fn is_as_expected(&self) -> bool {
-        match &self.crc {
-            Some((crc, expected)) => crc.hexdigest() == *expected,
+        match &self.checksum {
+            Some((checksum, expected)) => checksum.hexdigest() == *expected,
             None => self.expected_etag.as_ref().is_none_or(|expected| *expected == self.etag()),
         }
     }

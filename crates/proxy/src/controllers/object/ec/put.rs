@@ -13,9 +13,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use common::digest::{Crc64, Md5Stream};
+use common::digest::{Checksum, Md5Stream};
 use common::headers::{
-    ETAG, EXPECT, IF_NONE_MATCH, X_BACKEND_ARCHIVE_CRC, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH,
+    ETAG, EXPECT, IF_NONE_MATCH, X_BACKEND_ARCHIVE_CHECKSUM, X_OBJECT_SYSMETA_EC_CONTENT_LENGTH,
     X_OBJECT_SYSMETA_EC_ETAG, X_OBJECT_SYSMETA_EC_FRAG_INDEX, X_OBJECT_SYSMETA_EC_SCHEME,
     X_OBJECT_SYSMETA_EC_SEGMENT_SIZE,
 };
@@ -57,16 +57,18 @@ impl Put {
         headers.iter_mut().for_each(|headers| drop(headers.remove(ETAG)));
         let archive_len = length.filter(|length| *length > 0).map(|length| policy.archive_len(length));
         // Of what is little the MD5 costs nothing.
-        let has_crc = archive_len.is_none_or(|length| length > LITTLE as u64);
-        if has_crc {
-            headers.iter_mut().for_each(|headers| headers.insert(X_BACKEND_ARCHIVE_CRC, "crc64nvme"));
+        let has_checksum = archive_len.is_none_or(|length| length > LITTLE as u64);
+        if has_checksum {
+            headers
+                .iter_mut()
+                .for_each(|headers| headers.insert(X_BACKEND_ARCHIVE_CHECKSUM, Checksum::ALGORITHM));
         }
         let conditional = req.headers.contains(IF_NONE_MATCH);
         let wanted = Wanted { length: archive_len, conditional, footers: true, commit: true };
         let is_one_segment = length.is_some_and(|length| (1..=policy.segment_size).contains(&length))
             && archive_len.is_some_and(|length| length <= UNASKED_ARCHIVE);
         let prepared = match is_one_segment && !conditional && !req.headers.contains(EXPECT) {
-            true => Some(self.prepare(req, Encoder::patient(policy.clone(), has_crc), length).await?),
+            true => Some(self.prepare(req, Encoder::patient(policy.clone(), has_checksum), length).await?),
             false => None,
         };
         let ahead = |node: &Node| prepared.as_ref().and_then(|prepared| prepared.whole(&policy, node));
@@ -79,7 +81,7 @@ impl Put {
         let Prepared { encoded, footers, fragments } = match prepared {
             Some(prepared) => prepared,
             None => {
-                let encoder = Encoder::new(policy.clone(), has_crc);
+                let encoder = Encoder::new(policy.clone(), has_checksum);
                 let encoded = self.transfer_segments(req, encoder, &mut archives, min, length).await?;
                 let footers = checked_footers(req, &encoded)?;
                 Prepared { encoded, footers, fragments: None }
@@ -289,7 +291,7 @@ struct Digests {
     etag: Md5Stream,
     archives: Vec<Md5Stream>,
     /// Of the archives too, if their servers are to have them.
-    crcs: Vec<Crc64>,
+    checksums: Vec<Checksum>,
 }
 
 /// What is known of the object at its end.
@@ -298,25 +300,26 @@ struct Encoded {
     /// The ETags of the archives.
     archives: Vec<String>,
     /// If the servers are to have them.
-    crcs: Vec<String>,
+    checksums: Vec<String>,
     len: u64,
 }
 
 impl Encoder {
-    fn new(policy: Arc<EcPolicy>, has_crc: bool) -> Self {
-        Self::hashing_with(policy, has_crc, Md5Stream::new)
+    fn new(policy: Arc<EcPolicy>, has_checksum: bool) -> Self {
+        Self::hashing_with(policy, has_checksum, Md5Stream::new)
     }
 
     /// Hashes at the end, together with others: for a single segment.
-    fn patient(policy: Arc<EcPolicy>, has_crc: bool) -> Self {
+    fn patient(policy: Arc<EcPolicy>, has_checksum: bool) -> Self {
         let size = policy.segment_size as usize;
-        Self::hashing_with(policy, has_crc, || Md5Stream::patient(size))
+        Self::hashing_with(policy, has_checksum, || Md5Stream::patient(size))
     }
 
-    fn hashing_with(policy: Arc<EcPolicy>, has_crc: bool, stream: impl Fn() -> Md5Stream) -> Self {
+    fn hashing_with(policy: Arc<EcPolicy>, has_checksum: bool, stream: impl Fn() -> Md5Stream) -> Self {
         let archives = (0..policy.archives()).map(|_| stream()).collect();
-        let crcs = (0..if has_crc { policy.archives() } else { 0 }).map(|_| Crc64::default()).collect();
-        let digests = Arc::new(Mutex::new(Digests { etag: stream(), archives, crcs }));
+        let checksums =
+            (0..if has_checksum { policy.archives() } else { 0 }).map(|_| Checksum::default()).collect();
+        let digests = Arc::new(Mutex::new(Digests { etag: stream(), archives, checksums }));
         Self { policy, digests, hashing: None }
     }
 
@@ -355,8 +358,8 @@ impl Encoder {
             // The longest first: it takes others of its length along.
             let etag = digests.etag.hexdigest();
             let archives = digests.archives.iter().map(Md5Stream::hexdigest).collect();
-            let crcs = digests.crcs.iter().map(Crc64::hexdigest).collect();
-            Encoded { etag, archives, crcs, len }
+            let checksums = digests.checksums.iter().map(Checksum::hexdigest).collect();
+            Encoded { etag, archives, checksums, len }
         };
         if len <= LITTLE as u64 { Ok(hash()) } else { tokio::task::spawn_blocking(hash).await }
     }
@@ -368,9 +371,9 @@ impl Digests {
             archive.update(fragment.header.clone());
             archive.update(fragment.payload.clone());
         }
-        for (crc, fragment) in self.crcs.iter_mut().zip(fragments) {
-            crc.update(&fragment.header);
-            crc.update(&fragment.payload);
+        for (checksum, fragment) in self.checksums.iter_mut().zip(fragments) {
+            checksum.update(&fragment.header);
+            checksum.update(&fragment.payload);
         }
         self.etag.update(segment);
     }
@@ -382,8 +385,8 @@ impl Encoded {
         let mut trailer = self.metadata(policy, index);
         trailer.update(footers);
         trailer.insert("Etag", &self.archives[index]);
-        if let Some(crc) = self.crcs.get(index) {
-            trailer.insert(X_BACKEND_ARCHIVE_CRC, crc);
+        if let Some(checksum) = self.checksums.get(index) {
+            trailer.insert(X_BACKEND_ARCHIVE_CHECKSUM, checksum);
         }
         trailer
     }

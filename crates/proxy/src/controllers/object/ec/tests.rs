@@ -166,14 +166,14 @@ async fn a_corrupt_archive_that_nobody_else_has_checked_is_replaced_and_its_serv
 }
 
 #[tokio::test]
-async fn crcs_of_archives_are_announced_unless_they_are_little() {
+async fn checksums_of_archives_are_announced_unless_they_are_little() {
     let cluster = cluster(6, &[]).await;
     let announced = |cluster: &Cluster| {
         let asked = cluster.asked_with(&Method::Put);
         let of_object: Vec<bool> = asked
             .iter()
             .filter(|asked| asked.path == PATH)
-            .map(|asked| asked.headers.contains("X-Backend-Archive-Crc"))
+            .map(|asked| asked.headers.contains("X-Backend-Archive-Checksum"))
             .collect();
         assert_eq!(of_object.len(), 6);
         of_object[0]
